@@ -1,0 +1,143 @@
+// Blocks of tensors as consecutive elements, whatever the tensors' strides.
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+#include <vector>
+
+#include "launchers.h"
+#include "math/scalar.h"
+
+namespace sparsenn::cpu {
+
+// The order in which elements are visited: that in which one tensor of the operation, its model, lies in memory.
+class Order {
+ public:
+  explicit Order(const TensorView& model) : dim_(model.dim) {
+    for (int64_t i = 0; i < dim_; ++i) axes_[i] = static_cast<int8_t>(i);
+    std::stable_sort(axes_, axes_ + dim_,
+                     [&](int8_t a, int8_t b) { return model.strides[a] > model.strides[b]; });
+  }
+
+  // Whether visiting in this order walks through `view` in unit steps.
+  bool is_flat(const TensorView& view) const {
+    int64_t expected = 1;
+    for (int64_t i = dim_ - 1; i >= 0; --i) {
+      const int64_t size = view.sizes[axes_[i]];
+      if (size != 1 && view.strides[axes_[i]] != expected) return false;
+      expected *= size;
+    }
+    return true;
+  }
+
+  // Calls visit(offset) with the place of each of `size` elements from the `begin`-th on.
+  template <class Visit>
+  void walk(const TensorView& view, int64_t begin, int64_t size, Visit visit) const {
+    int64_t index[kMaxDim];
+    int64_t offset = 0;
+    for (int64_t i = dim_ - 1, rest = begin; i >= 0; --i) {
+      index[i] = rest % view.sizes[axes_[i]];
+      rest /= view.sizes[axes_[i]];
+      offset += index[i] * view.strides[axes_[i]];
+    }
+    for (int64_t n = 0; n < size; ++n) {
+      visit(offset);
+      for (int64_t i = dim_ - 1; i >= 0; --i) {
+        offset += view.strides[axes_[i]];
+        if (++index[i] < view.sizes[axes_[i]]) break;
+        offset -= index[i] * view.strides[axes_[i]];
+        index[i] = 0;
+      }
+    }
+  }
+
+  static constexpr int kMaxDim = 64;  // torch's own limit
+
+ private:
+  int64_t dim_;
+  int8_t axes_[kMaxDim];
+};
+
+// Pointers to the operands' current block, and room for copies of those that are not flat: one for each thread.
+template <class T>
+struct Scratch {
+  explicit Scratch(int64_t operands) : pointers(operands), buffers(operands) {}
+
+  T* buffer(int64_t slot, int64_t size) {
+    if (static_cast<int64_t>(buffers[slot].size()) < size) buffers[slot].resize(size);
+    return pointers[slot] = buffers[slot].data();
+  }
+
+  std::vector<T*> pointers;
+
+ private:
+  std::vector<std::vector<T>> buffers;
+};
+
+// The operands of one weight (or one product) and how they lie in memory.
+class Operands {
+ public:
+  struct Views {
+    const TensorView* views;
+    int64_t count;
+  };
+
+  Operands(const TensorView& model, std::initializer_list<Views> operands) : order_(model) {
+    int64_t bytes = 0;
+    flat_ = true;
+    for (const auto& [views, count] : operands) {
+      for (int64_t i = 0; i < count; ++i) {
+        flat_ = flat_ && order_.is_flat(views[i]);
+        bytes += views[i].numel * size_of(views[i].dtype);
+      }
+    }
+    streamed_ = flat_ && bytes >= kStreamedBytes;
+  }
+
+  // Points the scratch's slots from `slot` on at `size` consecutive elements of each view: their memory, or copies of it.
+  template <class T>
+  void read(const TensorView* views, int64_t count, int64_t begin, int64_t size, Scratch<T>& scratch, int64_t slot) const {
+    for (int64_t n = 0; n < count; ++n) {
+      T* const data = static_cast<T*>(views[n].data);
+      if (flat_) {
+        scratch.pointers[slot + n] = data + begin;
+      } else {
+        T* to = scratch.buffer(slot + n, size);
+        order_.walk(views[n], begin, size, [data, to](int64_t i) mutable { *to++ = data[i]; });
+      }
+    }
+  }
+
+  // The same for what will be written without being read.
+  template <class T>
+  void place(const TensorView* views, int64_t count, int64_t begin, int64_t size, Scratch<T>& scratch, int64_t slot) const {
+    for (int64_t n = 0; n < count; ++n) {
+      if (flat_) {
+        scratch.pointers[slot + n] = static_cast<T*>(views[n].data) + begin;
+      } else {
+        scratch.buffer(slot + n, size);
+      }
+    }
+  }
+
+  // Puts blocks that were read or placed, and then written, to where the tensors have them.
+  template <class T>
+  void write(const TensorView* views, int64_t count, int64_t begin, int64_t size, const Scratch<T>& scratch, int64_t slot) const {
+    if (flat_) return;
+    for (int64_t n = 0; n < count; ++n) {
+      T* const data = static_cast<T*>(views[n].data);
+      order_.walk(views[n], begin, size, [data, from = scratch.pointers[slot + n]](int64_t i) mutable { data[i] = *from++; });
+    }
+  }
+
+  // Whether the operation is too large for the last-level cache: what is only written had better not be fetched first.
+  bool streamed() const { return streamed_; }
+
+ private:
+  static constexpr int64_t kStreamedBytes = int64_t{32} << 20;
+
+  Order order_;
+  bool flat_, streamed_;
+};
+
+}  // namespace sparsenn::cpu

@@ -1,0 +1,137 @@
+#include "math/factorized_sgd.h"
+
+#include "cpu/block.h"
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace sparsenn {
+namespace {
+
+using cpu::kBlock;
+
+// W: the weights and their gradients. Their factors and momenta have the accumulator's type.
+template <class W>
+struct Step {
+  const W* grad;
+  W* weight;
+  accumulator_t<W>* const* factors;
+  accumulator_t<W>* const* momenta;  // null without momentum
+  int64_t depth, size;
+  bool streamed;
+  FactorizedSgd<accumulator_t<W>> rule;
+};
+
+template <int D, bool kMomentum, class W>
+SPARSENN_INLINE void step_unrolled(const Step<W>& block) {
+  using T = accumulator_t<W>;
+  T* factors[D];
+  T* momenta[D];
+  for (int d = 0; d < D; ++d) factors[d] = block.factors[d], momenta[d] = kMomentum ? block.momenta[d] : nullptr;
+  const W* const grad = block.grad;
+  const FactorizedSgd<T> rule = block.rule;
+  W* const outputs[1] = {block.weight};
+  cpu::for_each_span(block.size, block.streamed, outputs, [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
+    W* const weight = results[0];
+    SPARSENN_INDEPENDENT
+    for (int64_t i = 0; i < size; ++i) {
+      T values[D], velocities[D];
+#pragma GCC unroll 8
+      for (int d = 0; d < D; ++d) {
+        values[d] = factors[d][begin + i];
+        if (kMomentum) velocities[d] = momenta[d][begin + i];
+      }
+      weight[i] = store<W>(factorized_sgd_step<D, kMomentum>(load(grad[begin + i]), values, velocities, rule));
+#pragma GCC unroll 8
+      for (int d = 0; d < D; ++d) {
+        factors[d][begin + i] = values[d];
+        if (kMomentum) momenta[d][begin + i] = velocities[d];
+      }
+    }
+  });
+}
+
+template <class T>
+SPARSENN_INLINE void multiply(T* result, const T* by, int64_t size) {
+  SPARSENN_INDEPENDENT
+  for (int64_t i = 0; i < size; ++i) result[i] *= by[i];
+}
+
+// Any depth: factor d is moved when the prefix of the old factors before it is known and those behind it are still old.
+template <bool kMomentum, class W>
+SPARSENN_INLINE void step_deep(const Step<W>& block) {
+  using T = accumulator_t<W>;
+  T grad[kBlock], prefix[kBlock], suffix[kBlock];
+  std::fill_n(prefix, block.size, T(1));
+  for (int64_t d = 0; d < block.depth; ++d) multiply(prefix, block.factors[d], block.size);
+  for (int64_t i = 0; i < block.size; ++i) grad[i] = weight_gradient(load(block.grad[i]), prefix[i], block.rule);
+  std::fill_n(prefix, block.size, T(1));
+  for (int64_t d = 0; d < block.depth; ++d) {
+    std::fill_n(suffix, block.size, T(1));
+    for (int64_t k = block.depth - 1; k > d; --k) multiply(suffix, block.factors[k], block.size);
+    T* const factor = block.factors[d];
+    T* const momentum = kMomentum ? block.momenta[d] : suffix;
+    for (int64_t i = 0; i < block.size; ++i) {
+      const T old = factor[i];
+      factor[i] = updated_factor<kMomentum>(old, grad[i] * (prefix[i] * suffix[i]), momentum[i], block.rule);
+      prefix[i] *= old;
+    }
+  }
+  std::copy_n(block.factors[0], block.size, prefix);
+  for (int64_t d = 1; d < block.depth; ++d) multiply(prefix, block.factors[d], block.size);
+  for (int64_t i = 0; i < block.size; ++i) block.weight[i] = store<W>(prefix[i]);
+}
+
+template <class W>
+SPARSENN_INLINE void step_any(const Step<W>& block) {
+  if (block.momenta) {
+    SPARSENN_DISPATCH_DEPTH(block.depth, (step_unrolled<D, true>(block)), step_deep<true>(block))
+  } else {
+    SPARSENN_DISPATCH_DEPTH(block.depth, (step_unrolled<D, false>(block)), step_deep<false>(block))
+  }
+}
+
+SPARSENN_CLONES void step(const Step<double>& block) { step_any(block); }
+SPARSENN_CLONES void step(const Step<float>& block) { step_any(block); }
+SPARSENN_CLONES void step(const Step<bfloat16>& block) { step_any(block); }
+SPARSENN_CLONES void step(const Step<float16>& block) { step_any(block); }
+
+}  // namespace
+
+template <>
+void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
+                         const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
+                         void*) {
+  if (count == 0) return;
+  std::vector<cpu::Operands> operands;
+  operands.reserve(count);
+  for (int64_t n = 0; n < count; ++n) {
+    operands.push_back(cpu::Operands(weights[n], {{weights + n, 1},
+                                                  {grads + n, 1},
+                                                  {factors + n * depth, depth},
+                                                  {momenta + n * depth, momenta ? depth : 0}}));
+  }
+  cpu::dispatch_dtype(weights[0].dtype, [&](auto element) {
+    using W = decltype(element);
+    using T = accumulator_t<W>;
+    const FactorizedSgd<T> rule(options, options.lr.value, options.lam.value, depth);
+    cpu::for_each_block(weights, count, [&] {
+      return [&, outer = cpu::Scratch<W>(2), inner = cpu::Scratch<T>(2 * depth)](int64_t n, int64_t begin,
+                                                                                int64_t size) mutable {
+        const cpu::Operands& weight = operands[n];
+        weight.place(weights + n, 1, begin, size, outer, 0);
+        weight.read(grads + n, 1, begin, size, outer, 1);
+        weight.read(factors + n * depth, depth, begin, size, inner, 0);
+        if (momenta) weight.read(momenta + n * depth, depth, begin, size, inner, depth);
+        T** const pointers = inner.pointers.data();
+        step(Step<W>{outer.pointers[1], outer.pointers[0], pointers, momenta ? pointers + depth : nullptr, depth, size,
+                     weight.streamed(), rule});
+        weight.write(weights + n, 1, begin, size, outer, 0);
+        weight.write(factors + n * depth, depth, begin, size, inner, 0);
+        if (momenta) weight.write(momenta + n * depth, depth, begin, size, inner, depth);
+      };
+    });
+  });
+}
+
+}  // namespace sparsenn

@@ -1,0 +1,63 @@
+// The seam between the bindings and the loops: every launcher's signature, once, for the CPU and for CUDA. No torch here.
+//
+// A launcher gets arguments that were checked: one shape, fitting dtypes, outputs that overlap neither themselves nor parts of
+// another argument. Strides are in elements and may be anything for what is read; depth is the number of factors of a weight.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsenn {
+
+enum class DType : int8_t { float64, float32, bfloat16, float16 };
+
+constexpr int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
+struct TensorView {
+  void* data;
+  DType dtype;
+  int64_t numel;
+  int64_t dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+};
+
+// A number that is known on the host, or lies on the device as float32 or float64 (then device is not null).
+struct Scalar {
+  double value;
+  const void* device;
+  bool is_double;
+};
+
+struct FactorizedSgdOptions {
+  Scalar lr, lam;
+  double momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+};
+
+// A device is a tag: each launcher is declared here once and specialised in cpu/ and in cuda/. The stream is a cudaStream_t of
+// the device that is current; on the CPU it is null.
+struct Cpu;
+struct Cuda;
+
+// out = prod_d factors[d]
+template <class Device>
+void hadamard(const TensorView* factors, int64_t depth, const TensorView& out, void* stream);
+
+// grads[d] = grad * prod_{k != d} factors[k]
+template <class Device>
+void hadamard_backward(const TensorView& grad, const TensorView* factors, int64_t depth, const TensorView* grads,
+                       void* stream);
+
+// One step for `count` weights, in place. factors and momenta hold count * depth views, those of one weight together, of the
+// weights' dtype or float32 for half types; momenta is null where momentum is 0.
+template <class Device>
+void factorized_sgd(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
+                    const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
+                    void* stream);
+
+// Splits [0, size) among threads; parts are multiples of `grain` but for the last. Serial until a binding installs its own.
+using ParallelFor = void (*)(int64_t size, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context),
+                             void* context);
+void set_parallel_for(ParallelFor parallel_for);
+
+}  // namespace sparsenn

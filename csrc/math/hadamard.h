@@ -1,0 +1,33 @@
+// The product of D factors of one weight, and its derivatives.
+#pragma once
+
+#include "math/scalar.h"
+
+namespace sparsenn {
+
+// Depths up to this one are compiled with the factors of a weight in registers; deeper ones take the general loops.
+constexpr int kMaxUnrolledDepth = 8;
+
+template <int D, class T>
+SPARSENN_INLINE T product(const T (&factors)[D]) {
+  T result = factors[0];
+#pragma GCC unroll 8
+  for (int d = 1; d < D; ++d) result *= factors[d];
+  return result;
+}
+
+// others[d] = prod_{k != d} factors[k], by prefix and suffix products: exact at zeros, where product / factor is not.
+template <int D, class T>
+SPARSENN_INLINE void leave_one_out(const T (&factors)[D], T (&others)[D]) {
+  others[D - 1] = T(1);
+#pragma GCC unroll 8
+  for (int d = D - 1; d > 0; --d) others[d - 1] = others[d] * factors[d];
+  T prefix = T(1);
+#pragma GCC unroll 8
+  for (int d = 0; d < D; ++d) {
+    others[d] = prefix * others[d];
+    prefix *= factors[d];
+  }
+}
+
+}  // namespace sparsenn

@@ -1,0 +1,212 @@
+// The operators as torch calls them, written once for both devices: checks, views, then the launcher. Stable ABI only.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "launchers.h"
+
+namespace sparsenn::bindings {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return DType::float64;
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Half: return DType::float16;
+    default: STD_TORCH_CHECK(false, "sparsenn: an argument is neither float64, float32, bfloat16 nor float16");
+  }
+}
+
+inline TensorView view_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  return {tensor.data_ptr(), dtype_of(tensor), tensor.numel(), tensor.dim(), sizes.data(), strides.data()};
+}
+
+inline std::vector<TensorView> views_of(const std::vector<Tensor>& tensors) {
+  std::vector<TensorView> views;
+  views.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) views.push_back(view_of(tensor));
+  return views;
+}
+
+inline void check_like(const TensorView& view, const TensorView& model, DType dtype, const char* name) {
+  STD_TORCH_CHECK(view.dtype == dtype, "sparsenn: ", name, " has a dtype that does not fit the others");
+  STD_TORCH_CHECK(view.dim == model.dim && std::memcmp(view.sizes, model.sizes, sizeof(int64_t) * model.dim) == 0,
+                  "sparsenn: ", name, " has a shape that differs from the others'");
+}
+
+inline void check_like(const std::vector<TensorView>& views, const TensorView& model, DType dtype, const char* name) {
+  for (const TensorView& view : views) check_like(view, model, dtype, name);
+}
+
+// Whether two indices can name one element: some stride is shorter than the span of the dimensions below it.
+inline bool overlaps_itself(const TensorView& view) {
+  if (view.numel < 2) return false;
+  std::vector<std::pair<int64_t, int64_t>> axes;
+  for (int64_t i = 0; i < view.dim; ++i) {
+    if (view.sizes[i] > 1) axes.emplace_back(view.strides[i], view.sizes[i]);
+  }
+  std::sort(axes.begin(), axes.end());
+  int64_t span = 1;
+  for (const auto& [stride, size] : axes) {
+    if (stride < span) return true;
+    span += stride * (size - 1);
+  }
+  return false;
+}
+
+inline void check_writable(const TensorView& view, const char* name) {
+  STD_TORCH_CHECK(!overlaps_itself(view), "sparsenn: ", name,
+                  " is written but several of its elements share memory (is it expanded?); pass a clone");
+}
+
+// One past the last byte that a view touches.
+inline const char* end_of(const TensorView& view) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < view.dim; ++i) last += (view.sizes[i] - 1) * view.strides[i];
+  return static_cast<const char*>(view.data) + (last + 1) * size_of(view.dtype);
+}
+
+inline bool share_memory(const TensorView& a, const TensorView& b) {
+  if (a.numel == 0 || b.numel == 0) return false;
+  return a.data < end_of(b) && b.data < end_of(a);
+}
+
+inline bool same_place(const TensorView& a, const TensorView& b) {
+  return a.data == b.data && std::memcmp(a.strides, b.strides, sizeof(int64_t) * a.dim) == 0;
+}
+
+// The factors' device is the one that the dispatcher chose; the rest of the arguments must be there too.
+inline void check_device(const Tensor& tensor, const Tensor& model) {
+  STD_TORCH_CHECK(tensor.device() == model.device(), "sparsenn: the arguments lie on different devices");
+}
+
+inline void check_devices(const std::vector<Tensor>& tensors, const Tensor& model) {
+  for (const Tensor& tensor : tensors) check_device(tensor, model);
+}
+
+template <class Device>
+void hadamard_out(std::vector<Tensor> factors, Tensor out) {
+  STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard: factors is empty; it takes at least one tensor");
+  check_devices(factors, out);
+  const std::vector<TensorView> in = views_of(factors);
+  const TensorView result = view_of(out);
+  check_like(in, result, result.dtype, "a factor");
+  check_writable(result, "out");
+  for (const TensorView& factor : in) {
+    STD_TORCH_CHECK(!share_memory(factor, result) || same_place(factor, result),
+                    "sparsenn::hadamard: out shares a part of a factor's memory; pass a tensor of its own");
+  }
+  const typename Device::Guard guard(out);
+  if (result.numel) hadamard<typename Device::Tag>(in.data(), in.size(), result, guard.stream());
+}
+
+template <class Device>
+Tensor hadamard_new(std::vector<Tensor> factors) {
+  STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard: factors is empty; it takes at least one tensor");
+  Tensor out = torch::stable::empty_like(factors[0]);
+  hadamard_out<Device>(factors, out);
+  return out;
+}
+
+template <class Device>
+void hadamard_backward_out(Tensor grad, std::vector<Tensor> factors, std::vector<Tensor> grads) {
+  STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard_backward: factors is empty; it takes at least one tensor");
+  STD_TORCH_CHECK(grads.size() == factors.size(), "sparsenn::hadamard_backward: one gradient for each factor is needed");
+  check_devices(factors, grad);
+  check_devices(grads, grad);
+  const TensorView upstream = view_of(grad);
+  const std::vector<TensorView> in = views_of(factors), out = views_of(grads);
+  check_like(in, upstream, upstream.dtype, "a factor");
+  check_like(out, upstream, upstream.dtype, "a gradient");
+  for (size_t d = 0; d < out.size(); ++d) {
+    check_writable(out[d], "a gradient");
+    bool shared = share_memory(out[d], upstream);
+    for (const TensorView& factor : in) shared = shared || share_memory(out[d], factor);
+    for (size_t k = 0; k < d; ++k) shared = shared || share_memory(out[d], out[k]);
+    STD_TORCH_CHECK(!shared, "sparsenn::hadamard_backward: a gradient shares memory with another argument");
+  }
+  const typename Device::Guard guard(grad);
+  if (upstream.numel) hadamard_backward<typename Device::Tag>(upstream, in.data(), in.size(), out.data(), guard.stream());
+}
+
+template <class Device>
+std::vector<Tensor> hadamard_backward_new(Tensor grad, std::vector<Tensor> factors) {
+  std::vector<Tensor> grads;
+  grads.reserve(factors.size());
+  for (const Tensor& factor : factors) grads.push_back(torch::stable::empty_like(factor));
+  hadamard_backward_out<Device>(grad, factors, grads);
+  return grads;
+}
+
+template <class Device>
+void factorized_sgd_(std::vector<Tensor> weights, std::vector<Tensor> factors, std::vector<Tensor> momenta,
+                     std::vector<Tensor> grads, Tensor lr, Tensor lam, double momentum, double dampening,
+                     double weight_decay, bool nesterov, bool maximize) {
+  const int64_t count = weights.size();
+  if (count == 0) return;
+  const int64_t depth = factors.size() / count;
+  STD_TORCH_CHECK(depth > 0 && static_cast<int64_t>(factors.size()) == depth * count,
+                  "sparsenn::factorized_sgd_: the factors can't be divided among the weights");
+  STD_TORCH_CHECK(static_cast<int64_t>(grads.size()) == count,
+                  "sparsenn::factorized_sgd_: one gradient for each weight is needed");
+  STD_TORCH_CHECK(momenta.size() == (momentum != 0 ? factors.size() : 0),
+                  "sparsenn::factorized_sgd_: one momentum for each factor is needed, none where momentum is 0");
+  const std::vector<TensorView> weight = views_of(weights), factor = views_of(factors), velocity = views_of(momenta),
+                                grad = views_of(grads);
+  const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
+  for (int64_t n = 0; n < count; ++n) {
+    check_device(weights[n], weights[0]);
+    check_device(grads[n], weights[0]);
+    check_like(weight[n], weight[n], dtype, "a weight");
+    check_like(grad[n], weight[n], dtype, "a gradient");
+    check_writable(weight[n], "a weight");
+    for (int64_t k = n * depth; k < (n + 1) * depth; ++k) {
+      check_device(factors[k], weights[0]);
+      check_like(factor[k], weight[n], state, "a factor");
+      check_writable(factor[k], "a factor");
+      if (momenta.empty()) continue;
+      check_device(momenta[k], weights[0]);
+      check_like(velocity[k], weight[n], state, "a momentum");
+      check_writable(velocity[k], "a momentum");
+    }
+  }
+  const typename Device::Guard guard(weights[0]);
+  const FactorizedSgdOptions options{Device::scalar(lr, weights[0]), Device::scalar(lam, weights[0]), momentum,
+                                     dampening, weight_decay, nesterov, maximize};
+  factorized_sgd<typename Device::Tag>(weight.data(), factor.data(), momenta.empty() ? nullptr : velocity.data(),
+                                       grad.data(), count, depth, options, guard.stream());
+}
+
+// A 0-d float32 or float64 tensor in host memory.
+inline Scalar host_scalar(const Tensor& tensor) {
+  const DType dtype = dtype_of(tensor);
+  STD_TORCH_CHECK(tensor.numel() == 1 && (dtype == DType::float64 || dtype == DType::float32),
+                  "sparsenn: lr and lam take one float32 or float64 number");
+  const void* data = tensor.data_ptr();
+  const double value = dtype == DType::float64 ? *static_cast<const double*>(data) : *static_cast<const float*>(data);
+  return {value, nullptr, false};
+}
+
+template <class Device>
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("hadamard", TORCH_BOX(&hadamard_new<Device>));
+  m.impl("hadamard_out", TORCH_BOX(&hadamard_out<Device>));
+  m.impl("hadamard_backward", TORCH_BOX(&hadamard_backward_new<Device>));
+  m.impl("hadamard_backward_out", TORCH_BOX(&hadamard_backward_out<Device>));
+  m.impl("factorized_sgd_", TORCH_BOX(&factorized_sgd_<Device>));
+}
+
+}  // namespace sparsenn::bindings

@@ -1,0 +1,126 @@
+"""A weight as the elementwise product of D factors, as a parametrization of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparsenn import init
+from sparsenn.ops import hadamard_product
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class HadamardProduct(nn.Module):
+    r"""The parametrization of a weight by the elementwise product of D factors of its shape.
+
+    .. math:: w = \omega_1 \odot \dots \odot \omega_D
+
+    The penalty (λ/D) Σ_d ‖ω_d‖² has the same minima as λ‖w‖_{2/D}^{2/D}: smooth training in the factors, a sparse w.
+    :func:`sparsenn.factorize` registers this on a whole model.
+
+    The factors are the parameters ``parametrizations.<name>.original0`` to ``original{D-1}`` of the parametrized module. The
+    product is computed anew at each access of the weight; inside ``torch.nn.utils.parametrize.cached()`` it is computed once,
+    which helps where a module reads a weight several times in one forward pass (LSTM, attention, an RNN cell in a loop).
+    Writing into the product (``module.weight.mul_(2)``) therefore changes nothing; assigning (``module.weight = tensor``)
+    splits the tensor into new factors by ``factor_init``: ``"preserve"`` and ``"root"`` keep its values, the others its scale.
+
+    Args:
+        depth: D, the number of factors, an int ≥ 1. At 1 the weight is its only factor.
+        factor_init: How a weight becomes factors, one of :data:`sparsenn.init.FACTOR_INITS`. ``"preserve"`` and ``"root"`` keep
+            its values (``"preserve"`` but for a floor of 1e-4 on |w| at D ≥ 2, so that zeros can learn), the others draw the
+            factors, and the weight is their product.
+        generator: The source of the draws; torch's default generator where it is None.
+
+    Shape:
+        - Input: D tensors of one shape, dtype and device. Output: the same shape. Empty and 0-d tensors are fine.
+
+    Raises:
+        ValueError: for a depth that is not an int ≥ 1, or an unknown ``factor_init``; at registration and assignment, for a
+            weight that the init refuses (see :func:`sparsenn.init.fill_`), such as one that holds NaN.
+
+    Source: Kolb et al. 2025, Definition 2.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> from torch.nn.utils import parametrize
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = parametrize.register_parametrization(layer, "weight", sparsenn.nn.HadamardProduct(2, "root"))
+        >>> layer.weight = torch.tensor([[4.0, -9.0]])
+        >>> [factor.abs().tolist() for factor in layer.parameters()]
+        [[[2.0, 3.0]], [[2.0, 3.0]]]
+        >>> layer.weight.tolist()
+        [[4.0, -9.0]]
+    """
+
+    def __init__(self, depth: int, factor_init: str = "preserve", generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        _check(depth, factor_init)
+        self.depth = depth
+        self.factor_init = factor_init
+        self.generator = generator
+
+    def forward(self, *factors: Tensor) -> Tensor:
+        """The product of the factors."""
+        return hadamard_product(factors)
+
+    @torch.no_grad()
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """D factors made from a weight by ``factor_init``, in its memory format."""
+        factors = tuple(torch.empty_like(weight) for _ in range(self.depth))
+        init.fill_(factors, weight, self.factor_init, generator=self.generator)
+        return factors
+
+    def extra_repr(self) -> str:
+        """Depth and factor_init, as they are written in a call."""
+        return f"depth={self.depth}, factor_init={self.factor_init!r}"
+
+
+def _check(depth: int, factor_init: str) -> None:
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise ValueError(f"depth is {depth!r}; it takes an int >= 1")
+    if factor_init not in init.FACTOR_INITS:
+        known = ", ".join(repr(name) for name in init.FACTOR_INITS)
+        raise ValueError(f"factor_init is {factor_init!r}; it takes one of {known}")
+
+
+def factors_of(parametrization: parametrize.ParametrizationList) -> tuple[Tensor, ...]:
+    """The tensors that a parametrization is computed from; for a :class:`HadamardProduct` the D factors, in order."""
+    if parametrization.is_tensor:
+        return (parametrization.original,)
+    return tuple(getattr(parametrization, f"original{i}") for i in range(parametrization.ntensors))
+
+
+def parametrizations_of(module: nn.Module) -> Iterator[tuple[str, parametrize.ParametrizationList]]:
+    """The parametrized tensors of a module itself, not of its children, in the order of their registration."""
+    if parametrize.is_parametrized(module):
+        yield from module.parametrizations.items()  # type: ignore[operator, union-attr]
+
+
+def hadamard_parametrizations_of(module: nn.Module) -> Iterator[tuple[str, parametrize.ParametrizationList]]:
+    """As :func:`parametrizations_of`, only those that begin with a :class:`HadamardProduct`."""
+    for name, parametrization in parametrizations_of(module):
+        if isinstance(parametrization[0], HadamardProduct):
+            yield name, parametrization
+
+
+@torch.no_grad()
+def split_(parametrization: parametrize.ParametrizationList, weight: Tensor) -> None:
+    """Fill the factors from a weight in place: they stay the same parameters in the same memory."""
+    values = parametrization[0].right_inverse(weight)  # type: ignore[operator]
+    for factor, value in zip(factors_of(parametrization), values, strict=True):
+        factor.copy_(value)
+
+
+def own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own.
+
+    torch hangs the properties of parametrized tensors on a class made for the module, and a deepcopy shares that class: adding
+    a property for the one module, or removing it, would break the other.
+    """
+    if parametrize.is_parametrized(module):
+        shared = type(module)
+        module.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))

@@ -1,0 +1,7 @@
+"""Operators: a schema, a reference in plain PyTorch, and fused kernels over it."""
+
+from sparsenn.ops import factorized_sgd as _factorized_sgd  # noqa: F401  (registers its fake)
+from sparsenn.ops.hadamard import hadamard_product
+from sparsenn.ops.library import backend
+
+__all__ = ["backend", "hadamard_product"]

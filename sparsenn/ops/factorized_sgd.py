@@ -1,0 +1,15 @@
+"""One step of SGD on the factors of many weights: fake. A step has no derivative; calling it under autograd is an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sparsenn.ops import library  # noqa: F401  (registers the operators)
+from sparsenn.ops.schema import NAMESPACE
+
+
+@torch.library.register_fake(f"{NAMESPACE}::factorized_sgd_")
+def _(*args: Any) -> None:
+    return None

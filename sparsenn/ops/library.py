@@ -1,0 +1,65 @@
+"""Registers the operators: the schema, the reference for every device, and over it the compiled kernels where they load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsenn import _extension
+from sparsenn.ops import reference
+from sparsenn.ops.schema import NAMESPACE, SCHEMAS
+
+
+def _register() -> None:
+    for name, schema in SCHEMAS.items():
+        qualified = f"{NAMESPACE}::{name}"
+        torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(qualified, "CompositeExplicitAutograd", getattr(reference, name))
+    _extension.load_kernels()
+
+
+_register()
+
+
+class _ReferenceMode(TorchDispatchMode):
+    """Sends every sparsenn operator to its reference; below autograd, so the registered gradients stay the ones tested."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == NAMESPACE:
+            func = getattr(reference, func._schema.name.split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose what runs the operators inside a ``with`` block.
+
+    By default the dispatcher runs the compiled kernels where they load and the reference elsewhere.
+
+    Args:
+        name: ``"reference"`` for the plain PyTorch definitions (eager code only: it does not act inside compiled graphs), or
+            ``"compiled"`` to be sure that the kernels run.
+
+    Raises:
+        ValueError: for any other name.
+        RuntimeError: for ``"compiled"`` where the library of CPU kernels did not load; the message says why and how to mend it.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> factors = [torch.tensor([2.0, 3.0]), torch.tensor([4.0, 5.0])]
+        >>> with sparsenn.ops.backend("reference"):
+        ...     sparsenn.ops.hadamard_product(factors)
+        tensor([ 8., 15.])
+    """
+    if name == "reference":
+        with _ReferenceMode():
+            yield
+    elif name == "compiled":
+        _extension.require_kernels()
+        yield
+    else:
+        raise ValueError(f"backend: unknown name {name!r}; it takes 'reference' or 'compiled'")

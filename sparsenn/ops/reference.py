@@ -1,0 +1,97 @@
+"""The definitions: every operator in plain PyTorch, readable beside the paper.
+
+Registered for every device; the compiled kernels must equal them. Products of half-precision factors are accumulated in float32
+and rounded once, as in the kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _accumulator(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _HALF else x
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.mul, factors)
+
+
+def _leave_one_out(factors: Sequence[Tensor]) -> list[Tensor]:
+    """prod_{k != d} factors[k] for every d, as prefix times suffix: exact where factors are 0, unlike product / factor."""
+    depth = len(factors)
+    one = torch.ones_like(factors[0])
+    prefix, suffix = [one], [one]
+    for d in range(depth - 1):
+        prefix.append(prefix[-1] * factors[d])
+        suffix.append(suffix[-1] * factors[depth - 1 - d])
+    return [p * s for p, s in zip(prefix, reversed(suffix), strict=True)]
+
+
+def hadamard(factors: Sequence[Tensor]) -> Tensor:
+    """w = w_1 * ... * w_D (Kolb et al. 2025, Definition 2)."""
+    return _product([_accumulator(factor) for factor in factors]).to(factors[0].dtype, copy=True)
+
+
+def hadamard_out(factors: Sequence[Tensor], out: Tensor) -> None:
+    """As `hadamard`, into a given tensor."""
+    out.copy_(hadamard(factors))
+
+
+def hadamard_backward(grad: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """The chain rule of the product: grads[d] = grad * prod_{k != d} factors[k]."""
+    grads = [torch.empty_like(factor) for factor in factors]
+    hadamard_backward_out(grad, factors, grads)
+    return grads
+
+
+def hadamard_backward_out(grad: Tensor, factors: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    """As `hadamard_backward`, into given tensors."""
+    others = _leave_one_out([_accumulator(factor) for factor in factors])
+    for out, other in zip(grads, others, strict=True):
+        out.copy_(_accumulator(grad) * other)
+
+
+def factorized_sgd_(
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: Tensor,
+    lam: Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """One step of SGD on the factors, and their new product (Kolb et al. 2025, Algorithm 2, and Equation 15 with momentum)."""
+    if not weights:
+        return
+    depth = len(factors) // len(weights)
+    for i, (weight, weight_grad) in enumerate(zip(weights, grads, strict=True)):
+        group = slice(i * depth, (i + 1) * depth)
+        own = factors[group]
+        rate, strength = lr.to(own[0]), 2 * lam.to(own[0]) / depth
+        grad = weight_grad.to(own[0].dtype)
+        if maximize:
+            grad = -grad
+        if weight_decay:
+            grad = grad + weight_decay * _product(own)
+        buffers = momenta[group] if momenta else [None] * depth
+        updates = []
+        for factor, buffer, other in zip(own, buffers, _leave_one_out(own), strict=True):
+            update = grad * other + strength * factor
+            if buffer is not None:
+                buffer.mul_(momentum).add_(update, alpha=1 - dampening)
+                update = update + momentum * buffer if nesterov else buffer
+            updates.append(update)
+        for factor, update in zip(own, updates, strict=True):
+            factor.sub_(rate * update)
+        weight.copy_(_product(own))

@@ -1,0 +1,25 @@
+"""The contract: every operator's schema on one page.
+
+The dispatcher picks the implementation: ``reference`` is registered for every device, the compiled libraries override it on
+CPU and CUDA. ``Tensor(a!)`` marks what an operator writes. Schemas with ``Tensor[]`` carry no default arguments (torch 2.11 to
+2.13 lose their gradient); defaults live in the public functions.
+"""
+
+from __future__ import annotations
+
+NAMESPACE = "sparsenn"
+
+SCHEMAS = {
+    # w = prod_d factors[d], elementwise
+    "hadamard": "(Tensor[] factors) -> Tensor",
+    "hadamard_out": "(Tensor[] factors, Tensor(a!) out) -> ()",
+    # grads[d] = grad * prod_{k != d} factors[k]
+    "hadamard_backward": "(Tensor grad, Tensor[] factors) -> Tensor[]",
+    "hadamard_backward_out": "(Tensor grad, Tensor[] factors, Tensor(a!)[] grads) -> ()",
+    # One SGD step on the factors of many weights; weights[i] becomes the new product of factors[i * depth:(i + 1) * depth].
+    # momenta is empty where momentum is 0. lr and lam are 0-d float32 or float64 tensors, on the CPU or on the weights' device.
+    "factorized_sgd_": (
+        "(Tensor(a!)[] weights, Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor[] grads, Tensor lr, Tensor lam, "
+        "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
+    ),
+}

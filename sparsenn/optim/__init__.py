@@ -1,0 +1,5 @@
+"""Optimizers that make networks sparse while they train."""
+
+from sparsenn.optim.factorized_sgd import FactorizedSGD
+
+__all__ = ["FactorizedSGD"]

@@ -1,0 +1,52 @@
+"""What an optimizer must know of parameters that are sharded over ranks (DTensor, as FSDP2 makes them)."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether a tensor is a DTensor. Its module is not imported for the question: without it there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor: the tensor itself where it is not sharded."""
+    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def global_index(p: Tensor) -> Tensor | None:
+    """The row-major number that each element of this rank's part has in the whole; None where the part is the whole."""
+    if not is_sharded(p):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)  # type: ignore[attr-defined]
+    index = torch.zeros((), dtype=torch.int64, device=p.device)
+    for size, begin, whole in zip(shape, offset, p.shape, strict=True):
+        index = index.unsqueeze(-1) * whole + torch.arange(begin, begin + size, device=p.device)
+    return index.reshape(shape)
+
+
+def root_mean_square(p: Tensor) -> float:
+    """Of the whole parameter; a collective where it is sharded."""
+    if p.numel() == 0:
+        return 0.0
+    squares = p.detach().to(torch.float64).square().sum()
+    whole = squares.full_tensor() if is_sharded(squares) else squares  # type: ignore[attr-defined]
+    return float((whole / p.numel()).sqrt())
+
+
+def shared_seed(generator: torch.Generator | None) -> int:
+    """A seed from the generator; without one from torch's default generator on rank 0, for all ranks."""
+    device = generator.device if generator is not None else "cpu"
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    if generator is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        seeds = [seed]
+        torch.distributed.broadcast_object_list(seeds, src=0)
+        seed = seeds[0]
+    return seed

@@ -1,0 +1,54 @@
+"""Training runs: settings, the loop, checkpoints, reports.
+
+The settings can be read and checked without PyTorch, which the command line's ``--help`` relies on; the rest is imported when
+it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sparsenn.training.config import TrainConfig, configure, read_config_file
+from sparsenn.training.errors import ConfigError, RunFolderError, TrainingDiverged, TrainingInterrupted
+
+if TYPE_CHECKING:
+    from sparsenn.training.fit import Fit
+    from sparsenn.training.result import Outcome, Result
+    from sparsenn.training.run import resume, train
+    from sparsenn.training.schedules import make_scheduler
+
+_LATER = {
+    "Fit": "fit",
+    "Outcome": "result",
+    "Result": "result",
+    "make_scheduler": "schedules",
+    "resume": "run",
+    "train": "run",
+}
+
+__all__ = [
+    "ConfigError",
+    "Fit",
+    "Outcome",
+    "Result",
+    "RunFolderError",
+    "TrainConfig",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "configure",
+    "make_scheduler",
+    "read_config_file",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"sparsenn.training.{_LATER[name]}"), name)
+    raise AttributeError(f"module 'sparsenn.training' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,242 @@
+"""Everything that defines a run, checked before PyTorch is imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sparsenn.training.errors import ConfigError
+from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES, Preset
+
+FREE_ON_RESUME = ("data_root", "checkpoint_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every setting of a run. :func:`configure` makes one from the few that differ from the preset.
+
+    Attributes:
+        dataset: name of the data set.
+        model: name of the network.
+        method: ``dwf`` trains D factors for every weight, ``dense`` the plain network.
+        depth: the number D of factors; 1 for ``dense``.
+        lam: λ of the penalty (λ/D) Σ‖ω_d‖²; 0 for ``dense``.
+        lr: initial learning rate.
+        schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
+        epochs: passes over the training set.
+        batch_size: images a step.
+        momentum: momentum of SGD.
+        factor_init: how the factors start, see ``sparsenn.optim.FactorizedSGD``.
+        seed: of the initial weights, the factors and the order of the images.
+        device: where to train, ``cpu``, ``cuda`` or ``cuda:<index>``.
+        threads: CPU threads; 0 leaves PyTorch its choice.
+        dtype: floating-point type of weights and images.
+        data_root: the folder that holds ``mnist/`` and the like; None for ``SPARSENN_DATA``.
+        twin: train the dense net of the same start beside it.
+        eval_every: epochs between two evaluations on the test set.
+        checkpoint_every: epochs between two checkpoints.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    depth: int
+    lam: float
+    lr: float
+    schedule: str
+    epochs: int
+    batch_size: int
+    momentum: float
+    factor_init: str
+    seed: int
+    device: str
+    threads: int
+    dtype: str
+    data_root: str | None
+    twin: bool
+    eval_every: int
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            takes = check(value)
+            if takes:
+                raise ConfigError(f"{name.replace('_', '-')} is {value!r}; it takes {takes}")
+        _check_together(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, ready for JSON."""
+        return asdict(self)
+
+    def dense_twin(self) -> TrainConfig:
+        """The same run without factors and penalty, at the preset's learning rate for dense nets."""
+        changes = {"method": "dense", "depth": 1, "lam": 0.0, "lr": _preset(self.dataset, self.model).dense_lr, "twin": False}
+        return TrainConfig(**{**self.to_dict(), **changes})
+
+
+KEYS = tuple(field.name for field in fields(TrainConfig))
+
+
+def configure(**given: Any) -> TrainConfig:
+    """The preset of a data set and network with ``given`` written over it.
+
+    Args:
+        **given: any attribute of :class:`TrainConfig`.
+
+    Raises:
+        ConfigError: for an unknown key (the message lists the known ones) or a value out of range.
+
+    Example:
+        >>> from sparsenn.training import configure
+        >>> config = configure(dataset="mnist", depth=2)
+        >>> config.model, config.epochs, config.batch_size, config.twin
+        ('lenet-300-100', 75, 256, False)
+    """
+    _check_keys(given, "configuration")
+    dataset, model = given.get("dataset", "digits"), given.get("model", "lenet-300-100")
+    preset, method = _preset(dataset, model), given.get("method", "dwf")
+    _refuse_without_effect(given, method)
+    depth = given.get("depth", preset.depth)
+    defaults: dict[str, Any] = {
+        "dataset": dataset,
+        "model": model,
+        "method": method,
+        "depth": depth,
+        "lam": preset.lam_at(depth) if _is_int(depth) else 0.0,
+        "lr": preset.lr,
+        "schedule": "cosine",
+        "epochs": preset.epochs,
+        "batch_size": preset.batch_size,
+        "momentum": 0.9,
+        "factor_init": "preserve",
+        "seed": 0,
+        "device": "cpu",
+        "threads": preset.threads,
+        "dtype": "float32",
+        "data_root": None,
+        "twin": preset.twin,
+        "eval_every": preset.eval_every,
+        "checkpoint_every": preset.checkpoint_every,
+    }
+    if method == "dense":
+        defaults |= {"depth": 1, "lam": 0.0, "lr": preset.dense_lr, "twin": False}
+    return TrainConfig(**{**defaults, **given})
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The settings of a JSON file, a single object whose keys are attributes of :class:`TrainConfig`.
+
+    Raises:
+        ConfigError: if the file cannot be read, is not such an object, or holds an unknown key.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"config file {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path} holds a {type(content).__name__}; it takes one JSON object of settings")
+    _check_keys(content, f"config file {path}")
+    return content
+
+
+def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a run that goes on: the stored one, with what may change between two sessions taken from ``given``.
+
+    Raises:
+        ConfigError: if ``given`` contradicts what the run was started with.
+    """
+    _check_keys(given, "configuration")
+    clashes = [
+        f"{key.replace('_', '-')} ({given[key]!r}, the run has {stored[key]!r})"
+        for key in given
+        if key not in FREE_ON_RESUME and given[key] != stored[key]
+    ]
+    if clashes:
+        raise ConfigError(
+            f"a resumed run keeps its settings; drop {', '.join(clashes)}, or start another run in another folder"
+        )
+    return TrainConfig(**{**stored, **{key: given[key] for key in FREE_ON_RESUME if key in given}})
+
+
+def _preset(dataset: Any, model: Any) -> Preset:
+    _require_known("dataset", dataset, DATASETS)
+    _require_known("model", model, MODELS)
+    if (dataset, model) not in PRESETS:
+        fitting = ", ".join(m for d, m in PRESETS if d == dataset)
+        raise ConfigError(f"model {model} does not fit the images of {dataset}; known for {dataset}: {fitting}")
+    return PRESETS[dataset, model]
+
+
+def _refuse_without_effect(given: Mapping[str, Any], method: Any) -> None:
+    if method != "dense":
+        return
+    neutral = {"depth": 1, "lam": 0.0, "twin": False}
+    useless = [key for key, value in neutral.items() if given.get(key, value) != value]
+    if useless:
+        raise ConfigError(f"method dense has no factors and no twin; drop {', '.join(useless)}, or take method dwf")
+
+
+def _check_keys(given: Mapping[str, Any], where: str) -> None:
+    unknown = [key for key in given if key not in KEYS]
+    if unknown:
+        raise ConfigError(f"{where}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(KEYS)}")
+
+
+def _check_together(config: TrainConfig) -> None:
+    _preset(config.dataset, config.model)
+    if config.method == "dense" and (config.depth, config.lam, config.twin) != (1, 0.0, False):
+        raise ConfigError("method dense takes depth 1, lam 0 and no twin")
+
+
+def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}: unknown name {value!r}; known are {', '.join(known)}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _one_of(*known: str) -> Callable[[Any], str]:
+    return lambda value: "" if value in known else f"one of {', '.join(known)}"
+
+
+def _int_from(low: int) -> Callable[[Any], str]:
+    return lambda value: "" if _is_int(value) and value >= low else f"a whole number, {low} or more"
+
+
+def _check_device(value: Any) -> str:
+    return "" if isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d+)?", value) else "cpu, cuda or cuda:<index>"
+
+
+_CHECKS: dict[str, Callable[[Any], str]] = {
+    "method": _one_of(*METHODS),
+    "depth": _int_from(1),
+    "lam": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
+    "lr": lambda value: "" if _is_number(value) and value > 0 else "a number above 0",
+    "schedule": _one_of(*SCHEDULES),
+    "epochs": _int_from(1),
+    "batch_size": _int_from(1),
+    "momentum": lambda value: "" if _is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",
+    "factor_init": _one_of(*FACTOR_INITS),
+    "seed": lambda value: "" if _is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
+    "device": _check_device,
+    "threads": _int_from(0),
+    "dtype": _one_of(*DTYPES),
+    "data_root": lambda value: "" if value is None or isinstance(value, str) else "a folder's name",
+    "twin": lambda value: "" if isinstance(value, bool) else "true or false",
+    "eval_every": _int_from(1),
+    "checkpoint_every": _int_from(1),
+}

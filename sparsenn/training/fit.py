@@ -1,0 +1,169 @@
+"""One net on its way through the epochs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsenn import metrics, models
+from sparsenn.data import ImageData
+from sparsenn.optim import FactorizedSGD
+from sparsenn.training.batches import batch_count, batches, epoch_order
+from sparsenn.training.config import TrainConfig
+from sparsenn.training.evaluate import THRESHOLD, evaluate, loss_of
+from sparsenn.training.logging import Record
+from sparsenn.training.schedules import make_scheduler
+
+
+class Fit:
+    """A net, its optimizer and schedule, and how far they are: ``epoch`` full epochs and ``batch`` batches of the next.
+
+    The net and its factors start from ``config.seed`` alone, and so does the order of the images; together with
+    :meth:`state_dict` that makes a continued run the same bits as one in a single piece.
+
+    Args:
+        config: the run.
+        data: images on ``config.device`` in ``config.dtype``.
+    """
+
+    def __init__(self, config: TrainConfig, data: ImageData) -> None:
+        self.config = config
+        self.data = data
+        self.model = build_model(config, data)
+        self.optimizer = make_optimizer(config, self.model)
+        self.batches = batch_count(len(data.train_labels), config.batch_size)
+        self.scheduler = make_scheduler(self.optimizer, config.schedule, config.epochs * self.batches)
+        self.epoch = 0
+        self.batch = 0
+        self.history: list[Record] = []
+        self.seconds = 0.0
+        self._clear_totals()
+
+    def _clear_totals(self) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.data.train_images.device)
+        self._right = torch.zeros((), dtype=torch.int64, device=self.data.train_images.device)
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are behind."""
+        return self.epoch >= self.config.epochs
+
+    def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train to the end of the epoch, or to the first batch after which ``stop()``; returns whether the end was reached."""
+        data, size = self.data, self.config.batch_size
+        order = epoch_order(len(data.train_labels), self.config.seed, self.epoch)
+        began = time.perf_counter()
+        self.model.train()
+        for images, labels in batches(data.train_images, data.train_labels, order, size, first=self.batch):
+            self._step(images, labels)
+            if stop():
+                break
+        self.seconds += time.perf_counter() - began
+        return self.batch == self.batches
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        logits = self.model(images)
+        loss = loss_of(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.batch += 1
+        self._loss += loss.detach() * len(labels)
+        self._right += (logits.detach().argmax(dim=1) == labels).sum()
+
+    def is_finite(self) -> bool:
+        """Whether the losses since the epoch began and all weights are finite numbers."""
+        parameters = [p.detach() for p in self.model.parameters()]
+        return all(bool(torch.isfinite(t).all()) for t in (self._loss, *parameters))
+
+    def end_epoch(self) -> Record | None:
+        """Count the epoch; evaluate and remember it where that is due.
+
+        Returns:
+            The figures of the evaluation, or None. ``compression_ratio`` counts weights with |w| above the float32 epsilon and
+            is None if there are none; ``misalignment`` is the mean over all weights, and None for a dense net.
+        """
+        seen = len(self.data.train_labels)
+        train_loss, train_accuracy = float(self._loss) / seen, int(self._right) / seen
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._clear_totals()
+        if self.epoch % self.config.eval_every and not self.done:
+            return None
+        test_loss, test_accuracy = evaluate(self.model, self.data.test_images, self.data.test_labels)
+        sparsity = metrics.sparsity_report(self.model, THRESHOLD).total.to_dict()
+        record: Record = {
+            "epoch": self.epoch,
+            "lr": float(self.scheduler.get_last_lr()[0]),
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "weights": sparsity["numel"] - sparsity["below"],
+            "compression_ratio": sparsity["compression_ratio"],
+            "misalignment": misalignment(self.optimizer) if isinstance(self.optimizer, FactorizedSGD) else None,
+        }
+        self.history.append(record)
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a new :class:`Fit` of the same configuration needs to go on with the same bits."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "loss": self._loss,
+            "right": self._right,
+            "history": self.history,
+            "seconds": self.seconds,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.config.device) if self.config.device.startswith("cuda") else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to the moment of :meth:`state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._loss, self._right = state["loss"], state["right"]
+        self.history, self.seconds = state["history"], state["seconds"]
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.config.device)
+
+
+def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
+    """The net of ``config`` for the images of ``data``, drawn from ``config.seed`` on the CPU, whatever the device."""
+    torch.manual_seed(config.seed)
+    net = models.build(config.model, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
+    return net.to(data.train_images.device, data.train_images.dtype)
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """FactorizedSGD over all weights and biases for ``dwf``, plain SGD for ``dense``."""
+    if config.method == "dense":
+        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    return FactorizedSGD(
+        model.parameters(),
+        lr=config.lr,
+        depth=config.depth,
+        lam=config.lam,
+        momentum=config.momentum,
+        factor_init=config.factor_init,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+@torch.no_grad()
+def misalignment(optimizer: FactorizedSGD) -> float:
+    """Mean over all weights of (1/D) Σ_d ω_d² − |w|^{2/D}; 0 exactly where every weight's factors are balanced."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    whole = sum(float(metrics.misalignment(optimizer.factors(p))) for p in parameters)
+    return whole / sum(p.numel() for p in parameters)

@@ -1,0 +1,76 @@
+"""The folder of a run: who may write into it, and what lies where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sparsenn.training.config import TrainConfig, resumed
+from sparsenn.training.errors import ConfigError, RunFolderError
+from sparsenn.training.files import remove_parts, write_json
+
+CONFIG = "config.json"
+
+
+def open_new(folder: str | Path, config: TrainConfig) -> Path:
+    """Make ``folder`` the home of a new run and write its configuration.
+
+    Raises:
+        RunFolderError: if it holds a run or anything else, or cannot be written.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).exists():
+        raise RunFolderError(f"{folder} holds another run; add --resume to go on with it, or name another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise RunFolderError(f"{folder} is not empty; --out takes a new or an empty folder")
+        write_json(folder / CONFIG, config.to_dict())
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: cannot be written: {error.strerror or error}; --out takes a new or an empty folder"
+        ) from error
+    return folder
+
+
+def stored_config(folder: str | Path) -> dict[str, Any]:
+    """The settings with which the run in ``folder`` was started.
+
+    Raises:
+        RunFolderError: if there is no run, or its configuration is damaged.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return TrainConfig(**stored).to_dict()
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{folder} holds no run to resume (no {CONFIG}); drop --resume to start one there") from error
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise RunFolderError(f"{path}: {error}") from error
+        raise RunFolderError(f"{path}: not the configuration of a run ({error})") from error
+
+
+def open_again(folder: str | Path, given: dict[str, Any]) -> tuple[Path, TrainConfig]:
+    """Go on with the run in ``folder``; ``given`` may hold what the run was started with, and no other values.
+
+    Raises:
+        RunFolderError: if there is no run.
+        ConfigError: if ``given`` contradicts it.
+    """
+    folder = Path(folder)
+    config = resumed(stored_config(folder), given)
+    for place in (folder, folder / "twin"):
+        remove_parts(place)
+    return folder, config
+
+
+def fresh_name(root: str | Path, config: TrainConfig) -> Path:
+    """A folder under ``root`` that does not exist yet, named after the run."""
+    method = f"{config.method}{config.depth}" if config.method == "dwf" else config.method
+    base = Path(root) / f"{config.dataset}-{config.model}-{method}-seed{config.seed}"
+    candidate, number = base, 2
+    while candidate.exists():
+        candidate, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return candidate

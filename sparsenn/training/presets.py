@@ -1,0 +1,67 @@
+"""Settings that work, one row for each data set and network. No PyTorch is needed to read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DATASETS = ("digits", "mnist", "fashion-mnist")
+MODELS = ("lenet-300-100", "lenet-5")
+METHODS = ("dwf", "dense")
+SCHEDULES = ("cosine", "constant", "step")
+DTYPES = ("float32", "float64", "bfloat16")
+FACTOR_INITS = ("preserve", "root", "dwf", "variance_matching", "standard")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a run takes where nothing else is said.
+
+    Attributes:
+        depth: factors a weight.
+        lam: λ for each depth; a depth that is not listed takes that of the nearest one.
+        lr: initial learning rate of the factorized net.
+        dense_lr: initial learning rate of the dense net, and so of the dense twin.
+        epochs: passes over the training set.
+        batch_size: images a step.
+        eval_every: epochs between two evaluations.
+        checkpoint_every: epochs between two checkpoints.
+        twin: whether the dense twin is trained too.
+        threads: CPU threads; 0 leaves PyTorch its choice.
+    """
+
+    depth: int = 3
+    lam: dict[int, float] = field(default_factory=lambda: {2: 4e-4, 3: 6e-4, 4: 6e-4})
+    lr: float = 0.15
+    dense_lr: float = 0.15
+    epochs: int = 75
+    batch_size: int = 256
+    eval_every: int = 1
+    checkpoint_every: int = 5
+    twin: bool = False
+    threads: int = 0
+
+    def lam_at(self, depth: int) -> float:
+        """λ for ``depth`` factors."""
+        return self.lam[min(self.lam, key=lambda known: abs(known - depth))]
+
+
+_DIGITS = Preset(
+    depth=2,
+    lam={2: 5e-4, 3: 5e-4, 4: 5e-4},
+    lr=0.2,
+    dense_lr=0.2,
+    epochs=800,
+    batch_size=64,
+    eval_every=5,
+    checkpoint_every=50,
+    twin=True,
+    threads=1,
+)
+
+PRESETS: dict[tuple[str, str], Preset] = {
+    ("digits", "lenet-300-100"): _DIGITS,
+    ("mnist", "lenet-300-100"): Preset(),
+    ("mnist", "lenet-5"): Preset(),
+    ("fashion-mnist", "lenet-300-100"): Preset(),
+    ("fashion-mnist", "lenet-5"): Preset(),
+}

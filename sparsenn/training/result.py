@@ -1,0 +1,154 @@
+"""What a run comes to: the sparse net, its figures, and the dense twin beside it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsenn.metrics import SparsityReport, sparsity_report
+from sparsenn.nn.convert import collapse
+from sparsenn.training.config import TrainConfig
+from sparsenn.training.evaluate import THRESHOLD, evaluate
+from sparsenn.training.fit import Fit
+from sparsenn.training.logging import Record
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained net.
+
+    Attributes:
+        config: the run.
+        model: the net in eval mode, its small weights set to exact zeros (see ``sparsenn.collapse``).
+        history: the evaluations on the way.
+        accuracy_before: share of right test answers before the collapse.
+        accuracy: the same after it, so of ``model``.
+        before: the sparsity before the collapse: few exact zeros, many weights with |w| ≤ threshold.
+        after: the sparsity of ``model``, where the two figures agree.
+        seconds: time spent in training steps, over all sessions of the run.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    history: list[Record]
+    accuracy_before: float
+    accuracy: float
+    before: SparsityReport
+    after: SparsityReport
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.after.total.numel
+
+    @property
+    def weights(self) -> int:
+        """The parameters of ``model`` that are not zero."""
+        return self.after.total.numel - self.after.total.zeros
+
+    @property
+    def compression_ratio(self) -> float:
+        """All parameters over the non-zero ones; inf where none is left."""
+        return self.after.exact_compression_ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return {
+            "test_accuracy_before_collapse": self.accuracy_before,
+            "test_accuracy": self.accuracy,
+            "weights": self.weights,
+            "parameters": self.total,
+            "compression_ratio": self.compression_ratio if self.weights else None,
+            "before_collapse": self.before.to_dict(),
+            "after_collapse": self.after.to_dict(),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run: the net, its dense twin if one was trained, and the folder if there is one. ``str(result)`` is the report."""
+
+    net: Outcome
+    twin: Outcome | None
+    folder: Path | None
+
+    @property
+    def fewer_weights(self) -> float | None:
+        """How many times fewer weights than the twin the net has; None without a twin or without weights."""
+        return self.twin.weights / self.net.weights if self.twin is not None and self.net.weights else None
+
+    @property
+    def points_lost(self) -> float | None:
+        """Points (percent) of test accuracy below the twin; negative where the net is better, None without a twin."""
+        return 100 * (self.twin.accuracy - self.net.accuracy) if self.twin is not None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        comparison = {"times_fewer_weights": self.fewer_weights, "points_of_accuracy_lost": self.points_lost}
+        return {
+            "config": self.net.config.to_dict(),
+            "net": self.net.to_dict(),
+            "twin": self.twin.to_dict() if self.twin is not None else None,
+            "comparison": comparison if self.twin is not None else None,
+        }
+
+    def __str__(self) -> str:
+        parts = [_title(self.net.config), _sparsity(self.net), _table(self)]
+        if self.twin is not None:
+            parts.append(_verdict(self))
+        return "\n\n".join(parts)
+
+
+def outcome(fit: Fit) -> Outcome:
+    """Collapse a copy of a trained net and measure it before and after."""
+    model = copy.deepcopy(fit.model).eval()
+    images, labels = fit.data.test_images, fit.data.test_labels
+    before, accuracy_before = sparsity_report(model, THRESHOLD), evaluate(model, images, labels)[1]
+    if fit.config.method == "dwf":
+        collapse(model, THRESHOLD)
+    after, accuracy = sparsity_report(model, THRESHOLD), evaluate(model, images, labels)[1]
+    return Outcome(fit.config, model.cpu(), fit.history, accuracy_before, accuracy, before, after, fit.seconds)
+
+
+def _title(config: TrainConfig) -> str:
+    factors = f"D = {config.depth}, λ = {config.lam:g}, " if config.method == "dwf" else ""
+    how = f"{factors}lr {config.lr:g}, {config.epochs} epochs, seed {config.seed}"
+    return f"{config.model} on {config.dataset}, {config.method} ({how})"
+
+
+def _sparsity(net: Outcome) -> str:
+    if net.config.method == "dense":
+        return str(net.after)
+    return f"Before the collapse:\n{net.before}\n\nAfter the collapse (|w| ≤ {THRESHOLD:.3g} is exactly 0):\n{net.after}"
+
+
+def _table(result: Result) -> str:
+    nets = [result.net] if result.twin is None else [result.net, result.twin]
+    rows = [
+        ("", ["this net", "dense twin"]),
+        ("test accuracy", [f"{100 * net.accuracy:.2f} %" for net in nets]),
+        ("test accuracy before the collapse", [f"{100 * net.accuracy_before:.2f} %" for net in nets]),
+        ("weights that are not 0", [f"{net.weights:,} of {net.total:,}" for net in nets]),
+        ("compression", [_times(net.compression_ratio) for net in nets]),
+        ("seconds of training", [f"{net.seconds:.1f}" for net in nets]),
+    ]
+    return "\n".join(f"{name:34}" + "".join(f"{cell:>20}" for cell in cells[: len(nets)]) for name, cells in rows)
+
+
+def _times(ratio: float) -> str:
+    return "nothing is left" if math.isinf(ratio) else f"{ratio:.1f} ×"
+
+
+def _verdict(result: Result) -> str:
+    lost = result.points_lost or 0.0
+    accuracy = f"{abs(lost):.2f} points of test accuracy {'lost' if lost >= 0 else 'gained'}"
+    if result.fewer_weights is None:
+        return f"No weight is left, {accuracy}: λ is too large."
+    return f"{result.fewer_weights:.1f} times fewer weights than the dense twin, {accuracy}."

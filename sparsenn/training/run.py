@@ -1,0 +1,126 @@
+"""A whole run: data, net, twin, report, pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from sparsenn import data as datasets
+from sparsenn.data import ImageData, require_extra
+from sparsenn.training.config import TrainConfig
+from sparsenn.training.files import write_atomic, write_json
+from sparsenn.training.folder import open_again, open_new
+from sparsenn.training.logging import Progress, progress_for
+from sparsenn.training.loop import to_device, train_net
+from sparsenn.training.pictures import write_pictures
+from sparsenn.training.result import Outcome, Result, outcome
+from sparsenn.training.session import StopSignal, session
+
+MODEL = "model.safetensors"
+TWIN = "twin"
+
+
+def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = True, images: ImageData | None = None) -> Result:
+    r"""Train a sparse network as ``sparsenn train`` does.
+
+    .. math:: \min_{\omega} \; L(\omega_1 \odot \dots \odot \omega_D) + \frac{\lambda}{D} \sum_d \|\omega_d\|_2^2
+
+    with every weight and bias factorized, by SGD with momentum; then |w| ≤ 1.19e-7 (float32's epsilon) becomes exactly 0.
+
+    Args:
+        config: the run, from :func:`~sparsenn.training.configure`.
+        out: a new or empty folder for configuration, metrics, checkpoints, report, model and pictures; None writes nothing.
+        quiet: show no progress. Otherwise there is a bar where standard error is a terminal.
+        images: train on these instead of loading ``config.dataset``.
+
+    Returns:
+        The net, its dense twin if ``config.twin``, and their figures; ``print(result)`` shows the report.
+
+    Raises:
+        DataError: if a data file is missing or damaged.
+        MissingExtraError: if ``out`` is given and matplotlib is not installed, or scikit-learn for the digits.
+        ConfigError: if the device is not there.
+        RunFolderError: if ``out`` holds anything.
+        TrainingDiverged: if the loss or a weight is no longer finite.
+        TrainingInterrupted: after SIGINT or SIGTERM, once the state is written (without ``out``: KeyboardInterrupt).
+
+    Source:
+        Deep Weight Factorization (arXiv 2502.02496), Algorithm 2.
+
+    Example:
+        >>> from sparsenn.training import configure, train
+        >>> result = train(configure(dataset="digits", epochs=2, twin=False))
+        >>> result.net.total
+        50610
+    """
+    with session(config):
+        loaded = _load(config, images, pictures=out is not None)
+        home = open_new(out, config) if out is not None else None
+        return _run(config, loaded, home, quiet)
+
+
+def resume(out: str | Path, *, quiet: bool = True, images: ImageData | None = None, **given: Any) -> Result:
+    """Go on with the run in ``out`` from its last checkpoint; the end is the same bits as that of a run in one piece.
+
+    A run that is complete already only writes its report anew.
+
+    Args:
+        out: the run's folder.
+        quiet: as for :func:`train`.
+        images: as for :func:`train`; the run must have begun with the same.
+        **given: settings that the run was started with; others are refused, but for ``data_root`` and ``checkpoint_every``.
+
+    Raises:
+        RunFolderError: if there is no run, or its checkpoint is damaged.
+        ConfigError: if ``given`` contradicts the run.
+        Exception: whatever :func:`train` raises.
+    """
+    home, config = open_again(out, given)
+    with session(config):
+        return _run(config, _load(config, images, pictures=True), home, quiet)
+
+
+def _load(config: TrainConfig, images: ImageData | None, pictures: bool) -> ImageData:
+    if pictures:
+        require_extra("matplotlib", "drawing the pictures of a run")
+    loaded = images if images is not None else datasets.load(config.dataset, config.data_root, download=True)
+    return to_device(loaded, config)
+
+
+def _run(config: TrainConfig, images: ImageData, home: Path | None, quiet: bool) -> Result:
+    with StopSignal() as stop, progress_for(quiet=quiet) as progress:
+        result = _train_both(config, images, home, progress, stop)
+    if home is not None:
+        _write(result, images, home)
+    return result
+
+
+def _train_both(config: TrainConfig, images: ImageData, home: Path | None, progress: Progress, stop: StopSignal) -> Result:
+    net = train_net(config, images, title=config.method, progress=progress, stop=stop, home=home)
+    twin = None
+    if config.twin:
+        twin = train_net(config.dense_twin(), images, title="dense twin", progress=progress, stop=stop, home=home, part=TWIN)
+    return Result(outcome(net), outcome(twin) if twin is not None else None, home)
+
+
+def _write(result: Result, images: ImageData, home: Path) -> None:
+    _write_model(result.net, images, home / MODEL)
+    if result.twin is not None:
+        _write_model(result.twin, images, home / TWIN / MODEL)
+    write_json(home / "report.json", result.to_dict())
+    write_atomic(home / "report.txt", f"{result}\n".encode())
+    write_pictures(result, home)
+
+
+def _write_model(net: Outcome, images: ImageData, path: Path) -> None:
+    about = {
+        "model": net.config.model,
+        "num_classes": images.num_classes,
+        "in_channels": images.in_channels,
+        "image_size": images.image_size,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in net.model.state_dict().items()}
+    write_atomic(path, save(tensors, metadata={"sparsenn": json.dumps(about, sort_keys=True)}))

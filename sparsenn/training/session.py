@@ -1,0 +1,89 @@
+"""The surroundings of a run, set up and put back: threads, random numbers, signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+
+from sparsenn.training.config import TrainConfig
+from sparsenn.training.errors import ConfigError
+
+
+@contextmanager
+def session(config: TrainConfig) -> Iterator[None]:
+    """Run the block with the threads of ``config`` and deterministic convolutions; the caller's state is restored.
+
+    Raises:
+        ConfigError: if the device is not there.
+    """
+    devices = _check_device(config.device)
+    threads, deterministic, benchmark = (
+        torch.get_num_threads(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+    )
+    try:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
+
+
+def _check_device(name: str) -> list[int]:
+    if name == "cpu":
+        return []
+    count, index = torch.cuda.device_count(), torch.device(name).index or 0
+    if index >= count:
+        found = (
+            f"this machine has {count} CUDA device{'s' if count != 1 else ''}" if count else "PyTorch sees no CUDA device here"
+        )
+        raise ConfigError(f"device is {name!r}, but {found}; --device cpu works everywhere")
+    return [index]
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a wish to stop, and leaves the second one to Python.
+
+    It acts in the main thread only; elsewhere (a notebook's worker, say) signals stay what they were.
+
+    Example:
+        >>> from sparsenn.training.session import StopSignal
+        >>> with StopSignal() as stop:
+        ...     stop.wanted()
+        False
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def wanted(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

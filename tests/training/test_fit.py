@@ -1,0 +1,166 @@
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from sparsenn import models
+from sparsenn.training import Fit, configure
+from sparsenn.training.batches import epoch_order
+from sparsenn.training.evaluate import evaluate
+
+RUNS = {
+    "dwf2": {"depth": 2},
+    "dwf3-step": {"depth": 3, "schedule": "step", "factor_init": "dwf"},
+    "dwf1-float64": {"depth": 1, "dtype": "float64"},
+    "dwf2-bfloat16": {"depth": 2, "dtype": "bfloat16"},
+    "dense": {"method": "dense"},
+}
+
+
+def config(**given):
+    return configure(**{"epochs": 3, "batch_size": 20, "eval_every": 1, "seed": 4, **given})
+
+
+def make(shapes, **given) -> Fit:
+    chosen = config(**given)
+    return Fit(chosen, shapes.to("cpu", getattr(torch, chosen.dtype)))
+
+
+def finish(fit: Fit) -> Fit:
+    while not fit.done:
+        fit.train_epoch()
+        fit.end_epoch()
+    return fit
+
+
+def bits(fit: Fit) -> list[torch.Tensor]:
+    buffers = [*fit.model.state_dict().values()]
+    return buffers + [t for state in fit.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+
+
+def same_bits(a: Fit, b: Fit) -> bool:
+    return len(bits(a)) == len(bits(b)) and all(map(torch.equal, bits(a), bits(b)))
+
+
+def steps_behind(fit: Fit) -> int:
+    return fit.epoch * fit.batches + fit.batch
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 7], ids=lambda n: f"step{n}")
+@pytest.mark.parametrize("given", RUNS.values(), ids=RUNS)
+def test_a_run_continued_from_any_step_is_the_same_bits(shapes, given, stop_after):
+    whole, broken = finish(make(shapes, **given)), make(shapes, **given)
+    while steps_behind(broken) < stop_after:
+        if broken.train_epoch(lambda: steps_behind(broken) >= stop_after):
+            broken.end_epoch()
+    buffer = io.BytesIO()
+    torch.save(broken.state_dict(), buffer)
+    buffer.seek(0)
+    revived = make(shapes, **given)
+    revived.load_state_dict(torch.load(buffer, weights_only=True))
+    assert steps_behind(revived) == stop_after
+    assert same_bits(whole, finish(revived))
+    assert whole.history == revived.history
+
+
+@pytest.mark.parametrize("given", RUNS.values(), ids=RUNS)
+def test_two_runs_of_a_seed_are_the_same_bits_and_another_seed_is_another_run(shapes, given):
+    first, second, other = (finish(make(shapes, epochs=1, **given, **extra)) for extra in ({}, {}, {"seed": 5}))
+    assert same_bits(first, second)
+    assert not same_bits(first, other)
+
+
+def test_a_dense_run_is_torch_sgd_written_out(shapes):
+    fit = finish(make(shapes, method="dense", lr=0.1))
+    torch.manual_seed(4)
+    net = models.lenet_300_100(num_classes=3, image_size=8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    steps = 0
+    for epoch in range(3):
+        for chosen in epoch_order(90, 4, epoch).split(20):
+            optimizer.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * steps / 15))
+            optimizer.zero_grad()
+            functional.cross_entropy(net(shapes.train_images[chosen]), shapes.train_labels[chosen]).backward()
+            optimizer.step()
+            steps += 1
+    assert all(torch.equal(p, q) for p, q in zip(fit.model.parameters(), net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_factorized_run_is_algorithm_2_written_out(shapes, depth):
+    given = {"depth": depth, "lam": 1e-2, "lr": 0.05, "dtype": "float64"}
+    fit = make(shapes, **given)
+    names = [name for name, _ in fit.model.named_parameters()]
+    factors = [[f.detach().clone().requires_grad_() for f in fit.optimizer.factors(p)] for p in fit.model.parameters()]
+    plain = torch.optim.SGD([f for group in factors for f in group], lr=0.05, momentum=0.9)
+    net, images, steps = copy.deepcopy(fit.model), fit.data.train_images, 0
+    for epoch in range(3):
+        for chosen in epoch_order(90, 4, epoch).split(20):
+            plain.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + math.cos(math.pi * steps / 15))
+            weights = {name: math.prod(group[1:], start=group[0]) for name, group in zip(names, factors, strict=True)}
+            logits = torch.func.functional_call(net, weights, images[chosen])
+            penalty = sum(f.square().sum() for group in factors for f in group)
+            plain.zero_grad()
+            (functional.cross_entropy(logits, shapes.train_labels[chosen]) + 1e-2 / depth * penalty).backward()
+            plain.step()
+            steps += 1
+    finish(fit)
+    for p, group in zip(fit.model.parameters(), factors, strict=True):
+        torch.testing.assert_close(p.detach(), math.prod(group[1:], start=group[0]).detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_record_holds_the_figures_of_the_net_at_that_moment(shapes):
+    fit = finish(make(shapes, depth=2))
+    record = fit.history[-1]
+    logits = fit.model.eval()(shapes.test_images)
+    assert record["epoch"] == 3
+    assert record["lr"] == 0.0
+    assert record["test_accuracy"] == (logits.argmax(1) == shapes.test_labels).double().mean().item()
+    assert record["test_loss"] == pytest.approx(functional.cross_entropy(logits, shapes.test_labels).item(), rel=1e-6)
+    entries = torch.cat([p.detach().flatten() for p in fit.model.parameters()])
+    assert record["weights"] == int((entries.abs() > torch.finfo(torch.float32).eps).sum())
+    assert record["compression_ratio"] == pytest.approx(entries.numel() / record["weights"])
+    factors = [fit.optimizer.factors(p) for p in fit.model.parameters()]
+    gaps = sum(float(((a.double() - b.double().sign() * a.double().sign() * b.double()) ** 2).sum()) / 2 for a, b in factors)
+    assert record["misalignment"] == pytest.approx(gaps / entries.numel(), rel=1e-4)
+
+
+def test_evaluations_come_when_they_are_due_and_at_the_end(shapes):
+    fit = finish(make(shapes, epochs=5, eval_every=2))
+    assert [record["epoch"] for record in fit.history] == [2, 4, 5]
+
+
+def test_the_training_figures_are_means_over_images_not_batches(shapes):
+    fit = make(shapes, method="dense", lr=1e-30, batch_size=40)
+    loss, accuracy = evaluate(fit.model, shapes.train_images, shapes.train_labels)
+    fit.train_epoch()
+    record = fit.end_epoch()
+    assert record["train_loss"] == pytest.approx(loss, rel=1e-5)
+    assert record["train_accuracy"] == accuracy
+
+
+def test_evaluation_keeps_the_mode_and_the_statistics(shapes):
+    net = models.lenet5(num_classes=3, image_size=12)
+    images = functional.interpolate(shapes.test_images, size=12)
+    before = copy.deepcopy(net.state_dict())
+    for mode in (True, False):
+        net.train(mode)
+        evaluate(net, images, shapes.test_labels)
+        assert net.training is mode
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_evaluation_in_pieces_is_that_of_the_whole(shapes):
+    net = models.lenet_300_100(num_classes=3, image_size=8).double()
+    images, labels = shapes.train_images.double().repeat(50, 1, 1, 1), shapes.train_labels.repeat(50)
+    assert evaluate(net, images, labels) == pytest.approx(evaluate(net, images[:90], labels[:90]), rel=1e-12)
+
+
+def test_both_nets_start_from_the_same_weights(shapes):
+    chosen = config(depth=3, factor_init="root")
+    sparse, dense = Fit(chosen, shapes), Fit(chosen.dense_twin(), shapes)
+    for p, q in zip(sparse.model.parameters(), dense.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)

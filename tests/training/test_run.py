@@ -1,0 +1,261 @@
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import safetensors.torch
+import torch
+
+from sparsenn import models
+from sparsenn.data import ImageData
+from sparsenn.training import (
+    ConfigError,
+    RunFolderError,
+    TrainingDiverged,
+    TrainingInterrupted,
+    configure,
+    resume,
+    run,
+    schedules,
+    train,
+)
+from sparsenn.training.checkpoint import load_checkpoint
+from sparsenn.training.folder import fresh_name, open_new
+from sparsenn.training.logging import MetricsLog
+from sparsenn.training.result import Result
+
+FILES = {
+    "accuracy.png",
+    "checkpoint.pt",
+    "compression.png",
+    "config.json",
+    "metrics.jsonl",
+    "misalignment.png",
+    "model.safetensors",
+    "report.json",
+    "report.txt",
+    "twin",
+    "weights.png",
+}
+
+
+def config(**given):
+    return configure(**{"epochs": 4, "batch_size": 20, "eval_every": 1, "checkpoint_every": 2, "lam": 3e-2, **given})
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory) -> Result:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return train(config(epochs=200, eval_every=50, lam=1e-2), out, images=shapes)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than training here; the tests that do not look at the pictures leave it out."""
+    monkeypatch.setattr(run, "write_pictures", lambda result, folder: [])
+
+
+def test_a_run_writes_its_folder_and_nothing_else(finished):
+    assert {f.name for f in finished.folder.iterdir()} == FILES
+    assert {f.name for f in (finished.folder / "twin").iterdir()} == {"checkpoint.pt", "metrics.jsonl", "model.safetensors"}
+
+
+def test_the_stored_model_is_the_collapsed_net(finished, shapes):
+    path = finished.folder / "model.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        net = models.build(**{"name" if k == "model" else k: v for k, v in json.loads(file.metadata()["sparsenn"]).items()})
+    net.load_state_dict(safetensors.torch.load_file(path))
+    entries = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert not ((entries != 0) & (entries.abs() <= torch.finfo(torch.float32).eps)).any()
+    assert int((entries != 0).sum()) == finished.net.weights
+    right = (net.eval()(shapes.test_images).argmax(1) == shapes.test_labels).double().mean().item()
+    assert right == finished.net.accuracy
+
+
+def test_the_collapse_makes_exactly_the_small_weights_zero(finished):
+    before, after = finished.net.before.total, finished.net.after.total
+    assert before.below > before.zeros
+    assert after.zeros == after.below == before.below
+    assert finished.net.weights == after.numel - before.below
+
+
+def test_the_net_of_the_fixture_is_sparse_and_right(finished):
+    assert finished.net.compression_ratio > 30
+    assert finished.net.accuracy == finished.twin.accuracy == 1.0
+
+
+def test_the_dense_twin_keeps_its_weights(finished):
+    assert finished.twin.weights == finished.twin.total == finished.net.total
+
+
+def test_the_report_holds_the_figures_of_the_result(finished):
+    report = json.loads((finished.folder / "report.json").read_text())
+    assert report["config"] == finished.net.config.to_dict() == json.loads((finished.folder / "config.json").read_text())
+    assert report["net"]["weights"] == finished.net.weights
+    assert report["net"]["before_collapse"] == finished.net.before.to_dict()
+    assert report["comparison"]["times_fewer_weights"] == finished.twin.weights / finished.net.weights
+    assert (finished.folder / "report.txt").read_text() == f"{finished}\n"
+
+
+def test_the_report_compares_in_words(finished):
+    better = Result(finished.twin, finished.net, None)
+    assert f"{finished.fewer_weights:.1f} times fewer weights than the dense twin, 0.00 points of test accuracy lost." in str(
+        finished
+    )
+    worse = Result(dataclasses.replace(finished.net, accuracy=0.75), dataclasses.replace(finished.twin, accuracy=0.8), None)
+    assert "5.00 points of test accuracy lost" in str(worse)
+    assert worse.points_lost == pytest.approx(5.0)
+    assert Result(worse.twin, worse.net, None).points_lost == pytest.approx(-5.0)
+    assert better.fewer_weights < 1
+
+
+def test_metrics_are_json_lines_of_the_history(finished):
+    lines = (finished.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == finished.net.history
+    assert [r["epoch"] for r in finished.net.history] == [50, 100, 150, 200]
+
+
+def test_a_run_in_memory_writes_nothing_and_is_the_same(shapes, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = train(finished.net.config, images=shapes)
+    assert result.folder is None
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(p, q) for p, q in zip(result.net.model.parameters(), finished.net.model.parameters(), strict=True))
+
+
+def test_a_run_leaves_the_callers_random_numbers_and_threads(shapes):
+    torch.manual_seed(1)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(1)
+    train(config(epochs=1, threads=threads + 1), images=shapes)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_too_much_penalty_kills_the_net_and_the_report_says_so(shapes, tmp_path, no_pictures):
+    result = train(config(lam=5.0, lr=0.02, epochs=60, eval_every=60), tmp_path / "dead", images=shapes)
+    assert result.net.weights == 0
+    assert result.net.history[-1]["compression_ratio"] is None
+    assert "No weight is left" in str(result)
+    report = json.loads((tmp_path / "dead" / "report.json").read_text())
+    assert report["net"]["compression_ratio"] is None
+    assert report["comparison"]["times_fewer_weights"] is None
+
+
+def test_a_folder_with_a_run_is_refused_with_the_cure(finished, shapes):
+    before = {f.name: f.stat().st_mtime_ns for f in finished.folder.iterdir()}
+    with pytest.raises(RunFolderError, match="holds another run; add --resume to go on with it, or name another folder"):
+        train(config(), finished.folder, images=shapes)
+    assert before == {f.name: f.stat().st_mtime_ns for f in finished.folder.iterdir()}
+
+
+def test_a_folder_with_other_files_is_refused(shapes, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(RunFolderError, match="is not empty"):
+        train(config(), tmp_path, images=shapes)
+    with pytest.raises(RunFolderError, match=r"letter\.txt: cannot be written"):
+        train(config(), tmp_path / "letter.txt", images=shapes)
+
+
+def test_resuming_nothing_says_so(shapes, tmp_path):
+    with pytest.raises(RunFolderError, match=r"holds no run to resume \(no config.json\); drop --resume"):
+        resume(tmp_path, images=shapes)
+
+
+def test_resuming_with_other_settings_is_refused(shapes, finished):
+    with pytest.raises(ConfigError, match="a resumed run keeps its settings; drop seed"):
+        resume(finished.folder, images=shapes, seed=12)
+
+
+def test_resuming_a_finished_run_changes_no_bit(shapes, tmp_path, no_pictures):
+    train(config(), tmp_path / "r", images=shapes)
+    kept = {name: (tmp_path / "r" / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl", "checkpoint.pt")}
+    resume(tmp_path / "r", images=shapes)
+    assert kept == {name: (tmp_path / "r" / name).read_bytes() for name in kept}
+
+
+def test_a_folder_that_never_reached_a_checkpoint_starts_over(shapes, tmp_path, no_pictures):
+    whole = train(config(), images=shapes)
+    open_new(tmp_path / "r", config())
+    again = resume(tmp_path / "r", images=shapes)
+    assert again.net.history == whole.net.history
+
+
+def test_metrics_beyond_the_checkpoint_are_taken_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    MetricsLog(path, [{"epoch": 1}]).append({"epoch": 2})
+    assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+def test_a_checkpoint_of_another_net_is_refused(shapes, tmp_path, no_pictures):
+    train(config(twin=False), tmp_path / "a", images=shapes)
+    wide = ImageData("wide", *(torch.rand(6, 1, 9, 9), torch.arange(6) % 3) * 2, ("a", "b", "c"))
+    with pytest.raises(RunFolderError, match=r"checkpoint\.pt: the checkpoint does not fit this run"):
+        resume(tmp_path / "a", images=wide)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_folder_that_resumes_to_the_same_bits(shapes, tmp_path, no_pictures, monkeypatch, number):
+    whole = train(config(), tmp_path / "whole", images=shapes)
+    steps = iter(range(1000))
+
+    def shot_at_step_7(step: int, steps_in_all: int) -> float:
+        if next(steps) == 7:
+            os.kill(os.getpid(), number)
+        return schedules.cosine(step, steps_in_all)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setitem(schedules.SCHEDULES, "cosine", shot_at_step_7)
+        with pytest.raises(TrainingInterrupted, match=r"go on with: sparsenn train --out .*broken --resume") as caught:
+            train(config(), tmp_path / "broken", images=shapes)
+    assert caught.value.exit_code == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    state = load_checkpoint(tmp_path / "broken" / "checkpoint.pt")
+    assert (state["epoch"], state["batch"]) == (1, 2)
+    again = resume(tmp_path / "broken", images=shapes)
+    assert again.net.history == whole.net.history
+    for name in ("model.safetensors", "metrics.jsonl", "twin/model.safetensors", "twin/metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+
+
+def test_divergence_names_epoch_checkpoint_and_hint(shapes, tmp_path, monkeypatch):
+    monkeypatch.setitem(schedules.SCHEDULES, "constant", lambda step, steps: 1.0 if step < 16 else 1e30)
+    with pytest.raises(
+        TrainingDiverged, match=r"in epoch 4; the last good checkpoint, after epoch 2, is .*; lower --lr"
+    ) as caught:
+        train(config(epochs=10, schedule="constant"), tmp_path / "r", images=shapes)
+    assert (caught.value.epoch, caught.value.exit_code) == (4, 3)
+    state = load_checkpoint(caught.value.checkpoint)
+    assert state["epoch"] == 2
+    assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+def test_divergence_before_the_first_checkpoint_says_that_there_is_none(shapes):
+    poisoned = dataclasses.replace(shapes, train_images=shapes.train_images * float("nan"))
+    with pytest.raises(TrainingDiverged, match="in epoch 1; there is no checkpoint from before") as caught:
+        train(config(), images=poisoned)
+    assert caught.value.checkpoint is None
+
+
+def test_a_device_that_is_not_there_is_named(shapes):
+    with pytest.raises(ConfigError, match=r"device is 'cuda:99', but .*; --device cpu works everywhere"):
+        train(config(device="cuda:99"), images=shapes)
+
+
+def test_a_fresh_name_is_fresh(tmp_path):
+    first = fresh_name(tmp_path, config(seed=3))
+    assert first == tmp_path / "digits-lenet-300-100-dwf2-seed3"
+    first.mkdir()
+    assert fresh_name(tmp_path, config(seed=3)) == tmp_path / "digits-lenet-300-100-dwf2-seed3-2"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_on_cuda_repeats_itself_and_comes_near_the_cpu(shapes):
+    first, second = (train(config(device="cuda", twin=False), images=shapes) for _ in range(2))
+    assert first.net.history == second.net.history
+    cpu = train(config(twin=False), images=shapes)
+    assert first.net.history[0]["train_loss"] == pytest.approx(cpu.net.history[0]["train_loss"], rel=1e-3)
