@@ -179,10 +179,24 @@ def _info(args: argparse.Namespace) -> int:
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     lines["devices"] = f"CPU, {torch.get_num_threads()} threads; {cuda}"
     status: dict[str, Any] = getattr(_extension, "status", dict)()
-    lines |= {str(key): _flat(value) for key, value in status.items()}
+    lines["build"] = ", ".join(f"{key} {value}" for key, value in status.get("build", {}).items())
+    lines |= {f"{name} kernels": _kernels(name, library) for name, library in status.get("libraries", {}).items()}
     width = max(map(len, lines))
     print("\n".join(f"{name:{width}}  {value}" for name, value in lines.items()))
     return 0
+
+
+def _kernels(device: str, library: Any) -> str:
+    """Which operators a compiled library serves, or why none: PyTorch's reference runs the others."""
+    import torch
+
+    from sparsenn.ops.schema import NAMESPACE, SCHEMAS
+
+    if library.problem:
+        return f"not loaded, the reference runs: {library.problem}"
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    served = [name for name in SCHEMAS if has_kernel(f"{NAMESPACE}::{name}", device.upper())]
+    return f"loaded from {library.path}, for {', '.join(served)}"
 
 
 def _version_of(package: str) -> str:
@@ -190,9 +204,3 @@ def _version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{key}: {_flat(part)}" for key, part in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

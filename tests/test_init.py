@@ -49,6 +49,7 @@ def test_uniform_numbers_are_uniform_independent_and_inside_the_open_interval(se
     for u, sign in streams:
         assert u.min() > 0
         assert u.max() < 1
+        assert ((u * 2.0**53) % 2 == 1).all()
         assert p_value(u, "uniform") > 1e-4
         assert set(sign.unique().tolist()) == {-1.0, 1.0}
         assert abs(sign.mean()) < 5 / N**0.5
@@ -344,10 +345,37 @@ def test_preserve_keeps_the_ratios_of_the_draw(depth):
     std = init.root_mean_square(weight)
     split, drawn = (filled(weight, method, depth, std=std, seed=3) for method in ("preserve", "dwf"))
     ratio = torch.stack(split) / torch.stack(drawn)
-    torch.testing.assert_close(ratio.abs(), ratio[:1].abs().expand_as(ratio), rtol=1e-12, atol=0)
+    gain = (weight / torch.stack(split)).abs().amax(0)
+    free = gain < 1 - 1e-9
+    assert free.double().mean() > 0.9
+    torch.testing.assert_close(ratio.abs()[:, free], ratio[:1, free].abs().expand(depth, -1), rtol=1e-12, atol=0)
     assert (ratio[:-1] > 0).all()
     assert 0.4 < (ratio[-1] > 0).double().mean() < 0.6
     assert torch.equal(filled(weight, "preserve", depth, seed=3)[0], split[0])
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 8])
+def test_preserve_bounds_the_gradients_of_the_factors(depth):
+    for scale in (1e-3, 0.05, 1.0, 300.0):
+        weight = scale * torch.randn(20_000, dtype=torch.float64, generator=seeded())
+        weight[:10_000] = scale
+        factors = filled(weight, "preserve", depth, seed=1)
+        size = weight.abs().clamp(min=1e-4)
+        gain = (size / torch.stack(factors)).abs().amax(0)
+        assert (gain <= torch.clamp(2 * size ** (1 - 1 / depth), min=1) * (1 + 1e-9)).all()
+        # The split stays uneven: that is what lets a weight change its sign.
+        spread = torch.stack(factors).abs().amax(0) / torch.stack(factors).abs().amin(0)
+        assert spread.median() > 1.5
+
+
+def test_preserve_draws_from_a_support_that_is_never_empty():
+    weight = torch.full((1000,), 0.01, dtype=torch.float64)
+    for min_abs, widest in ((0.1, 2.0), (0.8, 1.25)):
+        factors = empty(3, 1000)
+        init.preserve_(factors, weight, std=1e-9, min_abs=min_abs, generator=seeded())
+        sizes = torch.stack(factors).abs()
+        spread = sizes.amax(0) / sizes.amin(0)
+        assert 0.8 * widest < spread.max() <= widest * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 8])
@@ -359,7 +387,7 @@ def test_preserve_splits_constant_tensors_of_any_scale(depth, value):
         made = product(factors)
         torch.testing.assert_close(made.abs(), torch.full_like(made, max(value, 1e-4)), rtol=1e-13, atol=0)
         if value >= 1e-4:
-            assert factors[0].abs().unique().numel() > 900
+            assert factors[0].abs().unique().numel() > 400
 
 
 def loop(factors: list[torch.Tensor], target: float, lam: float, lr: float, momentum: float, steps: int) -> torch.Tensor:
@@ -376,6 +404,19 @@ def loop(factors: list[torch.Tensor], target: float, lam: float, lr: float, mome
         optimizer.step()
         schedule.step()
     return product(parameters)
+
+
+def test_preserve_of_a_draw_without_spread_is_balanced():
+    factors = empty(3, 100)
+    init.preserve_(factors, torch.full((100,), -8.0, dtype=torch.float64), min_abs=1 - 2**-53, generator=seeded())
+    torch.testing.assert_close(torch.stack(factors).abs(), torch.full((3, 100), 2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", init.FACTOR_INITS)
+def test_meta_factors_pass(method):
+    factors = [torch.empty(3, device="meta") for _ in range(2)]
+    init.fill_(factors, torch.empty(3, device="meta"), method)
+    assert all(factor.is_meta for factor in factors)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
@@ -465,12 +506,13 @@ def test_root_mean_square(values):
 
 
 def test_root_mean_square_is_the_same_bits_for_any_number_of_threads():
-    weight, threads = torch.randn(1001, 1003, generator=seeded()), torch.get_num_threads()
+    weights, threads = torch.randn(20, 301, 303, generator=seeded()), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = init.root_mean_square(weight)
+        one = [init.root_mean_square(weight) for weight in weights]
         torch.set_num_threads(3)
-        assert init.root_mean_square(weight) == one == pytest.approx(weight.double().square().mean().sqrt().item(), rel=1e-12)
+        assert [init.root_mean_square(weight) for weight in weights] == one
+        assert one == pytest.approx(weights.double().square().mean((1, 2)).sqrt().tolist(), rel=1e-12)
     finally:
         torch.set_num_threads(threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -58,5 +59,7 @@ def _shares(magnitudes: Tensor) -> Tensor:
     largest = magnitudes.amax(0)
     squares = (magnitudes / torch.where(largest == 0, 1.0, largest)).square_()
     depth = len(squares)
-    geometric_mean = squares.log().sum(0).div_(depth).exp_()
-    return (squares.mean(0) - geometric_mean).clamp_(min=0).mul_(largest.square())
+    # Sums over factors one after the other: the order within a reduction by torch depends on place and threads.
+    geometric_mean = functools.reduce(torch.add, squares.log()).div_(depth).exp_()
+    arithmetic_mean = functools.reduce(torch.add, squares) / depth
+    return (arithmetic_mean - geometric_mean).clamp_(min=0).mul_(largest.square())

@@ -75,23 +75,21 @@ def factorized_sgd_(
     if not weights:
         return
     depth = len(factors) // len(weights)
+    rate, strength = float(lr), 2 * float(lam) / depth
     for i, (weight, weight_grad) in enumerate(zip(weights, grads, strict=True)):
-        group = slice(i * depth, (i + 1) * depth)
-        own = factors[group]
-        rate, strength = lr.to(own[0]), 2 * lam.to(own[0]) / depth
+        own = factors[i * depth : (i + 1) * depth]
+        buffers = momenta[i * depth : (i + 1) * depth] or [None] * depth
         grad = weight_grad.to(own[0].dtype)
         if maximize:
             grad = -grad
         if weight_decay:
-            grad = grad + weight_decay * _product(own)
-        buffers = momenta[group] if momenta else [None] * depth
-        updates = []
+            grad = grad.add(_product(own), alpha=weight_decay)
         for factor, buffer, other in zip(own, buffers, _leave_one_out(own), strict=True):
-            update = grad * other + strength * factor
+            update = grad * other
+            if strength:
+                update = update.add(factor, alpha=strength)
             if buffer is not None:
                 buffer.mul_(momentum).add_(update, alpha=1 - dampening)
-                update = update + momentum * buffer if nesterov else buffer
-            updates.append(update)
-        for factor, update in zip(own, updates, strict=True):
-            factor.sub_(rate * update)
+                update = update.add(buffer, alpha=momentum) if nesterov else buffer
+            factor.add_(update, alpha=-rate)
         weight.copy_(_product(own))

@@ -1,0 +1,78 @@
+// What a kernel knows of the tensors it visits, small enough to travel as its parameter: no memory to allocate, nothing to copy,
+// and a captured graph keeps its own. Host and device.
+#pragma once
+
+#include "math/scalar.h"
+
+namespace sparsenn::cuda {
+
+// One tensor in a table: its first chunk, its size (twice, plus 1 where vector accesses are allowed), its operands' addresses,
+// and, where they are not flat, the rows of their layout.
+constexpr int kEntryHead = 2;
+
+class Entry {
+ public:
+  SPARSENN_INLINE explicit Entry(const uint64_t* words) : words_(words) {}
+
+  SPARSENN_INLINE int64_t first_chunk() const { return static_cast<int64_t>(words_[0]); }
+  SPARSENN_INLINE int64_t size() const { return static_cast<int64_t>(words_[1] >> 1); }
+  SPARSENN_INLINE bool aligned() const { return words_[1] & 1; }
+  template <class T>
+  SPARSENN_INLINE T* operand(int k) const {
+    return reinterpret_cast<T*>(words_[kEntryHead + k]);
+  }
+  SPARSENN_INLINE const uint64_t* rows(int operands) const { return words_ + kEntryHead + operands; }
+
+ private:
+  const uint64_t* words_;
+};
+
+// kWords: the room, of all entries together. The chunks of all tensors are numbered through; blocks take them by their number.
+template <int kWords>
+struct Table {
+  int64_t chunks = 0;
+  int32_t count = 0, stride;  // entries, and words of each
+  int32_t operands, dim;      // of each entry; dim is 0 where they are flat
+  uint64_t words[kWords];
+
+  explicit Table(int64_t operands, int64_t dim = 0)
+      : stride(static_cast<int32_t>(kEntryHead + operands + dim * (operands + 1))),
+        operands(static_cast<int32_t>(operands)),
+        dim(static_cast<int32_t>(dim)) {}
+
+  static constexpr bool fits(int64_t operands, int64_t dim = 0) {
+    return kEntryHead + operands + dim * (operands + 1) <= kWords;
+  }
+
+  bool full() const { return (count + 1) * stride > kWords; }
+
+  // Adds a tensor and returns the place for its operands' addresses and rows.
+  uint64_t* add(int64_t size, bool aligned, int64_t chunk) {
+    uint64_t* const words_of_entry = words + count++ * stride;
+    words_of_entry[0] = static_cast<uint64_t>(chunks);
+    words_of_entry[1] = static_cast<uint64_t>(size) << 1 | (aligned ? 1 : 0);
+    chunks += (size + chunk - 1) / chunk;
+    return words_of_entry + kEntryHead;
+  }
+
+  // kStride: words of an entry, where it is known at compile time, else 0.
+  template <int kStride>
+  SPARSENN_INLINE Entry entry(int32_t n) const {
+    return Entry(words + n * (kStride ? kStride : stride));
+  }
+
+  // The entry that a chunk belongs to.
+  template <int kStride>
+  SPARSENN_INLINE int32_t find(int64_t chunk) const {
+    int32_t low = 0, high = count;
+    while (high - low > 1) {
+      const int32_t middle = (low + high) / 2;
+      const bool behind = entry<kStride>(middle).first_chunk() <= chunk;
+      low = behind ? middle : low;
+      high = behind ? high : middle;
+    }
+    return low;
+  }
+};
+
+}  // namespace sparsenn::cuda

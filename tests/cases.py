@@ -1,0 +1,74 @@
+"""Sample inputs and tolerances, written once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DEPTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13)  # 8 is the last one that is unrolled
+SHAPES = ((), (0,), (1,), (7,), (0, 3), (37, 61), (3, 1, 5, 2), (5000,))
+
+# Relative to a float64 computation; half types are accumulated in float32 and rounded once.
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype] * 1e-2}
+
+
+def _permuted(x: Tensor) -> Tensor:
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+def _sliced(x: Tensor) -> Tensor:
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype, device=x.device)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def _misaligned(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "permuted": _permuted,
+    "sliced": _sliced,
+    "misaligned": _misaligned,
+}
+
+
+def values(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu", zeros: bool = True) -> Tensor:
+    """Numbers between 1/2 and 3/2 in magnitude, of both signs, some of them zero: deep products stay in range."""
+    x = (torch.rand(shape, device=device) + 0.5) * torch.where(torch.rand(shape, device=device) < 0.5, -1.0, 1.0)
+    if zeros:
+        x = torch.where(torch.rand(shape, device=device) < 0.1, 0.0, x)
+    return x.to(dtype)
+
+
+def _step_arguments(depth: int, momentum: float, **options) -> tuple:
+    shapes = [(4, 3), (3,), (0, 2)]
+    weights = [values(s, torch.float32) for s in shapes]
+    factors = [values(s, torch.float32) for s in shapes for _ in range(depth)]
+    momenta = [values(s, torch.float32) for s in shapes for _ in range(depth)] if momentum else []
+    lr, lam = (torch.tensor(x, dtype=torch.float64) for x in (0.1, 0.01))
+    rule = {"dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False, **options}
+    return weights, factors, momenta, [values(s, torch.float32) for s in shapes], lr, lam, momentum, *rule.values()
+
+
+def operator_samples() -> Iterator[tuple[str, tuple]]:
+    """Arguments for every operator; a test fails where one has none."""
+    for depth in (1, 3, 9):
+        leaf = [values((3, 4), torch.float64).requires_grad_() for _ in range(depth)]
+        plain = [values((4, 3), torch.float32).t() for _ in range(depth)]
+        grad = values((3, 4), torch.float64).requires_grad_()
+        yield "hadamard", (leaf,)
+        yield "hadamard", (plain,)
+        yield "hadamard_out", (plain, torch.empty(3, 4))
+        yield "hadamard_backward", (grad, leaf)
+        yield "hadamard_backward_out", (plain[0].clone(), plain, [torch.empty(3, 4) for _ in range(depth)])
+        yield "factorized_sgd_", _step_arguments(depth, 0.9, nesterov=True)
+    yield "factorized_sgd_", _step_arguments(2, 0.0, weight_decay=0.1, maximize=True)

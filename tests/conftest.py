@@ -1,0 +1,60 @@
+"""Fixtures: which backend runs the operators, which devices there are, and fresh memory that holds NaN."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+import torch
+
+import sparsenn
+from sparsenn import _extension
+
+KERNELS = _extension.status()["libraries"]["cpu"].loaded
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+    if not KERNELS and os.environ.get("SPARSENN_REFERENCE") != "1":
+        warnings.warn("the compiled kernels are not loaded: only the reference is tested", stacklevel=1)
+
+
+@pytest.fixture(params=["reference", "compiled"])
+def backend(request: pytest.FixtureRequest):
+    """Runs a test once on the plain PyTorch definitions and once on the kernels."""
+    if request.param == "compiled" and not KERNELS:
+        pytest.skip("the compiled kernels are not built")
+    with sparsenn.ops.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def kernels() -> None:
+    """For tests of what only the kernels do."""
+    if not KERNELS:
+        pytest.skip("the compiled kernels are not built")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Memory that an operator leaves unwritten is NaN, and fails whatever is compared."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = before
