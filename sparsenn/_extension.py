@@ -70,9 +70,7 @@ def require_kernels() -> None:
 
 
 def status() -> dict[str, Any]:
-    """What was built and what is loaded, for `sparsenn info`."""
-    import sparsenn.ops  # noqa: F401  (loads the libraries)
-
+    """What was built, and what is loaded once `sparsenn.ops` is imported."""
     try:
         from sparsenn import _native
 

@@ -143,7 +143,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
 def _preset_table() -> str:
     head = ("dataset", "model", "depth", "lam", "lr", "epochs", "batch-size", "eval-every")
     rows = [
-        (*names, str(p.depth), f"{p.lam_at(p.depth):g}", f"{p.lr:g}", str(p.epochs), str(p.batch_size), str(p.eval_every))
+        (*names, str(p.depth), f"{p.lam:g}", f"{p.lr:g}", str(p.epochs), str(p.batch_size), str(p.eval_every))
         for names, p in PRESETS.items()
     ]
     lines = ["  " + "".join(f"{cell:16}" if i < 2 else f"{cell:>11}" for i, cell in enumerate(row)) for row in (head, *rows)]

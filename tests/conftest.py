@@ -11,6 +11,7 @@ import torch
 import sparsenn
 from sparsenn import _extension
 
+sparsenn.ops  # noqa: B018  (loads the kernels)
 KERNELS = _extension.status()["libraries"]["cpu"].loaded
 
 

@@ -11,24 +11,44 @@
 
 #include "cuda/table.h"
 
+#if defined(__CUDACC__)
+#define SPARSENN_ROLLED _Pragma("unroll 1")
+#else
+#define SPARSENN_ROLLED
+#endif
+
 namespace sparsenn::cuda {
 
 constexpr int kThreads = 256;
 
+// What launch.cuh, or in tests its emulation, defines: one access for all of a pack's bytes.
+template <class Pack>
+SPARSENN_INLINE Pack read_words(const void* from);
+template <class Pack>
+SPARSENN_INLINE void write_words(void* to, const Pack& pack);
+
 // N elements of a type that are read or written by one access of up to 16 bytes.
 template <class T, int N>
-struct alignas(N * sizeof(T)) Pack {
+struct Pack {
   T values[N];
 };
 
 template <int N, class T>
 SPARSENN_INLINE Pack<T, N> read(const T* from) {
-  return *reinterpret_cast<const Pack<T, N>*>(from);
+  if constexpr (N == 1) {
+    return {{*from}};
+  } else {
+    return read_words<Pack<T, N>>(from);
+  }
 }
 
 template <int N, class T>
 SPARSENN_INLINE void write(T* to, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+  if constexpr (N == 1) {
+    *to = pack.values[0];
+  } else {
+    write_words(to, pack);
+  }
 }
 
 class FlatElement {
@@ -45,32 +65,20 @@ class FlatElement {
   int64_t index_;
 };
 
-// Takes the coordinate along a dimension off an index; 64-bit division is slow and hardly ever needed.
-SPARSENN_INLINE int64_t take_coordinate(int64_t& index, int64_t size) {
-  int64_t quotient;
-  if (((index | size) >> 32) == 0) {
-    quotient = static_cast<uint32_t>(index) / static_cast<uint32_t>(size);
-  } else {
-    quotient = index / size;
-  }
-  const int64_t coordinate = index - quotient * size;
-  index = quotient;
-  return coordinate;
-}
-
 // kOperands > 0: the operands' offsets are found together and kept.
 template <int kOperands>
 class StridedElement {
  public:
   template <class Table>
   SPARSENN_INLINE StridedElement(const Table& table, Entry entry, int64_t index) : entry_(entry) {
-#pragma unroll
+      SPARSENN_UNROLL
     for (int k = 0; k < kOperands; ++k) offsets_[k] = 0;
-    const uint64_t* row = entry.rows(kOperands);
-    for (int i = table.dim; i > 0; --i, row += kOperands + 1) {
-      const int64_t coordinate = i > 1 ? take_coordinate(index, static_cast<int64_t>(row[0])) : index;
-#pragma unroll
-      for (int k = 0; k < kOperands; ++k) offsets_[k] += coordinate * static_cast<int64_t>(row[1 + k]);
+    const uint64_t* words = entry.rows(kOperands);
+    for (int i = table.dim; i > 0; --i, words += Row::words(kOperands)) {
+      const Row row(words);
+      const int64_t coordinate = i > 1 ? row.take_coordinate(index) : index;
+      SPARSENN_UNROLL
+      for (int k = 0; k < kOperands; ++k) offsets_[k] += coordinate * row.stride(k);
     }
   }
 
@@ -95,10 +103,10 @@ class StridedElement<0> {
   template <class T>
   SPARSENN_INLINE T* pointer(int k) const {
     int64_t rest = index_, offset = 0;
-    const uint64_t* row = rows_;
-    for (int i = dim_; i > 0; --i, row += operands_ + 1) {
-      const int64_t coordinate = i > 1 ? take_coordinate(rest, static_cast<int64_t>(row[0])) : rest;
-      offset += coordinate * static_cast<int64_t>(row[1 + k]);
+    const uint64_t* words = rows_;
+    for (int i = dim_; i > 0; --i, words += Row::words(operands_)) {
+      const Row row(words);
+      offset += (i > 1 ? row.take_coordinate(rest) : rest) * row.stride(k);
     }
     return entry_.operand<T>(k) + offset;
   }
@@ -131,7 +139,7 @@ struct Flat {
         }
       }
       const int64_t end = begin + (size < kChunk<Op> ? size : kChunk<Op>);
-#pragma unroll 1
+      SPARSENN_ROLLED
       for (int64_t i = begin + thread; i < end; i += kThreads) op.template apply<1>(FlatElement(entry, i));
     }
   }

@@ -30,15 +30,20 @@ class Layout {
     }
   }
 
+  static Layout none() { return Layout(); }
+
   // Whether element i of every operand is i elements behind its first.
   bool flat() const { return dim_ == 0; }
 
   int64_t dim() const { return dim_; }
 
-  // For each dimension, innermost first: its size, then each operand's stride.
-  const std::vector<int64_t>& rows() const { return rows_; }
+  // Of the i-th dimension from the innermost on.
+  int64_t size(int64_t i) const { return rows_[i * (operands_ + 1)]; }
+  const int64_t* strides(int64_t i) const { return rows_.data() + i * (operands_ + 1) + 1; }
 
  private:
+  Layout() : operands_(0), dim_(0) {}
+
   // Whether the tensor's elements fill one piece of memory, as they do for nearly all: then equal strides make operands flat.
   static bool is_dense(const TensorView& view) {
     int64_t span = 1;
@@ -70,7 +75,7 @@ class Layout {
   }
 
   int64_t operands_, dim_;
-  std::vector<int64_t> rows_;
+  std::vector<int64_t> rows_;  // for each dimension its size and every operand's stride
 };
 
 }  // namespace sparsenn::cuda

@@ -27,6 +27,49 @@ class Entry {
   const uint64_t* words_;
 };
 
+// One dimension of a layout: its size, the operands' strides, and what divides an index by the size without a division, which
+// would cost a call and 64 bits of patience.
+class Row {
+ public:
+  SPARSENN_INLINE explicit Row(const uint64_t* words) : words_(words) {}
+
+  static SPARSENN_INLINE constexpr int words(int operands) { return 2 + operands; }
+
+  // With 2^(shift - 1) < size <= 2^shift, the factor is 2^(63 + shift) / size, rounded up; it has 64 bits, and its error is too
+  // small to show in the quotient of any index below 2^63 (Granlund and Montgomery 1994, Theorem 4.2).
+  static void set(uint64_t* words, int64_t size, const int64_t* strides, int64_t operands) {
+    uint64_t shift = 1;
+    while (int64_t{1} << shift < size) ++shift;
+    words[0] = static_cast<uint64_t>(size) | shift << kShiftAt;
+    words[1] = static_cast<uint64_t>((static_cast<unsigned __int128>(1) << (63 + shift)) / size + 1);
+    for (int64_t k = 0; k < operands; ++k) words[2 + k] = static_cast<uint64_t>(strides[k]);
+  }
+
+  // Splits an index into the coordinate along this dimension, which is returned, and the index of what lies outside.
+  SPARSENN_INLINE int64_t take_coordinate(int64_t& index) const {
+    const uint64_t quotient = high_product(static_cast<uint64_t>(index), words_[1]) >> ((words_[0] >> kShiftAt) - 1);
+    const int64_t coordinate = index - static_cast<int64_t>(quotient * (words_[0] & kSizeMask));
+    index = static_cast<int64_t>(quotient);
+    return coordinate;
+  }
+
+  SPARSENN_INLINE int64_t stride(int k) const { return static_cast<int64_t>(words_[2 + k]); }
+
+ private:
+  static constexpr int kShiftAt = 56;
+  static constexpr uint64_t kSizeMask = (uint64_t{1} << kShiftAt) - 1;
+
+  static SPARSENN_INLINE uint64_t high_product(uint64_t a, uint64_t b) {
+#if defined(__CUDA_ARCH__)
+    return __umul64hi(a, b);
+#else
+    return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+#endif
+  }
+
+  const uint64_t* words_;
+};
+
 // kWords: the room, of all entries together. The chunks of all tensors are numbered through; blocks take them by their number.
 template <int kWords>
 struct Table {
@@ -35,16 +78,18 @@ struct Table {
   int32_t operands, dim;      // of each entry; dim is 0 where they are flat
   uint64_t words[kWords];
 
-  explicit Table(int64_t operands, int64_t dim = 0)
-      : stride(static_cast<int32_t>(kEntryHead + operands + dim * (operands + 1))),
+  explicit Table(int operands, int dim = 0)
+      : stride(static_cast<int32_t>(kEntryHead + operands + dim * Row::words(operands))),
         operands(static_cast<int32_t>(operands)),
         dim(static_cast<int32_t>(dim)) {}
 
   static constexpr bool fits(int64_t operands, int64_t dim = 0) {
-    return kEntryHead + operands + dim * (operands + 1) <= kWords;
+    return kEntryHead + operands + dim * Row::words(operands) <= kWords;
   }
 
   bool full() const { return (count + 1) * stride > kWords; }
+
+  void clear() { chunks = count = 0; }
 
   // Adds a tensor and returns the place for its operands' addresses and rows.
   uint64_t* add(int64_t size, bool aligned, int64_t chunk) {

@@ -53,7 +53,7 @@ SPARSENN_INLINE T factorized_sgd_step(T grad, T (&factors)[D], T (&momenta)[D], 
   T others[D];
   leave_one_out(factors, others);
   grad = weight_gradient(grad, product(factors), rule);
-#pragma GCC unroll 8
+  SPARSENN_UNROLL
   for (int d = 0; d < D; ++d) factors[d] = updated_factor<kMomentum>(factors[d], grad * others[d], momenta[d], rule);
   return product(factors);
 }

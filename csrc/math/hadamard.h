@@ -11,7 +11,7 @@ constexpr int kMaxUnrolledDepth = 8;
 template <int D, class T>
 SPARSENN_INLINE T product(const T (&factors)[D]) {
   T result = factors[0];
-#pragma GCC unroll 8
+  SPARSENN_UNROLL
   for (int d = 1; d < D; ++d) result *= factors[d];
   return result;
 }
@@ -20,10 +20,10 @@ SPARSENN_INLINE T product(const T (&factors)[D]) {
 template <int D, class T>
 SPARSENN_INLINE void leave_one_out(const T (&factors)[D], T (&others)[D]) {
   others[D - 1] = T(1);
-#pragma GCC unroll 8
+  SPARSENN_UNROLL
   for (int d = D - 1; d > 0; --d) others[d - 1] = others[d] * factors[d];
   T prefix = T(1);
-#pragma GCC unroll 8
+  SPARSENN_UNROLL
   for (int d = 0; d < D; ++d) {
     others[d] = prefix * others[d];
     prefix *= factors[d];

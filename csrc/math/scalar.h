@@ -14,6 +14,13 @@
 #define SPARSENN_INLINE inline __attribute__((always_inline))
 #endif
 
+// Before a loop over the factors of one weight, which are held in registers.
+#if defined(__CUDACC__) || defined(__clang__)
+#define SPARSENN_UNROLL _Pragma("unroll")
+#else
+#define SPARSENN_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 namespace sparsenn {
 
 struct bfloat16 {

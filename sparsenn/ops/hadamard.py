@@ -49,6 +49,8 @@ def hadamard_product(factors: Sequence[Tensor], *, out: Tensor | None = None) ->
     if out is not None:
         _check_out(factors, out)
         _ops.hadamard_out(factors, out)
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(out)
         return out
     return _product(factors)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsenn import _extension
@@ -29,7 +30,7 @@ class _ReferenceMode(TorchDispatchMode):
     """Sends every sparsenn operator to its reference; below autograd, so the registered gradients stay the ones tested."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == NAMESPACE:
+        if func.namespace == NAMESPACE and detect_fake_mode(args) is None:
             func = getattr(reference, func._schema.name.split("::")[1])
         return func(*args, **(kwargs or {}))
 

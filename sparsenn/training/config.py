@@ -102,13 +102,12 @@ def configure(**given: Any) -> TrainConfig:
     dataset, model = given.get("dataset", "digits"), given.get("model", "lenet-300-100")
     preset, method = _preset(dataset, model), given.get("method", "dwf")
     _refuse_without_effect(given, method)
-    depth = given.get("depth", preset.depth)
     defaults: dict[str, Any] = {
         "dataset": dataset,
         "model": model,
         "method": method,
-        "depth": depth,
-        "lam": preset.lam_at(depth) if _is_int(depth) else 0.0,
+        "depth": preset.depth,
+        "lam": preset.lam,
         "lr": preset.lr,
         "schedule": "cosine",
         "epochs": preset.epochs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 DATASETS = ("digits", "mnist", "fashion-mnist")
 MODELS = ("lenet-300-100", "lenet-5")
@@ -18,7 +18,7 @@ class Preset:
 
     Attributes:
         depth: factors a weight.
-        lam: λ for each depth; a depth that is not listed takes that of the nearest one.
+        lam: λ of the penalty.
         lr: initial learning rate of the factorized net.
         dense_lr: initial learning rate of the dense net, and so of the dense twin.
         epochs: passes over the training set.
@@ -30,7 +30,7 @@ class Preset:
     """
 
     depth: int = 3
-    lam: dict[int, float] = field(default_factory=lambda: {2: 4e-4, 3: 6e-4, 4: 6e-4})
+    lam: float = 6e-4
     lr: float = 0.15
     dense_lr: float = 0.15
     epochs: int = 75
@@ -40,18 +40,14 @@ class Preset:
     twin: bool = False
     threads: int = 0
 
-    def lam_at(self, depth: int) -> float:
-        """λ for ``depth`` factors."""
-        return self.lam[min(self.lam, key=lambda known: abs(known - depth))]
-
 
 _DIGITS = Preset(
     depth=2,
-    lam={2: 5e-4, 3: 5e-4, 4: 5e-4},
-    lr=0.2,
-    dense_lr=0.2,
-    epochs=800,
-    batch_size=64,
+    lam=6e-4,
+    lr=0.15,
+    dense_lr=0.05,
+    epochs=500,
+    batch_size=32,
     eval_every=5,
     checkpoint_every=50,
     twin=True,

@@ -238,3 +238,12 @@ def test_memory_that_is_saved_for_backward_is_watched(backend):
         factors[0].add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
+
+
+def test_out_that_autograd_saved_is_watched(backend):
+    leaf, out = torch.ones(3, requires_grad=True), torch.ones(3)
+    result = leaf * out
+    with torch.no_grad():
+        hadamard_product([torch.full((3,), 2.0)], out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()

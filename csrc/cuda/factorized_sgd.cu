@@ -1,0 +1,143 @@
+// The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
+#include "math/factorized_sgd.h"
+
+#include "cuda/launch.cuh"
+#include "dispatch.h"
+
+namespace sparsenn {
+namespace {
+
+using cuda::Pack;
+
+SPARSENN_INLINE double value_of(const Scalar& scalar) {
+  if (scalar.device == nullptr) return scalar.value;
+  return scalar.is_double ? *static_cast<const double*>(scalar.device) : *static_cast<const float*>(scalar.device);
+}
+
+// The rule as far as the host knows it. What lies on the device is read when the kernel runs: a captured graph follows a schedule.
+template <class T>
+struct Rule {
+  FactorizedSgdOptions options;
+  int64_t depth;
+  FactorizedSgd<T> known;
+
+  Rule(const FactorizedSgdOptions& options, int64_t depth)
+      : options(options), depth(depth), known(options, options.lr.value, options.lam.value, depth) {}
+
+  SPARSENN_INLINE Rule prepared() const {
+    Rule rule = *this;
+    if (options.lr.device || options.lam.device) {
+      const FactorizedSgd<T> read(options, value_of(options.lr), value_of(options.lam), depth);
+      // These alone: the others stay constants, which take no registers.
+      rule.known.lr = read.lr;
+      rule.known.factor_decay = read.factor_decay;
+      rule.known.decays_factors = read.decays_factors;
+    }
+    return rule;
+  }
+};
+
+// W: the weights and their gradients; their factors and momenta have the accumulator's type.
+// Operands: weight, gradient, D factors, D momenta.
+template <class W, int D, bool kMomentum>
+struct Step {
+  using T = accumulator_t<W>;
+  static constexpr int kOperands = 2 + (kMomentum ? 2 * D : D), kWidth = 16 / sizeof(T);
+  Rule<T> rule;
+
+  SPARSENN_INLINE Step prepared() const { return {rule.prepared()}; }
+
+  template <int N, class Element>
+  SPARSENN_INLINE void apply(const Element& element) const {
+    Pack<T, N> factors[D], momenta[D];
+    Pack<W, N> weight = cuda::read<N>(element.template pointer<W>(1));
+    SPARSENN_UNROLL
+    for (int d = 0; d < D; ++d) {
+      factors[d] = cuda::read<N>(element.template pointer<T>(2 + d));
+      if constexpr (kMomentum) momenta[d] = cuda::read<N>(element.template pointer<T>(2 + D + d));
+    }
+    SPARSENN_UNROLL
+    for (int i = 0; i < N; ++i) {
+      T values[D], velocities[D];
+      SPARSENN_UNROLL
+      for (int d = 0; d < D; ++d) {
+        values[d] = factors[d].values[i];
+        if constexpr (kMomentum) velocities[d] = momenta[d].values[i];
+      }
+      weight.values[i] = store<W>(factorized_sgd_step<D, kMomentum>(load(weight.values[i]), values, velocities, rule.known));
+      SPARSENN_UNROLL
+      for (int d = 0; d < D; ++d) {
+        factors[d].values[i] = values[d];
+        if constexpr (kMomentum) momenta[d].values[i] = velocities[d];
+      }
+    }
+    cuda::write(element.template pointer<W>(0), weight);
+    SPARSENN_UNROLL
+    for (int d = 0; d < D; ++d) {
+      cuda::write(element.template pointer<T>(2 + d), factors[d]);
+      if constexpr (kMomentum) cuda::write(element.template pointer<T>(2 + D + d), momenta[d]);
+    }
+  }
+};
+
+// Any depth: factor d is moved when the prefix of the old factors before it is known and those behind it are still old.
+template <class W, bool kMomentum>
+struct Step<W, 0, kMomentum> {
+  using T = accumulator_t<W>;
+  static constexpr int kOperands = 0, kWidth = 1;
+  Rule<T> rule;
+
+  SPARSENN_INLINE Step prepared() const { return {rule.prepared()}; }
+
+  template <int N, class Element>
+  SPARSENN_INLINE void apply(const Element& element) const {
+    const int depth = static_cast<int>(rule.depth);
+    T prefix(1);
+    for (int d = 0; d < depth; ++d) prefix *= *element.template pointer<T>(2 + d);
+    const T grad = weight_gradient(load(*element.template pointer<W>(1)), prefix, rule.known);
+    T result(1);
+    prefix = T(1);
+    for (int d = 0; d < depth; ++d) {
+      T suffix(1);
+      for (int k = depth - 1; k > d; --k) suffix *= *element.template pointer<T>(2 + k);
+      T* const factor = element.template pointer<T>(2 + d);
+      const T old = *factor;
+      T momentum(0);
+      if constexpr (kMomentum) momentum = *element.template pointer<T>(2 + depth + d);
+      const T moved = updated_factor<kMomentum>(old, grad * (prefix * suffix), momentum, rule.known);
+      if constexpr (kMomentum) *element.template pointer<T>(2 + depth + d) = momentum;
+      *factor = moved;
+      result *= moved;
+      prefix *= old;
+    }
+    *element.template pointer<W>(0) = store<W>(result);
+  }
+};
+
+}  // namespace
+
+template <>
+void factorized_sgd<Cuda>(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
+                          const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
+                          void* stream) {
+  if (count == 0) return;
+  const auto place = [&](int64_t n, const TensorView** operands) {
+    *operands++ = weights + n;
+    *operands++ = grads + n;
+    for (int64_t d = 0; d < depth; ++d) *operands++ = factors + n * depth + d;
+    for (int64_t d = 0; momenta && d < depth; ++d) *operands++ = momenta + n * depth + d;
+  };
+  dispatch_dtype(weights[0].dtype, [&](auto element) {
+    dispatch_depth(depth, [&](auto unrolled) {
+      using W = decltype(element);
+      const Rule<accumulator_t<W>> rule(options, depth);
+      if (momenta) {
+        cuda::run_many("factorized_sgd_", Step<W, unrolled, true>{rule}, count, 2 + 2 * depth, place, stream);
+      } else {
+        cuda::run_many("factorized_sgd_", Step<W, unrolled, false>{rule}, count, 2 + depth, place, stream);
+      }
+    });
+  });
+}
+
+}  // namespace sparsenn

@@ -1,0 +1,157 @@
+"""FactorizedSGD over ranks: DDP, FSDP2 and distributed checkpoints, in real gloo processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from sparsenn.optim import FactorizedSGD
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+STEPS = 50
+
+
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+
+def make(model: nn.Module, **options) -> FactorizedSGD:
+    return FactorizedSGD(model.parameters(), 0.05, depth=3, lam=1e-3, momentum=0.9, **options)
+
+
+def train(model: nn.Module, optimizer: FactorizedSGD, steps, rank: int = 0, world: int = 1) -> None:
+    for step in steps:
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        part = x[rank::world]
+        (model(part) - part[:, :1].sin()).square().mean().backward()
+        optimizer.step()
+
+
+def _process(rank: int, world: int, port: int, folder: str, work) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        work(rank, world, Path(folder))
+    except BaseException:
+        (Path(folder) / f"error-{rank}").write_text(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def run(world: int, folder: Path, work) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        mp.start_processes(_process, (world, port, str(folder), work), nprocs=world, start_method="spawn")
+    except Exception:
+        pytest.fail("\n".join(path.read_text() for path in folder.glob("error-*")))
+
+
+def _ddp(rank: int, world: int, folder: Path) -> None:
+    torch.manual_seed(100 + rank)  # ranks that seed themselves differently, as for data augmentation
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = make(model)
+    train(model, optimizer, range(STEPS), rank, world)
+    state = [[p.detach(), *optimizer.factors(p)] for p in model.parameters()]
+    torch.save(state, folder / f"rank-{rank}.pt")
+
+
+def test_ddp_ranks_hold_the_same_factors_and_weights(tmp_path):
+    run(2, tmp_path, _ddp)
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    moved = False
+    for p, a, b in zip(net().parameters(), first, second, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        moved = moved or not torch.equal(p, a[0])
+    assert moved
+
+
+def _sharded(world: int) -> nn.Module:
+    model = net()
+    mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def _fsdp(rank: int, world: int, folder: Path) -> None:
+    model = _sharded(world)
+    optimizer = make(model, generator=torch.Generator().manual_seed(5))
+    train(model, optimizer, range(STEPS))
+    state = []
+    for p in model.parameters():
+        assert isinstance(p, DTensor)
+        for name, value in optimizer.state[p].items():
+            if isinstance(value, torch.Tensor):
+                assert isinstance(value, DTensor), name
+                assert value.shape == p.shape, name
+                assert value.placements == p.placements, name
+        state.append([p.full_tensor().detach(), *(f.full_tensor() for f in optimizer.factors(p))])
+    if rank == 0:
+        torch.save(state, folder / f"world-{world}.pt")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_fsdp_steps_on_local_shards_as_one_process_does(tmp_path, world):
+    run(world, tmp_path, _fsdp)
+    model = net()
+    optimizer = make(model, generator=torch.Generator().manual_seed(5))
+    train(model, optimizer, range(STEPS))
+    for p, (weight, *factors) in zip(model.parameters(), torch.load(tmp_path / f"world-{world}.pt"), strict=True):
+        torch.testing.assert_close(weight, p.detach(), rtol=1e-10, atol=1e-12)
+        for ours, whole in zip(factors, optimizer.factors(p), strict=True):
+            torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
+
+
+def _save(rank: int, world: int, folder: Path) -> None:
+    model = _sharded(world)
+    optimizer = make(model, generator=torch.Generator().manual_seed(5))
+    train(model, optimizer, range(10))
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
+    train(model, optimizer, range(10, 20))
+    whole = [p.full_tensor().detach() for p in model.parameters()]
+    if rank == 0:
+        torch.save(whole, folder / "expected.pt")
+
+
+def _restore(rank: int, world: int, folder: Path) -> None:
+    model = _sharded(world)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.5)
+    optimizer = make(model, generator=torch.Generator().manual_seed(77))
+    weights, state = get_state_dict(model, optimizer)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    train(model, optimizer, range(10, 20))
+    whole = [p.full_tensor().detach() for p in model.parameters()]
+    if rank == 0:
+        torch.save(whole, folder / f"restored-{world}.pt")
+
+
+def test_a_distributed_checkpoint_goes_on_under_another_sharding(tmp_path):
+    run(2, tmp_path, _save)
+    expected = torch.load(tmp_path / "expected.pt")
+    for world in (1, 2):
+        run(world, tmp_path, _restore)
+        for a, b in zip(torch.load(tmp_path / f"restored-{world}.pt"), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
