@@ -9,13 +9,14 @@ belongs to the same turn, so that ``compare.py`` can take the median of their ra
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ class Effort:
     sample_seconds: float  # a quick call is repeated within a sample until it takes so long
 
 
-FULL = Effort(seconds=3.0, least_turns=9, most_turns=61, sample_seconds=5e-4)
+FULL = Effort(seconds=2.5, least_turns=7, most_turns=61, sample_seconds=5e-4)
 QUICK = Effort(seconds=0.3, least_turns=3, most_turns=15, sample_seconds=2e-4)
-MEMORY_SHARE = 0.7  # of what is free, that one group may take
+CACHED_SECONDS = 0.02  # a call that takes longer works in memory, not in the caches
+LOAD = round(os.getloadavg()[0], 2)  # before anything of ours runs
+MEMORY_SHARE = 0.8  # of what is free, that one group may take
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,30 +54,33 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     if config.option.benchmark_only:  # the suite's options disable benchmarks
         config.option.benchmark_enable = True
-    if config.option.benchmark_columns is None:
+    if not config.option.benchmark_columns:
         config.option.benchmark_columns = ["median", "iqr", "min", "rounds"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if _case_of(item)]
+    for item in ours:
+        item.add_marker(pytest.mark.benchmark(timer=measured_seconds))
     if config.option.quick:
-        large = [item for item in items if _case(item) is not None and _case(item).size in LARGE]
-        config.hook.pytest_deselected(items=large)
+        large = {item for item in ours if _case_of(item).size in LARGE}
+        config.hook.pytest_deselected(items=list(large))
         items[:] = [item for item in items if item not in large]
 
 
 def pytest_report_header() -> str:
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    busy = " The machine is busy: trust ratios, and those not far." if load > 0.5 else ""
-    return f"machine: {machine_label()}, one thread, load {load:.1f} on {cores} cores.{busy}"
+    busy = ": others are at work here, trust no single figure" if LOAD > 0.5 else ""
+    return f"machine: {machine_label()}, one thread, load {LOAD}{busy}"
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["sparsenn"] = {
         "label": machine_label(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
-        "load": round(os.getloadavg()[0], 2),
+        "load": LOAD,
+        "quick": config.option.quick,
     }
 
 
@@ -93,47 +99,117 @@ def machine_label() -> str:
 
 @pytest.fixture(scope="session")
 def _measured() -> dict[Case, dict[str, Any]]:
-    """For each case, each provider's samples and the number of calls in one; or the error that kept it from being timed."""
+    """For the group at hand: each provider's samples and the calls in one, or the error that kept it from being timed."""
     return {}
 
 
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, benchmark: Any, _measured: dict) -> Callable[..., None]:
-    """Checks and times the providers of a case, and reports one."""
+    """Checks and times the providers of a case, and reports one of them."""
 
     def report(case: Case, provider: Provider, prepare: Callable[[Case], Any]) -> None:
         if case not in _measured:
             _measured.clear()
-            chosen = [item.callspec.params["provider"] for item in request.session.items if _case(item) == case]
+            chosen = [item.callspec.params["provider"] for item in request.session.items if _case_of(item) == case]
             effort = QUICK if request.config.option.quick else FULL
             _measured[case] = _measure(case, chosen, prepare, effort, timed=benchmark.enabled)
         outcome = _measured[case][provider.name]
         if isinstance(outcome, BaseException):
+            benchmark.skipped = True  # pytest-benchmark would warn of a fixture that was not used
             raise outcome
         samples, calls = outcome
         benchmark.group = case.group
-        benchmark.extra_info.update(
-            op=case.op, direction=case.direction, device=case.device, size=case.size, depth=case.depth,
-            provider=provider.name, role=provider.role, bytes=provider.bytes(case), calls=calls,
-        )  # fmt: skip
-        if benchmark.enabled:
-            replay = iter(samples)
-            benchmark.pedantic(lambda: _Clock.advance(next(replay)), rounds=len(samples))
-        else:
-            benchmark(lambda: None)
+        benchmark.extra_info = {
+            **asdict(case),
+            "provider": provider.name,
+            "role": provider.role,
+            "bytes": provider.bytes(case),
+            "calls": calls,
+        }
+        replay = iter(samples)
+        benchmark.pedantic(lambda: _advance(next(replay)), rounds=len(samples))
 
     return report
 
 
-class _Clock:
-    """A clock that moves only by the durations that were measured."""
+_elapsed = 0.0
 
-    now = 0.0
 
-    @classmethod
-    def read(cls) -> float:
-        return cls.now
+def measured_seconds() -> float:
+    """The clock that pytest-benchmark reads: it moves only by what was measured."""
+    return _elapsed
 
-    @classmethod
-    def advance(cls, seconds: float) -> None:
-        cls.now = seconds if cls.now == 0.0 else 0.0
+
+def _advance(seconds: float) -> None:
+    global _elapsed
+    _elapsed += seconds
+
+
+def _case_of(item: pytest.Item) -> Case | None:
+    return item.callspec.params.get("case") if "measure" in getattr(item, "fixturenames", ()) else None
+
+
+def _measure(
+    case: Case, providers: list[Provider], prepare: Callable[[Case], Any], effort: Effort, *, timed: bool
+) -> dict[str, Any]:
+    gc.collect()
+    torch.compiler.reset()  # a graph that was compiled for one case must not be one of many that the next has to choose from
+    needed, free = (len(providers) + 2) * case.footprint, _free_memory(case.device)
+    if needed > MEMORY_SHARE * free:
+        skipped = pytest.skip.Exception(f"needs about {needed / 2**30:.0f} GiB of memory; {free / 2**30:.0f} are free")
+        return {provider.name: skipped for provider in providers}
+    inputs = prepare(case)
+    outcomes: dict[str, Any] = {}
+    runs: dict[str, Run] = {}
+    for provider in providers:
+        try:
+            run = provider.build(inputs)
+            check(run, inputs)
+        except Exception as error:
+            outcomes[provider.name] = error
+        else:
+            runs[provider.name] = run
+            outcomes[provider.name] = ([0.0], 1)
+    if timed and runs:
+        outcomes |= _interleaved({name: run.call for name, run in runs.items()}, case.device, effort)
+    return outcomes
+
+
+def _interleaved(calls: dict[str, Callable[[], Any]], device: str, effort: Effort) -> dict[str, tuple[list[float], int]]:
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def seconds(call: Callable[[], Any], count: int) -> float:
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        synchronize()
+        return (time.perf_counter() - start) / count
+
+    once = {name: min(seconds(call, 1) for _ in range(2)) for name, call in calls.items()}
+    counts = {name: max(1, math.ceil(effort.sample_seconds / duration)) for name, duration in once.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    gc.collect()
+    gc.disable()
+    try:
+        end = time.perf_counter() + effort.seconds
+        turns = 0
+        while turns < effort.least_turns or (turns < effort.most_turns and time.perf_counter() < end):
+            shuffle(order)  # who runs before whom must not matter
+            for name in order:
+                if once[name] < CACHED_SECONDS:
+                    calls[name]()  # fetches what the others have pushed out of the caches
+                samples[name].append(seconds(calls[name], counts[name]))
+            turns += 1
+    finally:
+        gc.enable()
+    return {name: (own, counts[name]) for name, own in samples.items()}
+
+
+def _free_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return int(found.group(1)) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

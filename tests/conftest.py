@@ -12,6 +12,7 @@ import sparsenn
 from sparsenn import _extension
 
 sparsenn.ops  # noqa: B018  (loads the kernels)
+NEEDS_CUDA = "needs a CUDA device"
 KERNELS = _extension.status()["libraries"]["cpu"].loaded
 
 
@@ -19,6 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     if not KERNELS and os.environ.get("SPARSENN_REFERENCE") != "1":
         warnings.warn("the compiled kernels are not loaded: only the reference is tested", stacklevel=1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """With SPARSENN_STRICT=1, as in CI, a test may be skipped for want of a GPU and of nothing else."""
+    report = yield
+    if report.skipped and os.environ.get("SPARSENN_STRICT") == "1" and NEEDS_CUDA not in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"SPARSENN_STRICT=1 allows no skip but for a GPU: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(params=["reference", "compiled"])
@@ -40,7 +51,7 @@ def kernels() -> None:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+        pytest.skip(NEEDS_CUDA)
     return torch.device(request.param)
 
 

@@ -1,23 +1,15 @@
 // From a dtype or a depth that is known at run time to a template argument.
 #pragma once
 
-#include "launchers.h"
-#include "math/scalar.h"
+#include "specialize.h"
 
 namespace sparsenn::cpu {
 
-template <class Body>
-void dispatch_dtype(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::float64: return body(double{});
-    case DType::float32: return body(float{});
-    case DType::bfloat16: return body(bfloat16{});
-    case DType::float16: return body(float16{});
-  }
-}
+using sparsenn::dispatch_dtype;
 
 }  // namespace sparsenn::cpu
 
+// clang-format off
 // A macro, because the branches must be inlined into each copy of a function that is compiled for several instruction sets.
 #define SPARSENN_DISPATCH_DEPTH(depth, unrolled, deep)  \
   switch (depth) {                                      \
@@ -31,3 +23,4 @@ void dispatch_dtype(DType dtype, const Body& body) {
     case 8: { constexpr int D = 8; unrolled; break; }   \
     default: deep; break;                               \
   }
+// clang-format on

@@ -1,8 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
-#include "math/factorized_sgd.h"
-
 #include "cuda/launch.cuh"
-#include "dispatch.h"
+#include "specialize.h"
+#include "math/factorized_sgd.h"
 
 namespace sparsenn {
 namespace {
@@ -14,7 +13,8 @@ SPARSENN_INLINE double value_of(const Scalar& scalar) {
   return scalar.is_double ? *static_cast<const double*>(scalar.device) : *static_cast<const float*>(scalar.device);
 }
 
-// The rule as far as the host knows it. What lies on the device is read when the kernel runs: a captured graph follows a schedule.
+// The rule as far as the host knows it. What lies on the device is read when the kernel runs: a captured graph follows
+// a schedule.
 template <class T>
 struct Rule {
   FactorizedSgdOptions options;
@@ -42,7 +42,7 @@ struct Rule {
 template <class W, int D, bool kMomentum>
 struct Step {
   using T = accumulator_t<W>;
-  static constexpr int kOperands = 2 + (kMomentum ? 2 * D : D), kWidth = 16 / sizeof(T);
+  static constexpr int kDepth = D, kOperands = 2 + (kMomentum ? 2 * D : D), kWidth = 16 / sizeof(T);
   Rule<T> rule;
 
   SPARSENN_INLINE Step prepared() const { return {rule.prepared()}; }
@@ -64,7 +64,8 @@ struct Step {
         values[d] = factors[d].values[i];
         if constexpr (kMomentum) velocities[d] = momenta[d].values[i];
       }
-      weight.values[i] = store<W>(factorized_sgd_step<D, kMomentum>(load(weight.values[i]), values, velocities, rule.known));
+      weight.values[i] =
+          store<W>(factorized_sgd_step<D, kMomentum>(load(weight.values[i]), values, velocities, rule.known));
       SPARSENN_UNROLL
       for (int d = 0; d < D; ++d) {
         factors[d].values[i] = values[d];
@@ -84,7 +85,7 @@ struct Step {
 template <class W, bool kMomentum>
 struct Step<W, 0, kMomentum> {
   using T = accumulator_t<W>;
-  static constexpr int kOperands = 0, kWidth = 1;
+  static constexpr int kDepth = 0, kOperands = 0, kWidth = 1;
   Rule<T> rule;
 
   SPARSENN_INLINE Step prepared() const { return {rule.prepared()}; }
@@ -121,21 +122,25 @@ void factorized_sgd<Cuda>(const TensorView* weights, const TensorView* factors, 
                           const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
                           void* stream) {
   if (count == 0) return;
-  const auto place = [&](int64_t n, const TensorView** operands) {
-    *operands++ = weights + n;
-    *operands++ = grads + n;
-    for (int64_t d = 0; d < depth; ++d) *operands++ = factors + n * depth + d;
-    for (int64_t d = 0; momenta && d < depth; ++d) *operands++ = momenta + n * depth + d;
-  };
+  const int64_t operands = 2 + (momenta ? 2 : 1) * depth;
+  std::vector<const TensorView*> tensors;
+  tensors.reserve(count * operands);
+  for (int64_t n = 0; n < count; ++n) {
+    tensors.push_back(weights + n);
+    tensors.push_back(grads + n);
+    for (int64_t d = 0; d < depth; ++d) tensors.push_back(factors + n * depth + d);
+    for (int64_t d = 0; momenta && d < depth; ++d) tensors.push_back(momenta + n * depth + d);
+  }
   dispatch_dtype(weights[0].dtype, [&](auto element) {
+    using W = decltype(element);
+    const Rule<accumulator_t<W>> rule(options, depth);
     dispatch_depth(depth, [&](auto unrolled) {
-      using W = decltype(element);
-      const Rule<accumulator_t<W>> rule(options, depth);
-      if (momenta) {
-        cuda::run_many("factorized_sgd_", Step<W, unrolled, true>{rule}, count, 2 + 2 * depth, place, stream);
-      } else {
-        cuda::run_many("factorized_sgd_", Step<W, unrolled, false>{rule}, count, 2 + depth, place, stream);
-      }
+      const auto run = [&](auto with_momentum) {
+        const Step<W, unrolled, with_momentum> op{rule};
+        const Step<W, 0, with_momentum> deep{rule};
+        cuda::run(cuda::operation<false>("factorized_sgd_", op, deep), tensors, operands, 0, stream);
+      };
+      momenta ? run(std::true_type{}) : run(std::false_type{});
     });
   });
 }

@@ -1,7 +1,9 @@
-// How blocks and threads walk over tensors, as functions of (block, blocks, thread) that also run, and are tested, on the host.
+// How blocks and threads walk over tensors, as functions of (block, blocks, thread) that also run, and are tested, on
+// the host.
 //
 // An operation is a struct with
-//   kOperands   the number of tensors it reads and writes at each element, 0 where that is known at run time only;
+//   kDepth      the number of factors, 0 where it is known at run time only;
+//   kOperands   the number of tensors it reads and writes at each element, likewise;
 //   kWidth      how many elements a thread takes at once where memory allows;
 //   prepared()  itself, with what lies on the device read;
 //   apply<N>(element)  the work on N consecutive elements, whose operands element.pointer<T>(k) finds.
@@ -71,7 +73,7 @@ class StridedElement {
  public:
   template <class Table>
   SPARSENN_INLINE StridedElement(const Table& table, Entry entry, int64_t index) : entry_(entry) {
-      SPARSENN_UNROLL
+    SPARSENN_UNROLL
     for (int k = 0; k < kOperands; ++k) offsets_[k] = 0;
     const uint64_t* words = entry.rows(kOperands);
     for (int i = table.dim; i > 0; --i, words += Row::words(kOperands)) {
@@ -118,8 +120,8 @@ class StridedElement<0> {
   int64_t index_;
 };
 
-// Tensors whose operands are all flat. Full chunks of aligned operands take vector accesses; misaligned views and the rest of a
-// tensor go element by element.
+// Tensors whose operands are all flat. Full chunks of aligned operands take vector accesses; misaligned views and the
+// rest of a tensor go element by element.
 struct Flat {
   template <class Op>
   static constexpr int64_t kChunk = int64_t{kThreads} * Op::kWidth;
@@ -147,7 +149,6 @@ struct Flat {
 
 // One tensor whose operands lie in memory in different ways.
 struct Strided {
-  template <class Op>
   static constexpr int64_t kChunk = kThreads;
 
   template <class Table, class Op>

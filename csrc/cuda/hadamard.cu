@@ -1,8 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
-#include "math/hadamard.h"
-
 #include "cuda/launch.cuh"
-#include "dispatch.h"
+#include "specialize.h"
+#include "math/hadamard.h"
 
 namespace sparsenn {
 namespace {
@@ -12,7 +11,7 @@ using cuda::Pack;
 // Operands: D factors, out.
 template <class T, int D>
 struct Product {
-  static constexpr int kOperands = D + 1, kWidth = 16 / sizeof(T);
+  static constexpr int kDepth = D, kOperands = D + 1, kWidth = 16 / sizeof(T);
 
   explicit Product(int64_t) {}
   SPARSENN_INLINE Product prepared() const { return *this; }
@@ -35,7 +34,7 @@ struct Product {
 
 template <class T>
 struct Product<T, 0> {
-  static constexpr int kOperands = 0, kWidth = 1;
+  static constexpr int kDepth = 0, kOperands = 0, kWidth = 1;
   int depth;
 
   explicit Product(int64_t depth) : depth(static_cast<int>(depth)) {}
@@ -52,7 +51,7 @@ struct Product<T, 0> {
 // Operands: D gradients, D factors, the product's gradient.
 template <class T, int D>
 struct Gradients {
-  static constexpr int kOperands = 2 * D + 1, kWidth = 16 / sizeof(T);
+  static constexpr int kDepth = D, kOperands = 2 * D + 1, kWidth = 16 / sizeof(T);
 
   explicit Gradients(int64_t) {}
   SPARSENN_INLINE Gradients prepared() const { return *this; }
@@ -79,7 +78,7 @@ struct Gradients {
 
 template <class T>
 struct Gradients<T, 0> {
-  static constexpr int kOperands = 0, kWidth = 1;
+  static constexpr int kDepth = 0, kOperands = 0, kWidth = 1;
   int depth;
 
   explicit Gradients(int64_t depth) : depth(static_cast<int>(depth)) {}
@@ -108,7 +107,9 @@ void hadamard<Cuda>(const TensorView* factors, int64_t depth, const TensorView& 
   operands.push_back(&out);
   dispatch_dtype(out.dtype, [&](auto element) {
     dispatch_depth(depth, [&](auto unrolled) {
-      cuda::run_one("hadamard", Product<decltype(element), unrolled>(depth), operands, out, stream);
+      const Product<decltype(element), unrolled> op(depth);
+      const Product<decltype(element), 0> deep(depth);
+      cuda::run(cuda::operation<true>("hadamard", op, deep), operands, depth + 1, depth, stream);
     });
   });
 }
@@ -122,7 +123,9 @@ void hadamard_backward<Cuda>(const TensorView& grad, const TensorView* factors, 
   operands.push_back(&grad);
   dispatch_dtype(grad.dtype, [&](auto element) {
     dispatch_depth(depth, [&](auto unrolled) {
-      cuda::run_one("hadamard_backward", Gradients<decltype(element), unrolled>(depth), operands, grads[0], stream);
+      const Gradients<decltype(element), unrolled> op(depth);
+      const Gradients<decltype(element), 0> deep(depth);
+      cuda::run(cuda::operation<true>("hadamard_backward", op, deep), operands, 2 * depth + 1, 0, stream);
     });
   });
 }

@@ -1,5 +1,5 @@
-// What makes a launch safe, once: the grid is sized for the device that is current, the stream is the caller's, indices have 64
-// bits, and a launch that fails is an error with CUDA's own words. Nothing launches for empty tensors (run.h).
+// What makes a launch safe, once: the grid is sized for the device that is current, the stream is the caller's, indices
+// have 64 bits, and a launch that fails is an error with CUDA's own words. Nothing launches for empty tensors (run.h).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -40,17 +40,20 @@ SPARSENN_INLINE void write_words(void* to, const Pack& pack) {
 #endif
 }
 
-// Blocks walk over chunks in a loop: enough of them to fill the device several times over, so that the last ones to finish
-// don't leave it idle.
+// Blocks walk over chunks in a loop: enough of them to fill the device several times over, so that the last ones to
+// finish don't leave it idle.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
 
 // After an error the pending one is cleared: it is reported here, and must not be blamed on the next caller.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();
-  std::string message = std::string("sparsenn: ") + what + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")";
+  std::string message =
+      std::string("sparsenn: ") + what + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")";
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
-    message += ". The library was not built for this card; rebuild it here, or with TORCH_CUDA_ARCH_LIST set to its capability";
+    message +=
+        ". The library was not built for this card; rebuild it here, or with TORCH_CUDA_ARCH_LIST set to its "
+        "capability";
   }
   throw std::runtime_error(message);
 }
@@ -62,7 +65,8 @@ inline int64_t multiprocessors() {
   const bool cached = device < static_cast<int>(known.size());
   int count = cached ? known[device].load(std::memory_order_relaxed) : 0;
   if (count == 0) {
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "the CUDA device can't be asked for its size");
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+          "the CUDA device can't be asked for its size");
     if (cached) known[device].store(count, std::memory_order_relaxed);
   }
   return count;
@@ -77,24 +81,32 @@ inline bool has_large_parameters() {
   return has;
 }
 
-// Left alone, the compiler rounds registers down to a better occupancy. For the common kernels it need not spill for that; the
-// others are told that one block on a multiprocessor is enough.
+// Left alone, the compiler rounds registers down to a better occupancy. For the common kernels it need not spill for
+// that; the others are told that one block on a multiprocessor is enough.
 template <class Walk, class Op>
 constexpr int kMinBlocks = std::is_same_v<Walk, Flat> && Op::kOperands > 0 ? 0 : 1;
 
 template <class Walk, class Table, class Op>
-__global__ void __launch_bounds__(kThreads, (kMinBlocks<Walk, Op>)) kernel(const __grid_constant__ Table table, const __grid_constant__ Op op) {
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<Walk, Op>))
+    kernel(const __grid_constant__ Table table, const __grid_constant__ Op op) {
   Walk::run(table, op, blockIdx.x, gridDim.x, threadIdx.x);
 }
 
-template <class Walk, class Table, class Op>
-void launch(const Table& table, const Op& op, void* stream) {
-  static_assert(sizeof(Table) + sizeof(Op) <= (sizeof(Table) > 4096 ? 32764 : 4096), "a kernel's parameters have a limit");
+template <class Walk, int kWords, class Op>
+const void* kernel_of() {
+  using Parameter = Table<kWords>;
+  static_assert(sizeof(Parameter) + sizeof(Op) <= (kWords > 4096 / 8 ? 32764 : 4096),
+                "a kernel's parameters have a limit");
+  return reinterpret_cast<const void*>(&kernel<Walk, Parameter, Op>);
+}
+
+inline void launch(const void* kernel, const void* table, const void* op, int64_t chunks, void* stream) {
   cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(std::min(table.chunks, multiprocessors() * kBlocksPerMultiprocessor));
+  config.gridDim = static_cast<unsigned>(std::min(chunks, multiprocessors() * kBlocksPerMultiprocessor));
   config.blockDim = kThreads;
   config.stream = static_cast<cudaStream_t>(stream);
-  check(cudaLaunchKernelEx(&config, kernel<Walk, Table, Op>, table, op), "a CUDA kernel could not be launched");
+  void* parameters[] = {const_cast<void*>(table), const_cast<void*>(op)};
+  check(cudaLaunchKernelExC(&config, kernel, parameters), "a CUDA kernel could not be launched");
 }
 
 }  // namespace sparsenn::cuda

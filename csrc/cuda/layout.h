@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "launchers.h"
@@ -14,7 +13,7 @@ class Layout {
   // The operands' elements are visited in the order in which the model, one of them, lies in memory.
   Layout(const TensorView* const* operands, int64_t count, const TensorView& model) : operands_(count), dim_(0) {
     if (is_dense(model) && std::all_of(operands, operands + count, [&](const TensorView* operand) {
-          return std::memcmp(operand->strides, model.strides, sizeof(int64_t) * model.dim) == 0;
+          return std::equal(model.strides, model.strides + model.dim, operand->strides);
         })) {
       return;
     }
@@ -22,7 +21,8 @@ class Layout {
     for (int64_t i = 0; i < model.dim; ++i) {
       if (model.sizes[i] != 1) axes.push_back(i);
     }
-    std::stable_sort(axes.begin(), axes.end(), [&](int64_t a, int64_t b) { return model.strides[a] > model.strides[b]; });
+    std::stable_sort(axes.begin(), axes.end(),
+                     [&](int64_t a, int64_t b) { return model.strides[a] > model.strides[b]; });
     for (; !axes.empty(); axes.pop_back()) add(operands, axes.back(), model.sizes[axes.back()]);
     if (dim_ == 1 && std::all_of(rows_.begin() + 1, rows_.end(), [](int64_t stride) { return stride == 1; })) {
       dim_ = 0;
@@ -30,7 +30,7 @@ class Layout {
     }
   }
 
-  static Layout none() { return Layout(); }
+  static Layout flat_one() { return Layout(); }
 
   // Whether element i of every operand is i elements behind its first.
   bool flat() const { return dim_ == 0; }
@@ -44,7 +44,8 @@ class Layout {
  private:
   Layout() : operands_(0), dim_(0) {}
 
-  // Whether the tensor's elements fill one piece of memory, as they do for nearly all: then equal strides make operands flat.
+  // Whether the tensor's elements fill one piece of memory, as they do for nearly all: then equal strides make operands
+  // flat.
   static bool is_dense(const TensorView& view) {
     int64_t span = 1;
     for (int64_t i = 0; i < view.dim; ++i) span += (view.sizes[i] - 1) * view.strides[i];

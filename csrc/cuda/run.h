@@ -10,98 +10,104 @@
 
 namespace sparsenn::cuda {
 
-// A kernel's parameters may take 4 kB on every driver, and nearly 32 kB on those since CUDA 12.1. An operation needs up to 256
-// bytes beside its table.
+// A kernel's parameters may take 4 kB on every driver, and nearly 32 kB on those since CUDA 12.1. An operation needs up
+// to 256 bytes beside its table.
 constexpr int kSmallTable = (4096 - 32 - 256) / 8;
 constexpr int kLargeTable = (32764 - 32 - 256) / 8;
 
-inline bool is_aligned(const TensorView* const* operands, int64_t count) {
-  uintptr_t bits = 0;
-  for (int64_t k = 0; k < count; ++k) bits |= reinterpret_cast<uintptr_t>(operands[k]->data);
-  return bits % 16 == 0;
+// From more factors on, an element of a tensor that is not flat takes the operation for any depth, and many tensors
+// take more launches: the kernels in question would be many and large, and hardly ever run.
+constexpr int kMaxSpecialDepth = 4;
+
+// An operation without its type: its kernels, and the parameters that they take behind their tables.
+struct Operation {
+  const char* name;
+  const void *flat, *flat_large, *strided;  // flat_large is null where there is none
+  const void *parameter, *strided_parameter;
+  int64_t chunk;
+};
+
+// Op and Deep do the same for a known and for any depth. kOne: the table never holds more than one tensor.
+template <bool kOne, class Op, class Deep>
+Operation operation(const char* name, const Op& op, const Deep& deep) {
+  constexpr bool kKnown = Op::kDepth > 0, kSpecial = kKnown && Op::kDepth <= kMaxSpecialDepth;
+  Operation result{name, nullptr, nullptr, nullptr, &op, &deep, Flat::kChunk<Op>};
+  result.flat = kernel_of<Flat, kOne && kKnown ? kEntryHead + Op::kOperands : kSmallTable, Op>();
+  if constexpr (kSpecial && !kOne) result.flat_large = kernel_of<Flat, kLargeTable, Op>();
+  if constexpr (kSpecial) {
+    result.strided = kernel_of<Strided, kSmallTable, Op>();
+    result.strided_parameter = &op;
+  } else {
+    result.strided = kernel_of<Strided, kSmallTable, Deep>();
+  }
+  return result;
+}
+
+[[noreturn]] inline void refuse(const Operation& operation, int64_t operands, int64_t dim) {
+  throw std::runtime_error(
+      "sparsenn::" + std::string(operation.name) + ": the CUDA kernel can't take " + std::to_string(operands) +
+      " tensors for one weight" +
+      (dim ? " whose strides differ in " + std::to_string(dim) + " dimensions; pass contiguous ones"
+           : "; use fewer factors"));
 }
 
 template <class Table>
 void add_to(Table& table, const TensorView* const* operands, const Layout& layout, int64_t chunk) {
-  uint64_t* words = table.add(operands[0]->numel, is_aligned(operands, table.operands), chunk);
-  for (int64_t k = 0; k < table.operands; ++k) *words++ = reinterpret_cast<uintptr_t>(operands[k]->data);
+  uintptr_t bits = 0;
+  for (int k = 0; k < table.operands; ++k) bits |= reinterpret_cast<uintptr_t>(operands[k]->data);
+  uint64_t* words = table.add(operands[0]->numel, bits % 16 == 0, chunk);
+  for (int k = 0; k < table.operands; ++k) *words++ = reinterpret_cast<uintptr_t>(operands[k]->data);
   for (int64_t i = 0; i < layout.dim(); ++i, words += Row::words(table.operands)) {
     Row::set(words, layout.size(i), layout.strides(i), table.operands);
   }
 }
 
-[[noreturn]] inline void refuse(const char* name, int64_t operands, int64_t dim) {
-  const std::string of = std::to_string(operands) + " tensors";
-  throw std::runtime_error(
-      dim == 0 ? std::string("sparsenn::") + name + ": the CUDA kernel can't take " + of +
-                     " for one weight; use fewer factors"
-               : std::string("sparsenn::") + name + ": the CUDA kernel can't take " + of + " whose strides differ in " +
-                     std::to_string(dim) + " dimensions; pass contiguous ones, or fewer factors");
+// One launch for a tensor whose operands lie in memory in different ways.
+inline void run_strided(const Operation& operation, const TensorView* const* operands, int64_t count,
+                        const Layout& layout, void* stream) {
+  if (!Table<kSmallTable>::fits(count, layout.dim())) refuse(operation, count, layout.dim());
+  Table<kSmallTable> table(static_cast<int>(count), static_cast<int>(layout.dim()));
+  add_to(table, operands, layout, Strided::kChunk);
+  launch(operation.strided, &table, operation.strided_parameter, table.chunks, stream);
 }
 
-// Runs the operation where operands lie in memory in different ways: one launch for the tensor.
-template <class Op>
-void run_strided(const char* name, const Op& op, const TensorView* const* operands, int64_t count, const Layout& layout,
-                 void* stream) {
-  using Small = Table<kSmallTable>;
-  if (!Small::fits(count, layout.dim())) refuse(name, count, layout.dim());
-  Small table(count, layout.dim());
-  add_to(table, operands, layout, Strided::kChunk<Op>);
-  launch<Strided>(table, op, stream);
-}
-
-// Runs the operation on one tensor. The model is the operand whose order in memory is followed.
-template <class Op>
-void run_one(const char* name, const Op& op, const std::vector<const TensorView*>& operands, const TensorView& model,
-             void* stream) {
-  if (model.numel == 0) return;
-  const int64_t count = static_cast<int64_t>(operands.size());
-  const Layout layout(operands.data(), count, model);
-  if (!layout.flat()) return run_strided(name, op, operands.data(), count, layout, stream);
-  using One = Table<Op::kOperands ? kEntryHead + Op::kOperands : kSmallTable>;
-  if (!One::fits(count)) refuse(name, count, 0);
-  One table(count);
-  add_to(table, operands.data(), layout, Flat::kChunk<Op>);
-  launch<Flat>(table, op, stream);
-}
-
-// Runs the operation on tensors that are flat, as many in a launch as its table holds.
-template <int kWords, class Op>
-void run_tables(const Op& op, const std::vector<const TensorView*>& flat, int64_t operands, void* stream) {
-  const Layout none = Layout::none();
-  Table<kWords> table(operands);
-  for (size_t n = 0; n < flat.size(); n += operands) {
+// Launches for tensors that are flat: as many in each as its table holds.
+template <int kWords>
+void run_flat(const Operation& operation, const void* kernel, const std::vector<const TensorView*>& tensors,
+              int64_t operands, void* stream) {
+  Table<kWords> table(static_cast<int>(operands));
+  for (size_t n = 0; n < tensors.size(); n += operands) {
     if (table.full()) {
-      launch<Flat>(table, op, stream);
+      launch(kernel, &table, operation.parameter, table.chunks, stream);
       table.clear();
     }
-    add_to(table, flat.data() + n, none, Flat::kChunk<Op>);
+    add_to(table, tensors.data() + n, Layout::flat_one(), operation.chunk);
   }
-  launch<Flat>(table, op, stream);
+  launch(kernel, &table, operation.parameter, table.chunks, stream);
 }
 
-// Runs the operation on many tensors; place(n, operands) fills in the operands of the n-th, the model first.
-template <class Op, class Place>
-void run_many(const char* name, const Op& op, int64_t count, int64_t operands, const Place& place, void* stream) {
-  if (!Table<kSmallTable>::fits(operands)) refuse(name, operands, 0);
-  std::vector<const TensorView*> own(operands), flat;
-  flat.reserve(count * operands);
-  for (int64_t n = 0; n < count; ++n) {
-    place(n, own.data());
+// Runs an operation on tensors, each with so many operands, one after the other in the list. `model` is the number of
+// the operand whose order in memory is followed.
+inline void run(const Operation& operation, const std::vector<const TensorView*>& tensors, int64_t operands,
+                int64_t model, void* stream) {
+  if (!Table<kSmallTable>::fits(operands)) refuse(operation, operands, 0);
+  std::vector<const TensorView*> flat;
+  flat.reserve(tensors.size());
+  for (auto own = tensors.begin(); own != tensors.end(); own += operands) {
     if (own[0]->numel == 0) continue;
-    const Layout layout(own.data(), operands, *own[0]);
+    const Layout layout(&*own, operands, *own[model]);
     if (layout.flat()) {
-      flat.insert(flat.end(), own.begin(), own.end());
+      flat.insert(flat.end(), own, own + operands);
     } else {
-      run_strided(name, op, own.data(), operands, layout, stream);
+      run_strided(operation, &*own, operands, layout, stream);
     }
   }
   if (flat.empty()) return;
   const int64_t words = static_cast<int64_t>(flat.size()) / operands * (kEntryHead + operands);
-  if (words > kSmallTable && has_large_parameters()) {
-    run_tables<kLargeTable>(op, flat, operands, stream);
+  if (words > kSmallTable && operation.flat_large && has_large_parameters()) {
+    run_flat<kLargeTable>(operation, operation.flat_large, flat, operands, stream);
   } else {
-    run_tables<kSmallTable>(op, flat, operands, stream);
+    run_flat<kSmallTable>(operation, operation.flat, flat, operands, stream);
   }
 }
 

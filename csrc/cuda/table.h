@@ -1,13 +1,13 @@
-// What a kernel knows of the tensors it visits, small enough to travel as its parameter: no memory to allocate, nothing to copy,
-// and a captured graph keeps its own. Host and device.
+// What a kernel knows of the tensors it visits, small enough to travel as its parameter: no memory to allocate, nothing
+// to copy, and a captured graph keeps its own. Host and device.
 #pragma once
 
 #include "math/scalar.h"
 
 namespace sparsenn::cuda {
 
-// One tensor in a table: its first chunk, its size (twice, plus 1 where vector accesses are allowed), its operands' addresses,
-// and, where they are not flat, the rows of their layout.
+// One tensor in a table: its first chunk, its size (twice, plus 1 where vector accesses are allowed), its operands'
+// addresses, and, where they are not flat, the rows of their layout.
 constexpr int kEntryHead = 2;
 
 class Entry {
@@ -27,16 +27,16 @@ class Entry {
   const uint64_t* words_;
 };
 
-// One dimension of a layout: its size, the operands' strides, and what divides an index by the size without a division, which
-// would cost a call and 64 bits of patience.
+// One dimension of a layout: its size, the operands' strides, and what divides an index by the size without a division,
+// which would cost a call and 64 bits of patience.
 class Row {
  public:
   SPARSENN_INLINE explicit Row(const uint64_t* words) : words_(words) {}
 
   static SPARSENN_INLINE constexpr int words(int operands) { return 2 + operands; }
 
-  // With 2^(shift - 1) < size <= 2^shift, the factor is 2^(63 + shift) / size, rounded up; it has 64 bits, and its error is too
-  // small to show in the quotient of any index below 2^63 (Granlund and Montgomery 1994, Theorem 4.2).
+  // With 2^(shift - 1) < size <= 2^shift, the factor is 2^(63 + shift) / size, rounded up; it has 64 bits, and its
+  // error is too small to show in the quotient of any index below 2^63 (Granlund and Montgomery 1994, Theorem 4.2).
   static void set(uint64_t* words, int64_t size, const int64_t* strides, int64_t operands) {
     uint64_t shift = 1;
     while (int64_t{1} << shift < size) ++shift;
@@ -70,7 +70,8 @@ class Row {
   const uint64_t* words_;
 };
 
-// kWords: the room, of all entries together. The chunks of all tensors are numbered through; blocks take them by their number.
+// kWords: the room, of all entries together; tables differ in nothing else, and one is a valid start of a larger one.
+// The chunks of all tensors are numbered through; blocks take them by their number.
 template <int kWords>
 struct Table {
   int64_t chunks = 0;

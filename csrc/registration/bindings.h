@@ -51,9 +51,18 @@ inline void check_like(const std::vector<TensorView>& views, const TensorView& m
   for (const TensorView& view : views) check_like(view, model, dtype, name);
 }
 
+inline bool is_contiguous(const TensorView& view) {
+  int64_t expected = 1;
+  for (int64_t i = view.dim - 1; i >= 0; --i) {
+    if (view.sizes[i] != 1 && view.strides[i] != expected) return false;
+    expected *= view.sizes[i];
+  }
+  return true;
+}
+
 // Whether two indices can name one element: some stride is shorter than the span of the dimensions below it.
 inline bool overlaps_itself(const TensorView& view) {
-  if (view.numel < 2) return false;
+  if (view.numel < 2 || is_contiguous(view)) return false;
   std::vector<std::pair<int64_t, int64_t>> axes;
   for (int64_t i = 0; i < view.dim; ++i) {
     if (view.sizes[i] > 1) axes.emplace_back(view.strides[i], view.sizes[i]);
@@ -88,19 +97,19 @@ inline bool same_place(const TensorView& a, const TensorView& b) {
   return a.data == b.data && std::memcmp(a.strides, b.strides, sizeof(int64_t) * a.dim) == 0;
 }
 
-// The factors' device is the one that the dispatcher chose; the rest of the arguments must be there too.
-inline void check_device(const Tensor& tensor, const Tensor& model) {
-  STD_TORCH_CHECK(tensor.device() == model.device(), "sparsenn: the arguments lie on different devices");
+// The device that the dispatcher chose; the other arguments must be there too.
+inline void check_device(const Tensor& tensor, const torch::stable::Device& device) {
+  STD_TORCH_CHECK(tensor.device() == device, "sparsenn: the arguments lie on different devices");
 }
 
-inline void check_devices(const std::vector<Tensor>& tensors, const Tensor& model) {
-  for (const Tensor& tensor : tensors) check_device(tensor, model);
+inline void check_device(const std::vector<Tensor>& tensors, const torch::stable::Device& device) {
+  for (const Tensor& tensor : tensors) check_device(tensor, device);
 }
 
 template <class Device>
 void hadamard_out(std::vector<Tensor> factors, Tensor out) {
   STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard: factors is empty; it takes at least one tensor");
-  check_devices(factors, out);
+  check_device(factors, out.device());
   const std::vector<TensorView> in = views_of(factors);
   const TensorView result = view_of(out);
   check_like(in, result, result.dtype, "a factor");
@@ -125,8 +134,8 @@ template <class Device>
 void hadamard_backward_out(Tensor grad, std::vector<Tensor> factors, std::vector<Tensor> grads) {
   STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard_backward: factors is empty; it takes at least one tensor");
   STD_TORCH_CHECK(grads.size() == factors.size(), "sparsenn::hadamard_backward: one gradient for each factor is needed");
-  check_devices(factors, grad);
-  check_devices(grads, grad);
+  check_device(factors, grad.device());
+  check_device(grads, grad.device());
   const TensorView upstream = view_of(grad);
   const std::vector<TensorView> in = views_of(factors), out = views_of(grads);
   check_like(in, upstream, upstream.dtype, "a factor");
@@ -164,21 +173,18 @@ void factorized_sgd_(std::vector<Tensor> weights, std::vector<Tensor> factors, s
                   "sparsenn::factorized_sgd_: one gradient for each weight is needed");
   STD_TORCH_CHECK(momenta.size() == (momentum != 0 ? factors.size() : 0),
                   "sparsenn::factorized_sgd_: one momentum for each factor is needed, none where momentum is 0");
+  for (const auto* tensors : {&weights, &factors, &momenta, &grads}) check_device(*tensors, weights[0].device());
   const std::vector<TensorView> weight = views_of(weights), factor = views_of(factors), velocity = views_of(momenta),
                                 grad = views_of(grads);
   const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
   for (int64_t n = 0; n < count; ++n) {
-    check_device(weights[n], weights[0]);
-    check_device(grads[n], weights[0]);
     check_like(weight[n], weight[n], dtype, "a weight");
     check_like(grad[n], weight[n], dtype, "a gradient");
     check_writable(weight[n], "a weight");
     for (int64_t k = n * depth; k < (n + 1) * depth; ++k) {
-      check_device(factors[k], weights[0]);
       check_like(factor[k], weight[n], state, "a factor");
       check_writable(factor[k], "a factor");
       if (momenta.empty()) continue;
-      check_device(momenta[k], weights[0]);
       check_like(velocity[k], weight[n], state, "a momentum");
       check_writable(velocity[k], "a momentum");
     }
@@ -190,11 +196,16 @@ void factorized_sgd_(std::vector<Tensor> weights, std::vector<Tensor> factors, s
                                        grad.data(), count, depth, options, guard.stream());
 }
 
-// A 0-d float32 or float64 tensor in host memory.
-inline Scalar host_scalar(const Tensor& tensor) {
+inline DType scalar_dtype(const Tensor& tensor) {
   const DType dtype = dtype_of(tensor);
   STD_TORCH_CHECK(tensor.numel() == 1 && (dtype == DType::float64 || dtype == DType::float32),
                   "sparsenn: lr and lam take one float32 or float64 number");
+  return dtype;
+}
+
+// A 0-d float32 or float64 tensor in host memory.
+inline Scalar host_scalar(const Tensor& tensor) {
+  const DType dtype = scalar_dtype(tensor);
   const void* data = tensor.data_ptr();
   const double value = dtype == DType::float64 ? *static_cast<const double*>(data) : *static_cast<const float*>(data);
   return {value, nullptr, false};

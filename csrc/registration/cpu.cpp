@@ -13,7 +13,7 @@ struct CpuDevice {
   };
 
   static Scalar scalar(const torch::stable::Tensor& tensor, const torch::stable::Tensor& model) {
-    bindings::check_device(tensor, model);
+    bindings::check_device(tensor, model.device());
     return bindings::host_scalar(tensor);
   }
 };

@@ -1,0 +1,63 @@
+// Launches on the host, for tests: the .cu files compile with this in the place of csrc/cuda/launch.cuh, and every
+// kernel runs on memory of the host, thread after thread. What the tables, the walks and the operations do is the same
+// code.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "cuda/grid.h"
+
+namespace sparsenn::cuda {
+
+// What tests set and ask.
+struct Emulation {
+  int64_t blocks = 7;  // at most
+  bool large_parameters = true;
+  int64_t launches = 0;
+};
+inline Emulation emulation;
+
+template <class Pack>
+SPARSENN_INLINE Pack read_words(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(Pack)) std::abort();
+  Pack pack;
+  memcpy(&pack, from, sizeof(Pack));
+  return pack;
+}
+
+template <class Pack>
+SPARSENN_INLINE void write_words(void* to, const Pack& pack) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(Pack)) std::abort();
+  memcpy(to, &pack, sizeof(Pack));
+}
+
+inline bool has_large_parameters() { return emulation.large_parameters; }
+
+using Kernel = void (*)(const void* table, const void* op, int64_t block, int64_t blocks, int thread);
+
+template <class Walk, int kWords, class Op>
+void kernel(const void* table, const void* op, int64_t block, int64_t blocks, int thread) {
+  Walk::run(*static_cast<const Table<kWords>*>(table), *static_cast<const Op*>(op), block, blocks, thread);
+}
+
+template <class Walk, int kWords, class Op>
+const void* kernel_of() {
+  static_assert(sizeof(Table<kWords>) + sizeof(Op) <= (kWords > 4096 / 8 ? 32764 : 4096));
+  return reinterpret_cast<const void*>(&kernel<Walk, kWords, Op>);
+}
+
+// The last thread comes first: no result may depend on the order.
+inline void launch(const void* kernel, const void* table, const void* op, int64_t chunks, void*) {
+  ++emulation.launches;
+  const int64_t blocks = std::min(chunks, emulation.blocks);
+  for (int64_t block = blocks - 1; block >= 0; --block) {
+    for (int thread = kThreads - 1; thread >= 0; --thread) {
+      reinterpret_cast<Kernel>(const_cast<void*>(kernel))(table, op, block, blocks, thread);
+    }
+  }
+}
+
+}  // namespace sparsenn::cuda
+
+#include "cuda/run.h"

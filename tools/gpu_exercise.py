@@ -1,0 +1,165 @@
+"""Runs every CUDA kernel over odd sizes, dtypes, depths and layouts, against the reference: a part of benchmarks/gpu_check.sh.
+
+Short enough for compute-sanitizer with --short. `--device cpu` runs the same over the CPU kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import sparsenn
+from sparsenn.ops import backend
+
+# Relative to the largest value: roundings of a few products and sums.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+DTYPES = tuple(TOLERANCE)
+
+
+def flat(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def misaligned(x: Tensor) -> Tensor:
+    return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def gaps(x: Tensor) -> Tensor:
+    return torch.empty(*x.shape[:-1], x.shape[-1] + 3, dtype=x.dtype, device=x.device)[..., : x.shape[-1]].copy_(x)
+
+
+LAYOUTS: list[tuple[Callable[[Tensor], Tensor], ...]] = [
+    (flat,),
+    (misaligned,),
+    (flat, transposed),
+    (transposed, gaps, flat),
+    (gaps,),
+]
+
+
+class Case:
+    """One shape, dtype and depth; tensors are drawn anew, and equal, for the kernel and for the reference."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, depth: int, layouts: tuple, device: str) -> None:
+        self.shape, self.dtype, self.depth, self.layouts, self.device = shape, dtype, depth, layouts, device
+
+    def __str__(self) -> str:
+        names = " and ".join(layout.__name__ for layout in self.layouts)
+        return f"shape {self.shape}, {self.dtype}, depth {self.depth}, {names}"
+
+    def draw(self, count: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [torch.randn(self.shape, generator=generator, dtype=torch.float64) for _ in range(count)]
+        return [self.layouts[k % len(self.layouts)]((x * (x.abs() > 0.1)).to(self.device, dtype)) for k, x in enumerate(drawn)]
+
+    def compare(self, what: str, got: list[Tensor], expected: list[Tensor]) -> None:
+        for k, (a, b) in enumerate(zip(got, expected, strict=True)):
+            scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+            error = (a.double() - b.double()).abs().max().item() / scale if b.numel() else 0.0
+            if not error <= TOLERANCE[b.dtype]:
+                sys.exit(f"gpu_exercise: {what}: {self}: result {k} is off by {error:.3g} of the largest value")
+
+    def hadamard(self) -> list[Tensor]:
+        out = self.draw(self.depth + 1, self.dtype, 1)[-1]
+        torch.ops.sparsenn.hadamard_out(self.draw(self.depth, self.dtype, 2), out)
+        return [out]
+
+    def hadamard_backward(self) -> list[Tensor]:
+        (grad,) = self.draw(1, self.dtype, 1)
+        grads = self.draw(self.depth, self.dtype, 3)
+        torch.ops.sparsenn.hadamard_backward_out(grad, self.draw(self.depth, self.dtype, 2), grads)
+        return grads
+
+    def factorized_sgd(self, count: int, momentum: float, scalars: str) -> list[Tensor]:
+        state = self.dtype if self.dtype == torch.float64 else torch.float32
+        weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
+        factors = self.draw(count * self.depth, state, 3)
+        momenta = self.draw(count * self.depth, state, 4) if momentum else []
+        lr, lam = torch.tensor(0.1, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
+        torch.ops.sparsenn.factorized_sgd_(weights, factors, momenta, grads, lr, lam, momentum, 0.0, 1e-2, momentum != 0, False)
+        return weights + factors + momenta
+
+    def check(self) -> int:
+        calls: list[tuple[str, Callable[[], list[Tensor]]]] = [
+            ("hadamard", self.hadamard),
+            ("hadamard_backward", self.hadamard_backward),
+        ]
+        for momentum, scalars, count in ((0.9, "cpu", 3), (0.0, self.device, 1)):
+            calls.append(("factorized_sgd_", lambda m=momentum, s=scalars, n=count: self.factorized_sgd(n, m, s)))
+        for name, call in calls:
+            with backend("reference"):
+                expected = call()
+            got, again = call(), call()
+            self.compare(name, got, expected)
+            if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)):
+                sys.exit(f"gpu_exercise: {name}: {self}: two runs differ")
+        return len(calls)
+
+
+def check_streams() -> int:
+    """A stream of one's own, a captured graph that follows lr, and the last device there is."""
+    device = f"cuda:{torch.cuda.device_count() - 1}"
+    case = Case((5, 1031), torch.float32, 3, (flat,), device)
+    expected = case.hadamard()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        got = case.hadamard()
+    stream.synchronize()
+    case.compare("hadamard on a stream", got, expected)
+
+    weights, grads, factors = case.draw(1, torch.float32, 1), case.draw(1, torch.float32, 2), case.draw(3, torch.float32, 3)
+    start = [factor.clone() for factor in factors]
+    lr, lam = torch.tensor(0.1, device=device), torch.tensor(0.0, device=device)
+
+    def step() -> None:
+        torch.ops.sparsenn.factorized_sgd_(weights, factors, [], grads, lr, lam, 0.0, 0.0, 0.0, False, False)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        with torch.cuda.graph(graph):
+            step()
+        results = []
+        for rate in (0.0, 0.2):
+            lr.fill_(rate)
+            for factor, value in zip(factors, start, strict=True):
+                factor.copy_(value)
+            graph.replay()
+            torch.cuda.synchronize(device)
+            results.append(torch.cat([factor.flatten() for factor in factors]))
+    if not torch.equal(results[0], torch.cat([value.flatten() for value in start])) or torch.equal(*results):
+        sys.exit("gpu_exercise: a captured step does not follow lr")
+    return 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="fewer shapes, dtypes and depths")
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+    shapes = [(3, 1031)] if arguments.short else [(0, 4), (1, 1), (7, 13), (3, 1031), (2, 3, 5, 7), (64, 4096)]
+    depths = [1, 3, 9] if arguments.short else [1, 2, 3, 4, 5, 6, 7, 8, 9, 12]
+    dtypes = [torch.float32, torch.bfloat16] if arguments.short else DTYPES
+    with backend("compiled"):
+        pass
+    if arguments.device != "cpu" and not sparsenn._extension.status()["libraries"]["cuda"].loaded:
+        sys.exit(f"gpu_exercise: {sparsenn._extension.status()['libraries']['cuda'].problem}")
+    count = 0
+    for shape, dtype, depth, layouts in itertools.product(shapes, dtypes, depths, LAYOUTS):
+        count += Case(shape, dtype, depth, layouts, arguments.device).check()
+    if arguments.device != "cpu":
+        count += check_streams()
+    print(f"gpu_exercise: {count} calls agree with the reference on {arguments.device}")
+
+
+if __name__ == "__main__":
+    main()
