@@ -113,6 +113,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
     how.add_argument("--batch-size", type=int, metavar="N", help="images a step")
     how.add_argument("--momentum", type=float, metavar="M", help="momentum of SGD (default: 0.9)")
+    how.add_argument(
+        "--clip-norm", type=float, metavar="C", help="longest gradient; 0: no limit (default: 1 for digits, else 0)"
+    )
     how.add_argument("--seed", type=int, metavar="N", help="of weights, factors and the order of the images (default: 0)")
     how.add_argument("--eval-every", type=int, metavar="N", help="epochs between two evaluations")
 

@@ -109,7 +109,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
     out = tmp_path / "r"
     assert cli.main(["train", "--config", str(tmp_path / "c.json"), "--epochs", "1", "--quiet", "--out", str(out)]) == 0
     config = json.loads((out / "config.json").read_text())
-    assert (config["epochs"], config["seed"], config["twin"], config["batch_size"]) == (1, 5, False, 32)
+    assert (config["epochs"], config["seed"], config["twin"], config["batch_size"]) == (1, 5, False, 64)
 
 
 def test_a_run_without_out_makes_its_own_folder_each_time(tmp_path, monkeypatch, capsys):

@@ -145,8 +145,9 @@ def main() -> int:
         for source in sources:
             (ptx,) = (out / f"{source.stem}-sm_100").glob("*.ptx")
             problems += check_ptx(ptx)
-        if binding.result():
-            problems += check_symbols([binding.result(), *(str(out / f"{s.stem}-sm_90" / f"{s.stem}.o") for s in sources)])
+        if bound := binding.result():
+            objects = (str(out / f"{source.stem}-sm_90" / f"{source.stem}.o") for source in sources)
+            problems += check_symbols([bound, *objects])
         else:
             print("cuda-check: no torch: the binding was not compiled")
 

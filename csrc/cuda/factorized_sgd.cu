@@ -1,7 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
 #include "cuda/launch.cuh"
-#include "specialize.h"
 #include "math/factorized_sgd.h"
+#include "specialize.h"
 
 namespace sparsenn {
 namespace {

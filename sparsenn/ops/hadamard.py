@@ -60,13 +60,19 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
     # traces the operator, but inside a transform neither that nor the Function: there it gets, and fuses, the definition.
     if torch.compiler.is_compiling():
         return reference.hadamard(factors) if torch._C._are_functorch_transforms_active() else _ops.hadamard(factors)
-    return _Hadamard.apply(*factors)
+    return _Hadamard.apply(*factors) if _differentiated(factors) else _ops.hadamard(factors)
 
 
 def _gradients(grad: Tensor, factors: Sequence[Tensor]) -> Sequence[Tensor]:
     if torch.compiler.is_compiling():
         return _ops.hadamard_backward(grad, factors)
-    return _HadamardBackward.apply(grad, *factors)
+    return _HadamardBackward.apply(grad, *factors) if _differentiated([grad, *factors]) else _ops.hadamard_backward(grad, factors)
+
+
+def _differentiated(tensors: Sequence[Tensor]) -> bool:
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _replaced(factors: Sequence[Tensor], d: int, value: Tensor) -> list[Tensor]:
@@ -196,10 +202,11 @@ def _check_factors(factors: Sequence[Tensor]) -> None:
     if len(factors) == 0:
         raise ValueError("hadamard_product: factors is empty; it takes at least one tensor")
     first = factors[0]
-    if first.dtype not in _DTYPES:
-        raise ValueError(f"hadamard_product: factors have dtype {first.dtype}; it takes float64, float32, bfloat16 or float16")
+    shape, dtype, device = first.shape, first.dtype, first.device
+    if dtype not in _DTYPES:
+        raise ValueError(f"hadamard_product: factors have dtype {dtype}; it takes float64, float32, bfloat16 or float16")
     for d, factor in enumerate(factors):
-        if factor.shape != first.shape or factor.dtype != first.dtype or factor.device != first.device:
+        if factor.shape != shape or factor.dtype != dtype or factor.device != device:
             raise ValueError(
                 f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree (nothing broadcasts)"
             )

@@ -119,6 +119,7 @@ class FactorizedSGD(Optimizer):
         generator: torch.Generator | None = None,
     ) -> None:
         self._pieces: dict[Tensor, _Pieces] = {}
+        self._scalars: dict[float, Tensor] = {}
         self._seed = shards.shared_seed(generator)
         defaults = {
             "lr": lr,
@@ -158,9 +159,9 @@ class FactorizedSGD(Optimizer):
         # Everything is gathered, and so checked, before anything is written.
         work = [(group, batches) for group in self.param_groups if (batches := self._gather(group))]
         for group, batches in work:
-            lr, lam = _scalar(group["lr"]), _scalar(group["lam"])
+            lr, lam = self._scalar(group["lr"]), self._scalar(group["lam"])
             for (_, _, dampening), batch in batches.items():
-                _ops.factorized_sgd_(
+                _ops.factorized_sgd_.default(
                     batch.weights,
                     batch.factors,
                     batch.momenta,
@@ -242,7 +243,7 @@ class FactorizedSGD(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pieces = {}
+        self._pieces, self._scalars = {}, {}
         self.__dict__.setdefault("_seed", shards.shared_seed(None))
 
     def _all_params(self) -> Iterator[Tensor]:
@@ -278,6 +279,18 @@ class FactorizedSGD(Optimizer):
             seed=(self._seed + position * 0x9E3779B97F4A7C15) % 2**63,
             index=shards.global_index(p),
         )
+
+    def _scalar(self, value: float | Tensor) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        if torch.compiler.is_compiling():
+            return torch.scalar_tensor(value, dtype=torch.float64)
+        scalar = self._scalars.get(value)
+        if scalar is None:
+            if len(self._scalars) > 64:  # a schedule that changes at every step
+                self._scalars.clear()
+            scalar = self._scalars[value] = torch.scalar_tensor(value, dtype=torch.float64)
+        return scalar
 
     def _gather(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, float], _Batch]:
         batches: dict[tuple[torch.device, torch.dtype, float], _Batch] = {}
@@ -343,10 +356,6 @@ class FactorizedSGD(Optimizer):
             pieces.version = pieces.weight._version
             if group["dampening"]:
                 pieces.state["momentum_started"] = True
-
-
-def _scalar(value: float | Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.scalar_tensor(value, dtype=torch.float64)
 
 
 def _state_dtype(p: Tensor) -> torch.dtype:

@@ -31,6 +31,8 @@ class TrainConfig:
         epochs: passes over the training set.
         batch_size: images a step.
         momentum: momentum of SGD.
+        clip_norm: largest norm of the gradient of the loss by the weights (all of them as one vector; a longer one is scaled
+            down); 0 for no limit. It does not see the factors' gradients nor the penalty.
         factor_init: how the factors start, see ``sparsenn.optim.FactorizedSGD``.
         seed: of the initial weights, the factors and the order of the images.
         device: where to train, ``cpu``, ``cuda`` or ``cuda:<index>``.
@@ -52,6 +54,7 @@ class TrainConfig:
     epochs: int
     batch_size: int
     momentum: float
+    clip_norm: float
     factor_init: str
     seed: int
     device: str
@@ -113,6 +116,7 @@ def configure(**given: Any) -> TrainConfig:
         "epochs": preset.epochs,
         "batch_size": preset.batch_size,
         "momentum": 0.9,
+        "clip_norm": preset.clip_norm,
         "factor_init": "preserve",
         "seed": 0,
         "device": "cpu",
@@ -229,6 +233,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "epochs": _int_from(1),
     "batch_size": _int_from(1),
     "momentum": lambda value: "" if _is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",
+    "clip_norm": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
     "factor_init": _one_of(*FACTOR_INITS),
     "seed": lambda value: "" if _is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
     "device": _check_device,

@@ -70,6 +70,8 @@ class Fit:
         loss = loss_of(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.batch += 1

@@ -26,6 +26,7 @@ class Preset:
         eval_every: epochs between two evaluations.
         checkpoint_every: epochs between two checkpoints.
         twin: whether the dense twin is trained too.
+        clip_norm: largest norm of the loss's gradient by the weights; 0 for no limit.
         threads: CPU threads; 0 leaves PyTorch its choice.
     """
 
@@ -38,19 +39,21 @@ class Preset:
     eval_every: int = 1
     checkpoint_every: int = 5
     twin: bool = False
+    clip_norm: float = 0.0
     threads: int = 0
 
 
 _DIGITS = Preset(
     depth=2,
-    lam=6e-4,
-    lr=0.15,
-    dense_lr=0.05,
-    epochs=500,
-    batch_size=32,
+    lam=3.5e-4,
+    lr=0.4,
+    dense_lr=0.2,
+    epochs=560,
+    batch_size=64,
     eval_every=5,
     checkpoint_every=50,
     twin=True,
+    clip_norm=1.0,
     threads=1,
 )
 

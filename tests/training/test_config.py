@@ -97,6 +97,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
         ("schedule", "linear", "cosine, constant, step"),
         ("epochs", 0, "1 or more"),
         ("batch_size", -4, "1 or more"),
+        ("clip_norm", -1, "0 or more"),
         ("momentum", 1.0, "up to, but not, 1"),
         ("factor_init", "zeros", "preserve, root, dwf, variance_matching, standard"),
         ("seed", -1, "from 0"),

@@ -17,11 +17,12 @@ RUNS = {
     "dwf1-float64": {"depth": 1, "dtype": "float64"},
     "dwf2-bfloat16": {"depth": 2, "dtype": "bfloat16"},
     "dense": {"method": "dense"},
+    "dwf2-clipped": {"depth": 2, "clip_norm": 0.05},
 }
 
 
 def config(**given):
-    return configure(**{"epochs": 3, "batch_size": 20, "eval_every": 1, "seed": 4, **given})
+    return configure(**{"epochs": 3, "batch_size": 20, "eval_every": 1, "seed": 4, "clip_norm": 0, "lr": 0.2, **given})
 
 
 def make(shapes, **given) -> Fit:
@@ -87,6 +88,17 @@ def test_a_dense_run_is_torch_sgd_written_out(shapes):
             optimizer.step()
             steps += 1
     assert all(torch.equal(p, q) for p, q in zip(fit.model.parameters(), net.parameters(), strict=True))
+
+
+def test_a_clipped_gradient_keeps_its_direction_and_has_the_norm_asked_for(shapes):
+    free, clipped = (make(shapes, method="dense", lr=0.25, clip_norm=c, batch_size=90) for c in (0, 0.01))
+    moves = []
+    for fit in (free, clipped):
+        before = torch.cat([p.detach().clone().flatten() for p in fit.model.parameters()]).double()
+        fit.train_epoch()
+        moves.append(before - torch.cat([p.detach().flatten() for p in fit.model.parameters()]).double())
+    assert moves[1].norm() == pytest.approx(0.25 * 0.01, rel=1e-3)
+    assert torch.cosine_similarity(*moves, dim=0) == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("depth", [2, 3])

@@ -41,7 +41,18 @@ FILES = {
 
 
 def config(**given):
-    return configure(**{"epochs": 4, "batch_size": 20, "eval_every": 1, "checkpoint_every": 2, "lam": 3e-2, **given})
+    return configure(
+        **{
+            "epochs": 4,
+            "batch_size": 20,
+            "eval_every": 1,
+            "checkpoint_every": 2,
+            "lam": 3e-2,
+            "lr": 0.2,
+            "clip_norm": 0,
+            **given,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
