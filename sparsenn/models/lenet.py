@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
 
+_Net = TypeVar("_Net", bound=nn.Module)
 _SMALLEST_LENET5 = 12
 
 
 def lenet_300_100(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
-    """The fully connected LeNet: flatten, then widths 300, 100 and ``num_classes`` with ReLU between them.
+    """The fully connected LeNet: flatten, then widths 300, 100 and ``num_classes`` with ReLU between them, Kaiming start.
 
     Args:
         num_classes: width C of the output.
@@ -30,7 +33,7 @@ def lenet_300_100(num_classes: int = 10, in_channels: int = 1, image_size: int =
         266610
     """
     _check_sizes("lenet_300_100", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Flatten(),
         nn.Linear(in_channels * image_size**2, 300),
         nn.ReLU(),
@@ -38,6 +41,7 @@ def lenet_300_100(num_classes: int = 10, in_channels: int = 1, image_size: int =
         nn.ReLU(),
         nn.Linear(100, num_classes),
     )
+    return kaiming_(net)
 
 
 def lenet5(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
@@ -73,7 +77,7 @@ def lenet5(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) ->
             "lenet_300_100 takes any size"
         )
     side = (image_size // 2 - 4) // 2
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Conv2d(in_channels, 6, kernel_size=5, padding=2),
         nn.BatchNorm2d(6),
         nn.ReLU(),
@@ -89,6 +93,33 @@ def lenet5(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) ->
         nn.ReLU(),
         nn.Linear(84, num_classes),
     )
+    return kaiming_(net)
+
+
+def kaiming_(net: _Net) -> _Net:
+    r"""Draw every weight of a ReLU network anew, in place, and set every bias to 0.
+
+    .. math:: w \sim N(0, 2 / \mathrm{fan\_in}), \qquad b = 0
+
+    The start of the paper's networks. It is wider than PyTorch's own for linear layers, whose variance is 1 / (3 fan_in), and a
+    factorized net that starts wide loses less accuracy on its way to few weights. Normalization layers are left alone.
+
+    Source:
+        He et al. 2015; "standard Kaiming initialization" in Deep Weight Factorization (arXiv 2502.02496), Table 4.
+
+    Example:
+        >>> import torch
+        >>> from sparsenn.models.lenet import kaiming_
+        >>> layer = kaiming_(torch.nn.Linear(10_000, 50))
+        >>> round(float(layer.weight.var()) * 10_000, 1), float(layer.bias.abs().max())
+        (2.0, 0.0)
+    """
+    for layer in net.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return net
 
 
 def _check_sizes(model: str, **sizes: int) -> None:

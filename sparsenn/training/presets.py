@@ -45,10 +45,10 @@ class Preset:
 
 _DIGITS = Preset(
     depth=2,
-    lam=3.5e-4,
+    lam=4e-4,
     lr=0.4,
-    dense_lr=0.2,
-    epochs=560,
+    dense_lr=0.1,
+    epochs=520,
     batch_size=64,
     eval_every=5,
     checkpoint_every=50,

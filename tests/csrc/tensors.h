@@ -65,9 +65,8 @@ class Tensor {
   Tensor& fill(uint64_t seed) {
     for (T& x : memory_) x = T{};
     std::mt19937_64 random(seed);
-    std::normal_distribution<double> normal(0, 0.7);
     for (int64_t i = 0, n = numel(); i < n; ++i) {
-      const double value = normal(random);
+      const double value = 2.6 * (static_cast<double>(random() >> 11) * 0x1p-53 - 0.5);
       at(i) = store<T>(static_cast<accumulator_t<T>>(random() % 5 ? value : 0.0));
     }
     return *this;

@@ -187,8 +187,8 @@ void scalars_on_the_device() {
       FactorizedSgdOptions options = test::step_options(1), host = options;
       if (form % 3 == 1) options.lr = {-1, &lr32, false}, host.lr.value = lr32;
       if (form % 3 == 2) options.lr = {-1, &lr64, true}, host.lr.value = lr64;
-      if (form / 3 == 1) options.lam = {-1, &lam32, false}, host.lam.value = lam32;
-      if (form / 3 == 2) options.lam = {-1, &lam64, true}, host.lam.value = lam64;
+      if (form / 3 == 1) options.lam = {0, &lam32, false}, host.lam.value = lam32;
+      if (form / 3 == 2) options.lam = {0, &lam64, true}, host.lam.value = lam64;
       auto before = many<W>(9, depth, true), run = before;
       run.template step<Cuda>(options);
       run.check_step_from(before, host, "scalars on the device, form " + std::to_string(form));

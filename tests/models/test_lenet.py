@@ -56,6 +56,18 @@ def test_a_seed_decides_the_weights():
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("name", models.names())
+def test_weights_start_with_variance_two_over_fan_in_and_biases_at_zero(name):
+    torch.manual_seed(0)
+    for layer in models.build(name):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            scaled = layer.weight.detach().flatten() * (layer.weight[0].numel() / 2) ** 0.5
+            slack = 4 / scaled.numel() ** 0.5
+            assert scaled.mean().abs() < slack
+            assert scaled.square().mean() == pytest.approx(1, abs=1.5 * slack)
+            assert layer.bias.count_nonzero() == 0
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown name 'lenet-7'; known are lenet-300-100, lenet-5"):
         models.build("lenet-7")
