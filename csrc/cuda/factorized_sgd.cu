@@ -1,7 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
 #include "cuda/launch.cuh"
+#include "cuda/specialize.h"
 #include "math/factorized_sgd.h"
-#include "specialize.h"
 
 namespace sparsenn {
 namespace {
@@ -131,10 +131,10 @@ void factorized_sgd<Cuda>(const TensorView* weights, const TensorView* factors, 
     for (int64_t d = 0; d < depth; ++d) tensors.push_back(factors + n * depth + d);
     for (int64_t d = 0; momenta && d < depth; ++d) tensors.push_back(momenta + n * depth + d);
   }
-  dispatch_dtype(weights[0].dtype, [&](auto element) {
+  cuda::dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     const Rule<accumulator_t<W>> rule(options, depth);
-    dispatch_depth(depth, [&](auto unrolled) {
+    cuda::dispatch_depth(depth, [&](auto unrolled) {
       const auto run = [&](auto with_momentum) {
         const Step<W, unrolled, with_momentum> op{rule};
         const Step<W, 0, with_momentum> deep{rule};

@@ -1,7 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
 #include "cuda/launch.cuh"
+#include "cuda/specialize.h"
 #include "math/hadamard.h"
-#include "specialize.h"
 
 namespace sparsenn {
 namespace {
@@ -105,8 +105,8 @@ void hadamard<Cuda>(const TensorView* factors, int64_t depth, const TensorView& 
   std::vector<const TensorView*> operands;
   for (int64_t d = 0; d < depth; ++d) operands.push_back(factors + d);
   operands.push_back(&out);
-  dispatch_dtype(out.dtype, [&](auto element) {
-    dispatch_depth(depth, [&](auto unrolled) {
+  cuda::dispatch_dtype(out.dtype, [&](auto element) {
+    cuda::dispatch_depth(depth, [&](auto unrolled) {
       const Product<decltype(element), unrolled> op(depth);
       const Product<decltype(element), 0> deep(depth);
       cuda::run(cuda::operation<true>("hadamard", op, deep), operands, depth + 1, depth, stream);
@@ -121,8 +121,8 @@ void hadamard_backward<Cuda>(const TensorView& grad, const TensorView* factors, 
   for (int64_t d = 0; d < depth; ++d) operands.push_back(grads + d);
   for (int64_t d = 0; d < depth; ++d) operands.push_back(factors + d);
   operands.push_back(&grad);
-  dispatch_dtype(grad.dtype, [&](auto element) {
-    dispatch_depth(depth, [&](auto unrolled) {
+  cuda::dispatch_dtype(grad.dtype, [&](auto element) {
+    cuda::dispatch_depth(depth, [&](auto unrolled) {
       const Gradients<decltype(element), unrolled> op(depth);
       const Gradients<decltype(element), 0> deep(depth);
       cuda::run(cuda::operation<true>("hadamard_backward", op, deep), operands, 2 * depth + 1, 0, stream);

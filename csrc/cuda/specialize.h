@@ -6,7 +6,7 @@
 #include "launchers.h"
 #include "math/hadamard.h"
 
-namespace sparsenn {
+namespace sparsenn::cuda {
 
 // Calls body(T{}) with the element type.
 template <class Body>
@@ -50,4 +50,4 @@ void dispatch_depth(int64_t depth, const Body& body) {
   }
 }
 
-}  // namespace sparsenn
+}  // namespace sparsenn::cuda
