@@ -1,7 +1,9 @@
-// The seam between the bindings and the loops: every launcher's signature, once, for the CPU and for CUDA. No torch here.
+// The seam between the bindings and the loops: every launcher's signature, once, for the CPU and for CUDA. No torch
+// here.
 //
-// A launcher gets arguments that were checked: one shape, fitting dtypes, outputs that overlap neither themselves nor parts of
-// another argument. Strides are in elements and may be anything for what is read; depth is the number of factors of a weight.
+// A launcher gets arguments that were checked: one shape, fitting dtypes, outputs that overlap neither themselves nor
+// parts of another argument. Strides are in elements and may be anything for what is read; depth is the number of
+// factors of a weight.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +36,8 @@ struct FactorizedSgdOptions {
   bool nesterov, maximize;
 };
 
-// A device is a tag: each launcher is declared here once and specialised in cpu/ and in cuda/. The stream is a cudaStream_t of
-// the device that is current; on the CPU it is null.
+// A device is a tag: each launcher is declared here once and specialised in cpu/ and in cuda/. The stream is a
+// cudaStream_t of the device that is current; on the CPU it is null.
 struct Cpu;
 struct Cuda;
 
@@ -48,14 +50,15 @@ template <class Device>
 void hadamard_backward(const TensorView& grad, const TensorView* factors, int64_t depth, const TensorView* grads,
                        void* stream);
 
-// One step for `count` weights, in place. factors and momenta hold count * depth views, those of one weight together, of the
-// weights' dtype or float32 for half types; momenta is null where momentum is 0.
+// One step for `count` weights, in place. factors and momenta hold count * depth views, those of one weight together,
+// of the weights' dtype or float32 for half types; momenta is null where momentum is 0.
 template <class Device>
 void factorized_sgd(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
                     const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
                     void* stream);
 
-// Splits [0, size) among threads; parts are multiples of `grain` but for the last. Serial until a binding installs its own.
+// Splits [0, size) among threads; parts are multiples of `grain` but for the last. Serial until a binding installs its
+// own.
 using ParallelFor = void (*)(int64_t size, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context),
                              void* context);
 void set_parallel_for(ParallelFor parallel_for);

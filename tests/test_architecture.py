@@ -15,7 +15,8 @@ import sparsenn
 PACKAGE = Path(sparsenn.__file__).parent
 # A room may import itself and the rooms of earlier rows.
 ROWS = [
-    {"_extension", "_native"},
+    {"_native"},
+    {"_extension"},
     {"ops"},
     {"init"},
     {"nn"},

@@ -11,12 +11,11 @@ import pytest
 
 import sparsenn
 
-MODULES = sorted(
-    m.name for m in pkgutil.walk_packages(sparsenn.__path__, "sparsenn.") if not m.name.endswith("__main__") and "._c" not in m.name
-)
+LIBRARIES = ("_cpu", "_cuda", "_native", "__main__")
+MODULES = sorted(m.name for m in pkgutil.walk_packages(sparsenn.__path__, "sparsenn.") if not m.name.endswith(LIBRARIES))
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith(("_cpu", "_cuda", "_native"))])
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert failed == 0

@@ -15,8 +15,7 @@ class Order {
  public:
   explicit Order(const TensorView& model) : dim_(model.dim) {
     for (int64_t i = 0; i < dim_; ++i) axes_[i] = static_cast<int8_t>(i);
-    std::stable_sort(axes_, axes_ + dim_,
-                     [&](int8_t a, int8_t b) { return model.strides[a] > model.strides[b]; });
+    std::stable_sort(axes_, axes_ + dim_, [&](int8_t a, int8_t b) { return model.strides[a] > model.strides[b]; });
   }
 
   // Whether visiting in this order walks through `view` in unit steps.
@@ -94,9 +93,11 @@ class Operands {
     streamed_ = flat_ && bytes >= kStreamedBytes;
   }
 
-  // Points the scratch's slots from `slot` on at `size` consecutive elements of each view: their memory, or copies of it.
+  // Points the scratch's slots from `slot` on at `size` consecutive elements of each view: their memory, or copies of
+  // it.
   template <class T>
-  void read(const TensorView* views, int64_t count, int64_t begin, int64_t size, Scratch<T>& scratch, int64_t slot) const {
+  void read(const TensorView* views, int64_t count, int64_t begin, int64_t size, Scratch<T>& scratch,
+            int64_t slot) const {
     for (int64_t n = 0; n < count; ++n) {
       T* const data = static_cast<T*>(views[n].data);
       if (flat_) {
@@ -110,7 +111,8 @@ class Operands {
 
   // The same for what will be written without being read.
   template <class T>
-  void place(const TensorView* views, int64_t count, int64_t begin, int64_t size, Scratch<T>& scratch, int64_t slot) const {
+  void place(const TensorView* views, int64_t count, int64_t begin, int64_t size, Scratch<T>& scratch,
+             int64_t slot) const {
     for (int64_t n = 0; n < count; ++n) {
       if (flat_) {
         scratch.pointers[slot + n] = static_cast<T*>(views[n].data) + begin;
@@ -122,11 +124,13 @@ class Operands {
 
   // Puts blocks that were read or placed, and then written, to where the tensors have them.
   template <class T>
-  void write(const TensorView* views, int64_t count, int64_t begin, int64_t size, const Scratch<T>& scratch, int64_t slot) const {
+  void write(const TensorView* views, int64_t count, int64_t begin, int64_t size, const Scratch<T>& scratch,
+             int64_t slot) const {
     if (flat_) return;
     for (int64_t n = 0; n < count; ++n) {
       T* const data = static_cast<T*>(views[n].data);
-      order_.walk(views[n], begin, size, [data, from = scratch.pointers[slot + n]](int64_t i) mutable { data[i] = *from++; });
+      order_.walk(views[n], begin, size,
+                  [data, from = scratch.pointers[slot + n]](int64_t i) mutable { data[i] = *from++; });
     }
   }
 

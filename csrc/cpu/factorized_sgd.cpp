@@ -31,24 +31,25 @@ SPARSENN_INLINE void step_unrolled(const Step<W>& block) {
   const W* const grad = block.grad;
   const FactorizedSgd<T> rule = block.rule;
   W* const outputs[1] = {block.weight};
-  cpu::for_each_span(block.size, block.streamed, outputs, [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
-    W* const weight = results[0];
-    SPARSENN_INDEPENDENT
-    for (int64_t i = 0; i < size; ++i) {
-      T values[D], velocities[D];
+  cpu::for_each_span(
+      block.size, block.streamed, outputs, [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
+        W* const weight = results[0];
+        SPARSENN_INDEPENDENT
+        for (int64_t i = 0; i < size; ++i) {
+          T values[D], velocities[D];
 #pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) {
-        values[d] = factors[d][begin + i];
-        if (kMomentum) velocities[d] = momenta[d][begin + i];
-      }
-      weight[i] = store<W>(factorized_sgd_step<D, kMomentum>(load(grad[begin + i]), values, velocities, rule));
+          for (int d = 0; d < D; ++d) {
+            values[d] = factors[d][begin + i];
+            if (kMomentum) velocities[d] = momenta[d][begin + i];
+          }
+          weight[i] = store<W>(factorized_sgd_step<D, kMomentum>(load(grad[begin + i]), values, velocities, rule));
 #pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) {
-        factors[d][begin + i] = values[d];
-        if (kMomentum) momenta[d][begin + i] = velocities[d];
-      }
-    }
-  });
+          for (int d = 0; d < D; ++d) {
+            factors[d][begin + i] = values[d];
+            if (kMomentum) momenta[d][begin + i] = velocities[d];
+          }
+        }
+      });
 }
 
 template <class T>
@@ -106,10 +107,9 @@ void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, c
   std::vector<cpu::Operands> operands;
   operands.reserve(count);
   for (int64_t n = 0; n < count; ++n) {
-    operands.push_back(cpu::Operands(weights[n], {{weights + n, 1},
-                                                  {grads + n, 1},
-                                                  {factors + n * depth, depth},
-                                                  {momenta + n * depth, momenta ? depth : 0}}));
+    operands.push_back(cpu::Operands(
+        weights[n],
+        {{weights + n, 1}, {grads + n, 1}, {factors + n * depth, depth}, {momenta + n * depth, momenta ? depth : 0}}));
   }
   cpu::dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
@@ -117,7 +117,7 @@ void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, c
     const FactorizedSgd<T> rule(options, options.lr.value, options.lam.value, depth);
     cpu::for_each_block(weights, count, [&] {
       return [&, outer = cpu::Scratch<W>(2), inner = cpu::Scratch<T>(2 * depth)](int64_t n, int64_t begin,
-                                                                                int64_t size) mutable {
+                                                                                 int64_t size) mutable {
         const cpu::Operands& weight = operands[n];
         weight.place(weights + n, 1, begin, size, outer, 0);
         weight.read(grads + n, 1, begin, size, outer, 1);

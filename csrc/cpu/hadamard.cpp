@@ -32,16 +32,17 @@ SPARSENN_INLINE void forward_unrolled(const Forward<T>& block) {
   const T* factors[D];
   for (int d = 0; d < D; ++d) factors[d] = block.factors[d];
   T* const outputs[1] = {block.out};
-  cpu::for_each_span(block.size, block.streamed, outputs, [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
-    T* const out = results[0];
-    SPARSENN_INDEPENDENT
-    for (int64_t i = 0; i < size; ++i) {
-      accumulator_t<T> values[D];
+  cpu::for_each_span(block.size, block.streamed, outputs,
+                     [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
+                       T* const out = results[0];
+                       SPARSENN_INDEPENDENT
+                       for (int64_t i = 0; i < size; ++i) {
+                         accumulator_t<T> values[D];
 #pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) values[d] = load(factors[d][begin + i]);
-      out[i] = store<T>(product(values));
-    }
-  });
+                         for (int d = 0; d < D; ++d) values[d] = load(factors[d][begin + i]);
+                         out[i] = store<T>(product(values));
+                       }
+                     });
 }
 
 template <class T>
@@ -64,20 +65,21 @@ SPARSENN_INLINE void backward_unrolled(const Backward<T>& block) {
   T* outputs[D];
   for (int d = 0; d < D; ++d) factors[d] = block.factors[d], outputs[d] = block.grads[d];
   const T* const grad = block.grad;
-  cpu::for_each_span(block.size, block.streamed, outputs, [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
-    T* grads[D];
-    for (int d = 0; d < D; ++d) grads[d] = results[d];
-    SPARSENN_INDEPENDENT
-    for (int64_t i = 0; i < size; ++i) {
-      accumulator_t<T> values[D], others[D];
-      const accumulator_t<T> g = load(grad[begin + i]);
+  cpu::for_each_span(block.size, block.streamed, outputs,
+                     [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
+                       T* grads[D];
+                       for (int d = 0; d < D; ++d) grads[d] = results[d];
+                       SPARSENN_INDEPENDENT
+                       for (int64_t i = 0; i < size; ++i) {
+                         accumulator_t<T> values[D], others[D];
+                         const accumulator_t<T> g = load(grad[begin + i]);
 #pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) values[d] = load(factors[d][begin + i]);
-      leave_one_out(values, others);
+                         for (int d = 0; d < D; ++d) values[d] = load(factors[d][begin + i]);
+                         leave_one_out(values, others);
 #pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) grads[d][i] = store<T>(g * others[d]);
-    }
-  });
+                         for (int d = 0; d < D; ++d) grads[d][i] = store<T>(g * others[d]);
+                       }
+                     });
 }
 
 template <class T>
@@ -87,7 +89,8 @@ SPARSENN_INLINE void backward_deep(const Backward<T>& block) {
   for (int64_t d = 0; d < block.depth; ++d) {
     std::fill_n(suffix, block.size, accumulator_t<T>(1));
     for (int64_t k = block.depth - 1; k > d; --k) multiply(suffix, block.factors[k], block.size);
-    for (int64_t i = 0; i < block.size; ++i) block.grads[d][i] = store<T>(load(block.grad[i]) * (prefix[i] * suffix[i]));
+    for (int64_t i = 0; i < block.size; ++i)
+      block.grads[d][i] = store<T>(load(block.grad[i]) * (prefix[i] * suffix[i]));
     multiply(prefix, block.factors[d], block.size);
   }
 }
@@ -98,11 +101,12 @@ SPARSENN_INLINE void forward_any(const Forward<T>& block) {
 }
 
 template <class T>
-SPARSENN_INLINE void backward_any(const Backward<T>& block) {
-  SPARSENN_DISPATCH_DEPTH(block.depth, backward_unrolled<D>(block), backward_deep(block))
-}
+SPARSENN_INLINE void backward_any(const Backward<T>& block){
+    SPARSENN_DISPATCH_DEPTH(block.depth, backward_unrolled<D>(block), backward_deep(block))}
 
-SPARSENN_CLONES void forward(const Forward<double>& block) { forward_any(block); }
+SPARSENN_CLONES void forward(const Forward<double>& block) {
+  forward_any(block);
+}
 SPARSENN_CLONES void forward(const Forward<float>& block) { forward_any(block); }
 SPARSENN_CLONES void forward(const Forward<bfloat16>& block) { forward_any(block); }
 SPARSENN_CLONES void forward(const Forward<float16>& block) { forward_any(block); }
@@ -142,8 +146,7 @@ void hadamard_backward<Cpu>(const TensorView& grad, const TensorView* factors, i
         operands.place(grads, depth, begin, size, block, depth);
         operands.read(&grad, 1, begin, size, block, 2 * depth);
         T** const pointers = block.pointers.data();
-        backward(Backward<T>{pointers[2 * depth], pointers, pointers + depth, depth, size,
-                             operands.streamed()});
+        backward(Backward<T>{pointers[2 * depth], pointers, pointers + depth, depth, size, operands.streamed()});
         operands.write(grads, depth, begin, size, block, depth);
       };
     });

@@ -8,13 +8,13 @@
 
 namespace sparsenn::cpu {
 
-constexpr int64_t kBlock = 2048;              // elements of one tensor that a kernel visits at a time
-constexpr int64_t kBlocksPerThread = 16;      // fewer are not worth waking a thread for
+constexpr int64_t kBlock = 2048;          // elements of one tensor that a kernel visits at a time
+constexpr int64_t kBlocksPerThread = 16;  // fewer are not worth waking a thread for
 
 void parallel_for(int64_t size, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
-// Calls body(tensor, begin, size) for every block of every tensor, where each thread gets a body of its own from make_body().
-// The work is elementwise: the bits don't depend on the threads.
+// Calls body(tensor, begin, size) for every block of every tensor, where each thread gets a body of its own from
+// make_body(). The work is elementwise: the bits don't depend on the threads.
 template <class MakeBody>
 void for_each_block(const TensorView* tensors, int64_t count, const MakeBody& make_body) {
   std::vector<int64_t> first_block(count + 1, 0);

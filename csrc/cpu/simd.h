@@ -10,7 +10,8 @@
 #endif
 
 // One function, compiled for each level of x86-64; the loader picks. Inside, everything is inlined into each copy.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__) && !defined(SPARSENN_ONE_ISA)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__) && \
+    !defined(SPARSENN_ONE_ISA)
 #define SPARSENN_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define SPARSENN_CLONES
@@ -53,8 +54,8 @@ SPARSENN_INLINE void end_stream() {
 
 constexpr int64_t kSpan = 128;  // elements that are computed before they are streamed out together
 
-// Runs compute(begin, size, outputs) over a block, with kOutputs pointers to write `size` results to: the outputs' own memory,
-// or, streamed, a small buffer on its way there.
+// Runs compute(begin, size, outputs) over a block, with kOutputs pointers to write `size` results to: the outputs' own
+// memory, or, streamed, a small buffer on its way there.
 template <int kOutputs, class T, class Compute>
 SPARSENN_INLINE void for_each_span(int64_t size, bool streamed, T* const (&outputs)[kOutputs], const Compute& compute) {
   T buffer[kOutputs][kSpan];

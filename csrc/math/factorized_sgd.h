@@ -8,8 +8,8 @@ namespace sparsenn {
 template <class T>
 struct FactorizedSgd {
   T lr;
-  T factor_decay;    // 2 lam / D: the gradient of (lam / D) * sum_d w_d^2 is this times w_d
-  T weight_decay;    // plain L2 on the product, added to its gradient before the chain rule
+  T factor_decay;  // 2 lam / D: the gradient of (lam / D) * sum_d w_d^2 is this times w_d
+  T weight_decay;  // plain L2 on the product, added to its gradient before the chain rule
   T momentum;
   T gradient_scale;  // 1 - dampening
   T sign;            // -1 to maximize
@@ -36,7 +36,8 @@ SPARSENN_INLINE T weight_gradient(T grad, T weight, const FactorizedSgd<T>& rule
   return rule.decays_weight.choose(multiply_add(weight, rule.weight_decay, grad), grad);
 }
 
-// One factor's update; roundings are those of torch.optim.SGD, so that a single factor moves exactly as a plain weight does.
+// One factor's update; roundings are those of torch.optim.SGD, so that a single factor moves exactly as a plain weight
+// does.
 template <bool kMomentum, class T>
 SPARSENN_INLINE T updated_factor(T factor, T grad, T& momentum, const FactorizedSgd<T>& rule) {
   grad = rule.decays_factors.choose(multiply_add(factor, rule.factor_decay, grad), grad);

@@ -120,8 +120,8 @@ SPARSENN_INLINE double multiply_add(double a, double b, double c) {
 #endif
 }
 
-// A condition that is the same for all elements, as a mask: a branch or a conditional expression on it, several times in a loop,
-// keeps compilers from vectorizing the loop.
+// A condition that is the same for all elements, as a mask: a branch or a conditional expression on it, several times
+// in a loop, keeps compilers from vectorizing the loop.
 template <class T>
 struct Flag {
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;

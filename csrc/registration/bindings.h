@@ -20,11 +20,16 @@ using torch::stable::Tensor;
 
 inline DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Double: return DType::float64;
-    case ScalarType::Float: return DType::float32;
-    case ScalarType::BFloat16: return DType::bfloat16;
-    case ScalarType::Half: return DType::float16;
-    default: STD_TORCH_CHECK(false, "sparsenn: an argument is neither float64, float32, bfloat16 nor float16");
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    default:
+      STD_TORCH_CHECK(false, "sparsenn: an argument is neither float64, float32, bfloat16 nor float16");
   }
 }
 
@@ -133,7 +138,8 @@ Tensor hadamard_new(std::vector<Tensor> factors) {
 template <class Device>
 void hadamard_backward_out(Tensor grad, std::vector<Tensor> factors, std::vector<Tensor> grads) {
   STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard_backward: factors is empty; it takes at least one tensor");
-  STD_TORCH_CHECK(grads.size() == factors.size(), "sparsenn::hadamard_backward: one gradient for each factor is needed");
+  STD_TORCH_CHECK(grads.size() == factors.size(),
+                  "sparsenn::hadamard_backward: one gradient for each factor is needed");
   check_device(factors, grad.device());
   check_device(grads, grad.device());
   const TensorView upstream = view_of(grad);
@@ -148,7 +154,8 @@ void hadamard_backward_out(Tensor grad, std::vector<Tensor> factors, std::vector
     STD_TORCH_CHECK(!shared, "sparsenn::hadamard_backward: a gradient shares memory with another argument");
   }
   const typename Device::Guard guard(grad);
-  if (upstream.numel) hadamard_backward<typename Device::Tag>(upstream, in.data(), in.size(), out.data(), guard.stream());
+  if (upstream.numel)
+    hadamard_backward<typename Device::Tag>(upstream, in.data(), in.size(), out.data(), guard.stream());
 }
 
 template <class Device>
@@ -190,8 +197,13 @@ void factorized_sgd_(std::vector<Tensor> weights, std::vector<Tensor> factors, s
     }
   }
   const typename Device::Guard guard(weights[0]);
-  const FactorizedSgdOptions options{Device::scalar(lr, weights[0]), Device::scalar(lam, weights[0]), momentum,
-                                     dampening, weight_decay, nesterov, maximize};
+  const FactorizedSgdOptions options{Device::scalar(lr, weights[0]),
+                                     Device::scalar(lam, weights[0]),
+                                     momentum,
+                                     dampening,
+                                     weight_decay,
+                                     nesterov,
+                                     maximize};
   factorized_sgd<typename Device::Tag>(weight.data(), factor.data(), momenta.empty() ? nullptr : velocity.data(),
                                        grad.data(), count, depth, options, guard.stream());
 }

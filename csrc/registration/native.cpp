@@ -15,12 +15,8 @@ namespace sparsenn {
 namespace {
 
 std::map<std::string, std::string> build_info() {
-  return {{"torch", SPARSENN_BUILD_TORCH},
-          {"cuda", SPARSENN_BUILD_CUDA},
-          {"cuda_reason", SPARSENN_BUILD_CUDA_REASON},
-          {"commit", SPARSENN_BUILD_COMMIT},
-          {"time", SPARSENN_BUILD_TIME},
-          {"compiler", __VERSION__}};
+  return {{"torch", SPARSENN_BUILD_TORCH},   {"cuda", SPARSENN_BUILD_CUDA}, {"cuda_reason", SPARSENN_BUILD_CUDA_REASON},
+          {"commit", SPARSENN_BUILD_COMMIT}, {"time", SPARSENN_BUILD_TIME}, {"compiler", __VERSION__}};
 }
 
 // Row-major arrays of one shape and of type T, as the kernels see them.

@@ -24,8 +24,8 @@ def hadamard_product(factors: Sequence[Tensor], *, out: Tensor | None = None) ->
     weight can leave zero. Half-precision factors are accumulated in float32 and rounded once.
 
     Args:
-        factors: D ≥ 1 tensors of the same shape, dtype (float64, float32, bfloat16, float16) and device, with any strides. The
-            result has the memory format of the first.
+        factors: D ≥ 1 tensors of the same shape, dtype (float64, float32, bfloat16, float16) and device, with any strides.
+            The result has the memory format of the first.
         out: A tensor to write into, of the factors' shape, dtype and device, not expanded. No gradient flows through this form.
 
     Returns:
@@ -66,7 +66,9 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
 def _gradients(grad: Tensor, factors: Sequence[Tensor]) -> Sequence[Tensor]:
     if torch.compiler.is_compiling():
         return _ops.hadamard_backward(grad, factors)
-    return _HadamardBackward.apply(grad, *factors) if _differentiated([grad, *factors]) else _ops.hadamard_backward(grad, factors)
+    return (
+        _HadamardBackward.apply(grad, *factors) if _differentiated([grad, *factors]) else _ops.hadamard_backward(grad, factors)
+    )
 
 
 def _differentiated(tensors: Sequence[Tensor]) -> bool:
@@ -208,7 +210,7 @@ def _check_factors(factors: Sequence[Tensor]) -> None:
     for d, factor in enumerate(factors):
         if factor.shape != shape or factor.dtype != dtype or factor.device != device:
             raise ValueError(
-                f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree (nothing broadcasts)"
+                f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree, nothing broadcasts"
             )
 
 
@@ -217,7 +219,9 @@ def _check_out(factors: Sequence[Tensor], out: Tensor) -> None:
     if out.shape != first.shape or out.dtype != first.dtype or out.device != first.device:
         raise ValueError(f"hadamard_product: out is {_kind(out)}; the factors need {_kind(first)}")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*factors, out)):
-        raise RuntimeError("hadamard_product: out= has no gradient, but an argument requires grad; call it under torch.no_grad()")
+        raise RuntimeError(
+            "hadamard_product: out= has no gradient, but an argument requires grad; call it under torch.no_grad()"
+        )
 
 
 def _kind(x: Tensor) -> str:

@@ -35,7 +35,7 @@ def _leave_one_out(factors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def hadamard(factors: Sequence[Tensor]) -> Tensor:
-    """w = w_1 * ... * w_D (Kolb et al. 2025, Definition 2)."""
+    """W = w_1 * ... * w_D (Kolb et al. 2025, Definition 2)."""
     return _product([_accumulator(factor) for factor in factors]).to(factors[0].dtype, copy=True)
 
 
@@ -78,7 +78,7 @@ def factorized_sgd_(
     rate, strength = float(lr), 2 * float(lam) / depth
     for i, (weight, weight_grad) in enumerate(zip(weights, grads, strict=True)):
         own = factors[i * depth : (i + 1) * depth]
-        buffers = momenta[i * depth : (i + 1) * depth] or [None] * depth
+        buffers: Sequence[Tensor | None] = momenta[i * depth : (i + 1) * depth] or [None] * depth
         grad = weight_grad.to(own[0].dtype)
         if maximize:
             grad = -grad

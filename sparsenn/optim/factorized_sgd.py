@@ -46,8 +46,9 @@ class _Batch:
 class FactorizedSGD(Optimizer):
     r"""SGD with momentum on a depth-D factorization of every weight; the induced penalty is :math:`\lambda \|w\|_{2/D}^{2/D}`.
 
-    The model keeps its dense parameters :math:`w = \omega_1 \odot \dots \odot \omega_D`; the factors and their momenta are this
-    optimizer's state. With :math:`g = \partial \ell / \partial w` (plus :math:`\mu w` for ``weight_decay`` :math:`\mu`), a step is
+    The model keeps its dense parameters :math:`w = \omega_1 \odot \dots \odot \omega_D`; the factors and their momenta are
+    this optimizer's state. With :math:`g = \partial \ell / \partial w`, plus :math:`\mu w` for a ``weight_decay`` of
+    :math:`\mu`, a step is
 
     .. math::
         g_d &= g \odot \bigodot_{k \ne d} \omega_k + \tfrac{2 \lambda}{D}\, \omega_d \\
@@ -59,8 +60,8 @@ class FactorizedSGD(Optimizer):
     minimizers are those of the loss plus :math:`\lambda \|w\|_{2/D}^{2/D}`: the lasso's penalty at depth 2. Weights come near
     zero, not to it: ``sparsenn.collapse(model)`` after training makes them exact zeros.
 
-    Constructing the optimizer changes the weights: with "preserve" those below 1e-4 in magnitude are lifted to it (a weight whose
-    factors all are zero could never move), with a drawing ``factor_init`` all of them.
+    Constructing the optimizer changes the weights: "preserve" lifts those below 1e-4 in magnitude to it (a weight whose
+    factors all are zero could never move), and a drawing ``factor_init`` replaces them all.
 
     Args:
         params: Parameters or groups of them; float64, float32, bfloat16 or float16. Half types get float32 factors. Under
@@ -74,8 +75,8 @@ class FactorizedSGD(Optimizer):
         dampening: Dampening of the momentum; not applied at a parameter's first step, as in torch.
         nesterov: Nesterov momentum; needs momentum > 0 and no dampening.
         weight_decay: Plain L2 on the collapsed weight: w times this is added to its gradient before the chain rule.
-        factor_init: "preserve" (default) and "root" keep the weights; "dwf", "variance_matching" and "standard" draw factors and
-            set the weights to their product, as the paper does. See `sparsenn.init`.
+        factor_init: "preserve" (default) and "root" keep the weights; "dwf", "variance_matching" and "standard" draw factors
+            and set the weights to their product, as the paper does. See `sparsenn.init`.
         maximize: Maximize the objective instead.
         generator: Source of the seed for the factors. Factors are drawn per element from that seed, whatever the sharding.
             Without a generator the seed comes from torch's default one and is broadcast from rank 0 where a process group is
@@ -87,8 +88,8 @@ class FactorizedSGD(Optimizer):
             gradients; before anything is written.
 
     Note:
-        Clipping the gradients of the model clips ∂ℓ/∂w, not the factors' gradients, which are that times products of the other
-        factors. A change through ``p.data`` can't be noticed: call `resync` after it.
+        Clipping the gradients of the model clips ∂ℓ/∂w, not the factors' gradients, which are that times products of the
+        other factors. A change through ``p.data`` can't be noticed: call `resync` after it.
 
     Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2; with "preserve" in place of their Algorithm 1.
 
@@ -227,9 +228,7 @@ class FactorizedSGD(Optimizer):
             ValueError: where the groups don't fit, or a parameter's factors are not of its shape or not ``depth`` many.
         """
         saved_groups = state_dict["param_groups"]
-        saved = dict(
-            zip(chain.from_iterable(g["params"] for g in saved_groups), self._all_params(), strict=False)
-        )
+        saved = dict(zip(chain.from_iterable(g["params"] for g in saved_groups), self._all_params(), strict=False))
         depths = {index: g["depth"] for g in saved_groups for index in g["params"]}
         for index, entries in state_dict["state"].items():
             if index in saved:
@@ -341,9 +340,9 @@ class FactorizedSGD(Optimizer):
         if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
             position = next(i for i, q in enumerate(self._all_params()) if q is p)
             raise RuntimeError(
-                f"FactorizedSGD.step: parameter {position} (shape {tuple(p.shape)}) was changed outside the optimizer, so it is no "
-                "longer the product of its factors. To go on from the changed weights call opt.resync(), which splits them anew "
-                "and zeroes their momenta"
+                f"FactorizedSGD.step: parameter {position} (shape {tuple(p.shape)}) was changed outside the optimizer, so it "
+                "is no longer the product of its factors. To go on from the changed weights call opt.resync(), which splits "
+                "them anew and zeroes their momenta"
             )
         pieces.version = pieces.weight._version
 
@@ -367,8 +366,10 @@ def _check_options(group: dict[str, Any]) -> None:
         value = group[name]
         if isinstance(value, Tensor):
             if name not in ("lr", "lam") or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"FactorizedSGD: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
-                                 " (lr and lam also a 0-d float32 or float64 tensor)")
+                raise ValueError(
+                    f"FactorizedSGD: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
+                    " (lr and lam also a 0-d float32 or float64 tensor)"
+                )
         elif not (math.isfinite(value) and value >= 0):
             raise ValueError(f"FactorizedSGD: {name} is {value}; it takes a finite number >= 0")
     if not isinstance(group["depth"], int) or isinstance(group["depth"], bool) or group["depth"] < 1:

@@ -209,7 +209,7 @@ def test_bad_arguments_are_named():
         hadamard_product([])
     with pytest.raises(ValueError, match=r"factor 1 is .*\(4,\)"):
         hadamard_product([x, torch.ones(4)])
-    with pytest.raises(ValueError, match="factor 1 is torch.float64"):
+    with pytest.raises(ValueError, match=r"factor 1 is torch\.float64"):
         hadamard_product([x, x.double()])
     with pytest.raises(ValueError, match="int64"):
         hadamard_product([x.long()])

@@ -60,9 +60,7 @@ def test_equals_sgd_on_the_factorized_network(backend, depth, rule):
 
     # the same factors as parameters: w = prod_d w_d, and the plain L2 on w written into the loss
     names = [name for name, _ in factorized.named_parameters()]
-    factors = {
-        name: [nn.Parameter(f.clone()) for f in ours.factors(p)] for name, p in dense.named_parameters()
-    }
+    factors = {name: [nn.Parameter(f.clone()) for f in ours.factors(p)] for name, p in dense.named_parameters()}
     theirs = torch.optim.SGD(itertools.chain(*factors.values()), lr, weight_decay=2 * lam / depth, **options)
     for step in range(200):
         x, y = batch(step)
@@ -203,8 +201,13 @@ def test_param_groups_have_their_own_options(backend):
     factors = [[[nn.Parameter(f.clone()) for f in ours.factors(p)] for p in layer] for layer in layers]
     theirs = torch.optim.SGD(
         [
-            {"params": list(itertools.chain(*f)), "lr": o["lr"], "momentum": o.get("momentum", 0), "weight_decay": 2 * lam / o["depth"]}
-            for f, o, lam in zip(factors, options, (0.1, 0.0), strict=True)
+            {
+                "params": list(itertools.chain(*f)),
+                "lr": o["lr"],
+                "momentum": o.get("momentum", 0.0),
+                "weight_decay": 2 * o.get("lam", 0.0) / o["depth"],
+            }
+            for f, o in zip(factors, options, strict=True)
         ]
     )
     for step in range(20):
