@@ -18,7 +18,7 @@ def load_digits(test_fold: int = FOLDS - 1) -> ImageData:
     with every version of scikit-learn. One fold is the test set (355 images of 1797 for the default), the other four train.
 
     Args:
-        test_fold: which fold tests, 0..4. The settings of ``sparsenn train`` were chosen on the folds before the last.
+        test_fold: which fold tests, 0..4.
 
     Raises:
         MissingExtraError: if scikit-learn is not installed.

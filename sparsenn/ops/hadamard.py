@@ -210,7 +210,7 @@ def _check_factors(factors: Sequence[Tensor]) -> None:
     for d, factor in enumerate(factors):
         if factor.shape != shape or factor.dtype != dtype or factor.device != device:
             raise ValueError(
-                f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree, nothing broadcasts"
+                f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree"
             )
 
 

@@ -58,7 +58,7 @@ def config(**given):
 @pytest.fixture(scope="module")
 def finished(shapes, tmp_path_factory) -> Result:
     out = tmp_path_factory.mktemp("run") / "out"
-    return train(config(epochs=200, eval_every=50, lam=1e-2), out, images=shapes)
+    return train(config(epochs=200, eval_every=50, lam=1e-2, clip_norm=1.0), out, images=shapes)
 
 
 @pytest.fixture
@@ -96,8 +96,10 @@ def test_the_net_of_the_fixture_is_sparse_and_right(finished):
     assert finished.net.accuracy == finished.twin.accuracy == 1.0
 
 
-def test_the_dense_twin_keeps_its_weights(finished):
-    assert finished.twin.weights == finished.twin.total == finished.net.total
+def test_the_dense_twin_is_not_collapsed_and_keeps_every_weight_but_biases_of_dead_neurons(finished):
+    assert finished.twin.after == finished.twin.before
+    assert all(row.zeros == 0 for row in finished.twin.after.layers if len(row.shape) > 1)
+    assert finished.twin.total == finished.net.total
 
 
 def test_the_report_holds_the_figures_of_the_result(finished):
