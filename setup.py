@@ -137,6 +137,10 @@ class BuildKernels(cpp_extension.BuildExtension):
 
 
 def main() -> None:
+    if os.environ.get("SPARSENN_KERNELS") == "0":
+        say("no kernels (SPARSENN_KERNELS=0); the package will run on its PyTorch reference")
+        setup()
+        return
     cuda, reason = cuda_decision()
     say(f"{'CPU and CUDA' if cuda else 'CPU only'} ({reason})")
     if cuda:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
-        code = getattr(error, "exit_code", None)
+        code = getattr(error, "exit_code", 2 if isinstance(error, ValueError | OverflowError) else None)
         if code is None:
             raise
         print(f"sparsenn: {error}", file=sys.stderr)
@@ -175,15 +175,16 @@ def _train(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     import torch
 
+    import sparsenn.ops  # noqa: F401  (loads the kernels)
     from sparsenn import _extension
 
     lines = {"sparsenn": __version__, "Python": f"{platform.python_version()} on {platform.platform()}"}
     lines |= {name: _version_of(name) for name in ("torch", "numpy", "safetensors")}
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     lines["devices"] = f"CPU, {torch.get_num_threads()} threads; {cuda}"
-    status: dict[str, Any] = getattr(_extension, "status", dict)()
-    lines["build"] = ", ".join(f"{key} {value}" for key, value in status.get("build", {}).items())
-    lines |= {f"{name} kernels": _kernels(name, library) for name, library in status.get("libraries", {}).items()}
+    status = _extension.status()
+    lines["build"] = ", ".join(f"{key} {value}" for key, value in status["build"].items())
+    lines |= {f"{name} kernels": _kernels(name, library) for name, library in status["libraries"].items()}
     width = max(map(len, lines))
     print("\n".join(f"{name:{width}}  {value}" for name, value in lines.items()))
     return 0

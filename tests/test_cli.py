@@ -191,3 +191,24 @@ def test_info_names_the_versions_that_run(capsys):
     assert lines["sparsenn"] == sparsenn.__version__
     assert lines["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert lines["numpy"] == numpy.__version__
+
+
+def test_info_says_what_the_kernels_serve_or_why_not(capsys):
+    from sparsenn import _extension
+    from sparsenn.ops.schema import SCHEMAS
+
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    for library in _extension.status()["libraries"].values():
+        assert library.loaded or library.problem in shown
+    if _extension.status()["libraries"]["cpu"].loaded:
+        assert all(name in shown for name in SCHEMAS)
+
+
+def test_a_setting_that_the_optimizer_refuses_is_one_sentence(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    arguments = ["train", "--depth", "1", "--factor-init", "dwf", "--epochs", "1", "--no-twin", "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sparsenn: ")
+    assert error.count("\n") == 1

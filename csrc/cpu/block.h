@@ -13,9 +13,12 @@ namespace sparsenn::cpu {
 // The order in which elements are visited: that in which one tensor of the operation, its model, lies in memory.
 class Order {
  public:
-  explicit Order(const TensorView& model) : dim_(model.dim) {
-    for (int64_t i = 0; i < dim_; ++i) axes_[i] = static_cast<int8_t>(i);
-    std::stable_sort(axes_, axes_ + dim_, [&](int8_t a, int8_t b) { return model.strides[a] > model.strides[b]; });
+  explicit Order(const TensorView& model) {
+    if (model.numel == 0) return;
+    for (int64_t i = 0; i < model.dim; ++i) {
+      if (model.sizes[i] != 1) axes_[dim_++] = i;
+    }
+    std::stable_sort(axes_, axes_ + dim_, [&](int64_t a, int64_t b) { return model.strides[a] > model.strides[b]; });
   }
 
   // Whether visiting in this order walks through `view` in unit steps.
@@ -23,7 +26,7 @@ class Order {
     int64_t expected = 1;
     for (int64_t i = dim_ - 1; i >= 0; --i) {
       const int64_t size = view.sizes[axes_[i]];
-      if (size != 1 && view.strides[axes_[i]] != expected) return false;
+      if (view.strides[axes_[i]] != expected) return false;
       expected *= size;
     }
     return true;
@@ -50,11 +53,11 @@ class Order {
     }
   }
 
-  static constexpr int kMaxDim = 64;  // torch's own limit
+  static constexpr int kMaxDim = 63;  // more dimensions of two or more elements hold more than int64_t counts
 
  private:
-  int64_t dim_;
-  int8_t axes_[kMaxDim];
+  int64_t dim_ = 0;
+  int64_t axes_[kMaxDim];
 };
 
 // Pointers to the operands' current block, and room for copies of those that are not flat: one for each thread.

@@ -1,4 +1,4 @@
-"""One step of SGD on the factors of many weights: fake. A step has no derivative; calling it under autograd is an error."""
+"""One step of SGD on the factors of many weights: its fake. A step has no derivative; it is called under ``no_grad``."""
 
 from __future__ import annotations
 

@@ -32,9 +32,10 @@ def hadamard_product(factors: Sequence[Tensor], *, out: Tensor | None = None) ->
         The product; ``out`` where it is given. Empty and 0-d tensors are fine.
 
     Raises:
-        ValueError: for no factors, different shapes, dtypes or devices, a dtype that is not one of the four, an ``out`` that
-            overlaps itself or a part of a factor.
-        RuntimeError: for ``out`` with a factor that requires grad.
+        ValueError: for no factors, different shapes, dtypes or devices, a dtype that is not one of the four, an ``out``
+            of another kind.
+        RuntimeError: for ``out`` with a factor that requires grad; from the kernels for an ``out`` that overlaps itself or a
+            part of a factor.
 
     Source: Kolb et al. 2025, Definition 2 and Equation 15.
 
@@ -56,23 +57,37 @@ def hadamard_product(factors: Sequence[Tensor], *, out: Tensor | None = None) ->
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
-    # In eager mode a Function serves every torch.func transform and costs less than the operator's own autograd. A compiler
-    # traces the operator, but inside a transform neither that nor the Function: there it gets, and fuses, the definition.
-    if torch.compiler.is_compiling():
-        return reference.hadamard(factors) if torch._C._are_functorch_transforms_active() else _ops.hadamard(factors)
-    return _Hadamard.apply(*factors) if _differentiated(factors) else _ops.hadamard(factors)
+    if _needs_definition():
+        return reference.product(factors)
+    if torch.compiler.is_compiling() or not _differentiated(factors):
+        return _ops.hadamard(factors)
+    return _Hadamard.apply(*factors)
 
 
 def _gradients(grad: Tensor, factors: Sequence[Tensor]) -> Sequence[Tensor]:
-    if torch.compiler.is_compiling():
+    if _needs_definition():
+        return reference.gradients(grad, factors)
+    if torch.compiler.is_compiling() or not _differentiated([grad, *factors]):
         return _ops.hadamard_backward(grad, factors)
-    return (
-        _HadamardBackward.apply(grad, *factors) if _differentiated([grad, *factors]) else _ops.hadamard_backward(grad, factors)
-    )
+    return _HadamardBackward.apply(grad, *factors)
+
+
+# Reverse mode runs the kernels: through a Function, which serves torch.func's transforms and costs less than the operator's own
+# autograd, or through the operator, which is what a compiler traces. Forward mode, and a transform inside a compiled function,
+# get the definition: nesting one forward mode in another turns a Function's tangents into zeros without a word.
+def _needs_definition() -> bool:
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
 
 
 def _differentiated(tensors: Sequence[Tensor]) -> bool:
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -106,15 +121,10 @@ class _Hadamard(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return tuple(_gradients(grad, ctx.saved_tensors))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _derivative(ctx.saved_tensors, tangents)
 
 
 class _HadamardBackward(torch.autograd.Function):
@@ -127,19 +137,11 @@ class _HadamardBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         grad, *factors = ctx.saved_tensors
         return _derivative(factors, cotangents), *_gradients_derivative(grad, factors, cotangents)
-
-    @staticmethod
-    def jvp(ctx: Any, grad_tangent: Tensor, *tangents: Tensor) -> Any:
-        grad, *factors = ctx.saved_tensors
-        by_grad = _gradients(grad_tangent, factors)
-        by_factors = _gradients_derivative(grad, factors, tangents)
-        return tuple(a + b for a, b in zip(by_grad, by_factors, strict=True))
 
 
 def _register() -> None:
@@ -209,16 +211,14 @@ def _check_factors(factors: Sequence[Tensor]) -> None:
         raise ValueError(f"hadamard_product: factors have dtype {dtype}; it takes float64, float32, bfloat16 or float16")
     for d, factor in enumerate(factors):
         if factor.shape != shape or factor.dtype != dtype or factor.device != device:
-            raise ValueError(
-                f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree"
-            )
+            raise ValueError(f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree")
 
 
 def _check_out(factors: Sequence[Tensor], out: Tensor) -> None:
     first = factors[0]
     if out.shape != first.shape or out.dtype != first.dtype or out.device != first.device:
         raise ValueError(f"hadamard_product: out is {_kind(out)}; the factors need {_kind(first)}")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*factors, out)):
+    if _needs_definition() or (torch.is_grad_enabled() and any(t.requires_grad for t in (*factors, out))):
         raise RuntimeError(
             "hadamard_product: out= has no gradient, but an argument requires grad; call it under torch.no_grad()"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch._guards import detect_fake_mode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from sparsenn import _extension
 from sparsenn.ops import reference
@@ -61,6 +61,8 @@ def backend(name: str) -> Iterator[None]:
             yield
     elif name == "compiled":
         _extension.require_kernels()
+        if any(isinstance(mode, _ReferenceMode) for mode in _get_current_dispatch_mode_stack()):
+            raise RuntimeError("backend: 'compiled' can't run inside a block of 'reference'")
         yield
     else:
         raise ValueError(f"backend: unknown name {name!r}; it takes 'reference' or 'compiled'")

@@ -34,28 +34,37 @@ def _leave_one_out(factors: Sequence[Tensor]) -> list[Tensor]:
     return [p * s for p, s in zip(prefix, reversed(suffix), strict=True)]
 
 
+def product(factors: Sequence[Tensor]) -> Tensor:
+    """The definition: w = w_1 * ... * w_D (Kolb et al. 2025, Definition 2)."""
+    return _product([_accumulator(factor) for factor in factors]).to(factors[0].dtype)
+
+
+def gradients(grad: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """The chain rule of the product: grads[d] = grad * prod_{k != d} factors[k]."""
+    others = _leave_one_out([_accumulator(factor) for factor in factors])
+    return [(_accumulator(grad) * other).to(grad.dtype) for other in others]
+
+
 def hadamard(factors: Sequence[Tensor]) -> Tensor:
-    """W = w_1 * ... * w_D (Kolb et al. 2025, Definition 2)."""
-    return _product([_accumulator(factor) for factor in factors]).to(factors[0].dtype, copy=True)
+    """`product` as an operator: a new tensor in the first factor's layout."""
+    return torch.empty_like(factors[0]).copy_(product(factors))
 
 
 def hadamard_out(factors: Sequence[Tensor], out: Tensor) -> None:
-    """As `hadamard`, into a given tensor."""
-    out.copy_(hadamard(factors))
+    """`product`, into a given tensor."""
+    out.copy_(product(factors))
 
 
 def hadamard_backward(grad: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
-    """The chain rule of the product: grads[d] = grad * prod_{k != d} factors[k]."""
-    grads = [torch.empty_like(factor) for factor in factors]
-    hadamard_backward_out(grad, factors, grads)
-    return grads
+    """`gradients` as an operator: new tensors in the factors' layouts."""
+    values = gradients(grad, factors)
+    return [torch.empty_like(factor).copy_(value) for factor, value in zip(factors, values, strict=True)]
 
 
 def hadamard_backward_out(grad: Tensor, factors: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """As `hadamard_backward`, into given tensors."""
-    others = _leave_one_out([_accumulator(factor) for factor in factors])
-    for out, other in zip(grads, others, strict=True):
-        out.copy_(_accumulator(grad) * other)
+    """`gradients`, into given tensors."""
+    for out, value in zip(grads, gradients(grad, factors), strict=True):
+        out.copy_(value)
 
 
 def factorized_sgd_(

@@ -25,6 +25,7 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class _Pieces:
     """One parameter as the kernel takes it: local shards, and the weight's version after the last step (None: check first)."""
 
+    depth: int
     state: dict[str, Any]
     weight: Tensor
     factors: list[Tensor]
@@ -84,12 +85,12 @@ class FactorizedSGD(Optimizer):
 
     Raises:
         ValueError: for an argument out of its range, and parameters of another dtype.
-        RuntimeError: from ``step`` where weights were changed behind the optimizer's back (see `resync`), and for sparse
-            gradients; before anything is written.
+        RuntimeError: from ``step`` where weights were changed behind the optimizer's back (see `resync`), for sparse
+            gradients and for a group whose depth was changed; before any parameter moves.
 
     Note:
         Clipping the gradients of the model clips ∂ℓ/∂w, not the factors' gradients, which are that times products of the
-        other factors. A change through ``p.data`` can't be noticed: call `resync` after it.
+        other factors. A change through ``p.data``, or before a step that is compiled, can't be noticed: call `resync` after it.
 
     Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2; with "preserve" in place of their Algorithm 1.
 
@@ -121,7 +122,6 @@ class FactorizedSGD(Optimizer):
     ) -> None:
         self._pieces: dict[Tensor, _Pieces] = {}
         self._scalars: dict[float, Tensor] = {}
-        self._seed = shards.shared_seed(generator)
         defaults = {
             "lr": lr,
             "depth": depth,
@@ -132,8 +132,13 @@ class FactorizedSGD(Optimizer):
             "weight_decay": weight_decay,
             "factor_init": factor_init,
             "maximize": maximize,
+            "seed": shards.shared_seed(generator),  # a part of the state: a resumed run splits weights as the first would have
         }
+        self._constructing = True
         super().__init__(params, defaults)
+        self._constructing = False
+        for group in self.param_groups:
+            self._factorize_group(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with hyperparameters of their own where given; their weights are factorized at once."""
@@ -146,9 +151,8 @@ class FactorizedSGD(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        for p in group["params"]:
-            if p.requires_grad:
-                self._factorize(p, group)
+        if not self._constructing:  # when all groups are found to be right, none is left half-way
+            self._factorize_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -202,7 +206,7 @@ class FactorizedSGD(Optimizer):
         Raises:
             ValueError: for a tensor that is not one of the optimizer's factorized parameters.
         """
-        for p in self.state if params is None else params:
+        for p in [q for q in self._all_params() if self.state.get(q)] if params is None else params:
             old = self.factors(p)
             group = self._group_of(p)
             weight = shards.local(p)
@@ -228,6 +232,8 @@ class FactorizedSGD(Optimizer):
             ValueError: where the groups don't fit, or a parameter's factors are not of its shape or not ``depth`` many.
         """
         saved_groups = state_dict["param_groups"]
+        if not all("depth" in group and "seed" in group for group in saved_groups):
+            raise ValueError("FactorizedSGD.load_state_dict: the state is that of another optimizer (its groups have no depth)")
         saved = dict(zip(chain.from_iterable(g["params"] for g in saved_groups), self._all_params(), strict=False))
         depths = {index: g["depth"] for g in saved_groups for index in g["params"]}
         for index, entries in state_dict["state"].items():
@@ -236,20 +242,30 @@ class FactorizedSGD(Optimizer):
         super().load_state_dict(state_dict)  # casts to the parameter's dtype, so what it has put there is put right below
         for index, p in saved.items():
             entries = state_dict["state"].get(index, {})
-            for slot, (name, value) in enumerate((n, v) for n, v in entries.items() if isinstance(v, Tensor)):
+            for slot, (name, value) in enumerate(item for item in entries.items() if _is_ours(*item)):
                 self.state[p][name] = staggered_zeros(p, _state_dtype(p), slot).copy_(value)
         self._pieces.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pieces, self._scalars = {}, {}
-        self.__dict__.setdefault("_seed", shards.shared_seed(None))
+        self._pieces, self._scalars, self._constructing = {}, {}, False
 
     def _all_params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
-        return next(group for group in self.param_groups if any(p is q for q in group["params"]))
+        for group in self.param_groups:
+            if any(p is q for q in group["params"]):
+                return group
+        raise ValueError("FactorizedSGD: the tensor is no parameter of this optimizer")
+
+    def _position(self, p: Tensor) -> int:
+        return next(i for i, q in enumerate(self._all_params()) if q is p)
+
+    def _factorize_group(self, group: dict[str, Any]) -> None:
+        for p in group["params"]:
+            if p.requires_grad:
+                self._factorize(p, group)
 
     @torch.no_grad()
     def _factorize(self, p: Tensor, group: dict[str, Any]) -> None:
@@ -268,14 +284,13 @@ class FactorizedSGD(Optimizer):
 
     def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
         """Factors of a parameter's shard, drawn as the same elements of the whole parameter are."""
-        position = next(i for i, q in enumerate(self._all_params()) if q is p)
         weight = shards.local(p).to(factors[0].dtype)
         init.fill_(
             factors,
             weight,
             method,
             std=max(shards.root_mean_square(p), init.MIN_WEIGHT) if shards.is_sharded(p) else None,
-            seed=(self._seed + position * 0x9E3779B97F4A7C15) % 2**63,
+            seed=(self._group_of(p)["seed"] + self._position(p) * 0x9E3779B97F4A7C15) % 2**63,
             index=shards.global_index(p),
         )
 
@@ -293,7 +308,7 @@ class FactorizedSGD(Optimizer):
 
     def _gather(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, float], _Batch]:
         batches: dict[tuple[torch.device, torch.dtype, float], _Batch] = {}
-        momentum, dampening = group["momentum"], group["dampening"]
+        depth, momentum, dampening = group["depth"], group["momentum"], group["dampening"]
         watched = not torch.compiler.is_compiling()
         for p in group["params"]:
             grad = p.grad
@@ -302,7 +317,7 @@ class FactorizedSGD(Optimizer):
             if grad.layout is not torch.strided:
                 raise RuntimeError("FactorizedSGD.step: a gradient is sparse; it takes dense ones")
             pieces = self._pieces.get(p)
-            if pieces is None or (momentum and not pieces.momenta):
+            if pieces is None or pieces.depth != depth or bool(momentum) != bool(pieces.momenta):
                 pieces = self._collect(p, group)
             if watched and pieces.version != pieces.weight._version:
                 self._check_unchanged(p, pieces)
@@ -326,7 +341,13 @@ class FactorizedSGD(Optimizer):
         elif group["momentum"] and "momentum_0" not in self.state[p]:
             self._add_momenta(p, depth)
         state = self.state[p]
+        if f"factor_{depth - 1}" not in state or f"factor_{depth}" in state:
+            raise RuntimeError(
+                f"FactorizedSGD.step: the depth of a group was changed to {depth} after its weights were factorized; make a "
+                "new optimizer, or add the parameters to a new group"
+            )
         pieces = self._pieces[p] = _Pieces(
+            depth,
             state,
             shards.local(p.detach()) if shards.is_sharded(p) else p,
             [shards.local(state[f"factor_{d}"]) for d in range(depth)],
@@ -338,7 +359,7 @@ class FactorizedSGD(Optimizer):
     def _check_unchanged(self, p: Tensor, pieces: _Pieces) -> None:
         product = hadamard_product(pieces.factors).to(pieces.weight.dtype)
         if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
-            position = next(i for i, q in enumerate(self._all_params()) if q is p)
+            position = self._position(p)
             raise RuntimeError(
                 f"FactorizedSGD.step: parameter {position} (shape {tuple(p.shape)}) was changed outside the optimizer, so it "
                 "is no longer the product of its factors. To go on from the changed weights call opt.resync(), which splits "
@@ -348,13 +369,14 @@ class FactorizedSGD(Optimizer):
 
     @staticmethod
     def _remember(batch: _Batch, group: dict[str, Any]) -> None:
+        if group["momentum"]:
+            for pieces in batch.pieces:
+                pieces.state["momentum_started"] = True
         if torch.compiler.is_compiling():
             return
         torch.autograd.graph.increment_version(batch.weights)
         for pieces in batch.pieces:
             pieces.version = pieces.weight._version
-            if group["dampening"]:
-                pieces.state["momentum_started"] = True
 
 
 def _state_dtype(p: Tensor) -> torch.dtype:
@@ -362,16 +384,17 @@ def _state_dtype(p: Tensor) -> torch.dtype:
 
 
 def _check_options(group: dict[str, Any]) -> None:
-    for name in ("lr", "lam", "momentum", "weight_decay"):
+    for name in ("lr", "lam", "momentum", "dampening", "weight_decay"):
         value = group[name]
-        if isinstance(value, Tensor):
-            if name not in ("lr", "lam") or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    f"FactorizedSGD: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
-                    " (lr and lam also a 0-d float32 or float64 tensor)"
-                )
-        elif not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"FactorizedSGD: {name} is {value}; it takes a finite number >= 0")
+        if isinstance(value, Tensor) and (
+            name not in ("lr", "lam") or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64)
+        ):
+            raise ValueError(
+                f"FactorizedSGD: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
+                " (lr and lam also a 0-d float32 or float64 tensor)"
+            )
+        if not isinstance(value, int | float | Tensor) or not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"FactorizedSGD: {name} is {value!r}; it takes a finite number >= 0")
     if not isinstance(group["depth"], int) or isinstance(group["depth"], bool) or group["depth"] < 1:
         raise ValueError(f"FactorizedSGD: depth is {group['depth']!r}; it takes an integer >= 1")
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
@@ -386,6 +409,12 @@ def _check_parameter(p: Tensor) -> None:
         raise ValueError(f"FactorizedSGD: a parameter has dtype {p.dtype}; it takes float64, float32, bfloat16 or float16")
     if p.layout is not torch.strided:
         raise ValueError(f"FactorizedSGD: a parameter has layout {p.layout}; it takes dense ones")
+    if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
+        raise ValueError(f"FactorizedSGD: a parameter of shape {tuple(p.shape)} holds NaN or infinity")
+
+
+def _is_ours(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and name.startswith(("factor_", "momentum_"))
 
 
 def _check_state(p: Tensor, depth: int, entries: dict[str, Any]) -> None:
@@ -394,7 +423,7 @@ def _check_state(p: Tensor, depth: int, entries: dict[str, Any]) -> None:
     if found != names:
         raise ValueError(f"FactorizedSGD.load_state_dict: depth {depth} needs {sorted(names)}; the state has {sorted(found)}")
     for name, value in entries.items():
-        if isinstance(value, Tensor) and value.shape != p.shape:
+        if _is_ours(name, value) and value.shape != p.shape:
             raise ValueError(
                 f"FactorizedSGD.load_state_dict: {name} has shape {tuple(value.shape)}, its parameter {tuple(p.shape)}"
             )

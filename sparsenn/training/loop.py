@@ -94,7 +94,7 @@ def _require_finite(finite: bool, fit: Fit, epoch: int, folder: Path | None) -> 
     config = fit.config
     hint = f"lower --lr (it is {config.lr:g})" + (f" or --lam (it is {config.lam:g})" if config.lam else "")
     raise TrainingDiverged(
-        f"the loss is not a finite number in epoch {epoch}; {kept}; {hint} and start anew", epoch, checkpoint
+        f"the loss is not a finite number in epoch {epoch}; {kept}; {hint} and start anew with another --out", epoch, checkpoint
     )
 
 

@@ -101,6 +101,8 @@ TRANSFORMS = {
     "jacrev": jacrev,
     "jacfwd": jacfwd,
     "hessian": hessian,
+    "jacfwd(jacfwd)": lambda f: jacfwd(jacfwd(f)),
+    "jacrev(jacrev)": lambda f: jacrev(jacrev(f)),
     "jvp": lambda f: lambda x: jvp(f, (x,), ([torch.ones_like(y) for y in x],)),
     "vmap(grad)": lambda f: vmap(grad(f)),
     "vmap(hessian)": lambda f: vmap(hessian(f)),
@@ -136,6 +138,17 @@ def test_forward_mode_outside_torch_func(backend):
         duals = [torch.autograd.forward_ad.make_dual(f, torch.ones_like(f)) for f in factors]
         tangent = torch.autograd.forward_ad.unpack_dual(hadamard_product(duals)).tangent
     torch.testing.assert_close(tangent, sum(others(factors, d) for d in range(3)))
+
+
+def test_out_has_no_forward_mode_and_says_so(backend):
+    with pytest.raises(RuntimeError, match="no gradient"):
+        jvp(lambda x: hadamard_product([x, x], out=torch.empty(3)), (torch.ones(3),), (torch.ones(3),))
+
+
+def test_more_dimensions_than_torch_multiplies(kernels):
+    x = torch.full([1] * 100 + [3], 2.0)
+    assert hadamard_product([x, x]).flatten().tolist() == [4.0, 4.0, 4.0]
+    assert hadamard_product([torch.ones([0] + [1] * 80)] * 2).numel() == 0
 
 
 @pytest.mark.parametrize("transform", ["none", "grad", "vmap(grad)"])

@@ -394,6 +394,8 @@ def test_a_state_that_does_not_fit_is_refused(backend):
     before = [p.clone() for p in other.param_groups[0]["params"]]
     with pytest.raises(ValueError, match="shape"):
         other.load_state_dict(saved)
+    with pytest.raises(ValueError, match="another optimizer"):
+        other.load_state_dict(torch.optim.SGD(net().parameters(), 0.1).state_dict())
     del saved["state"][0]["factor_1"]
     with pytest.raises(ValueError, match="depth 3 needs"):
         FactorizedSGD(net().parameters(), 0.1, depth=3).load_state_dict(saved)
@@ -424,6 +426,79 @@ def test_a_failing_gradient_is_found_before_anything_is_written(backend):
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_options_may_change_between_steps_as_in_torch_sgd(kernels):
+    if not FUSED:
+        pytest.skip("torch adds products without rounding them, as the kernels do, only where it runs with AVX2 or AVX-512")
+    ours_net, torch_net = net(), net()
+    ours = FactorizedSGD(ours_net.parameters(), 0.05, depth=1, momentum=0.9)
+    theirs = torch.optim.SGD(torch_net.parameters(), 0.05, momentum=0.9, foreach=False)
+    changes = [{}, {"dampening": 0.5}, {"momentum": 0.0, "dampening": 0.0}, {"momentum": 0.9}, {"nesterov": True}]
+    for step, change in enumerate(changes):
+        for model, optimizer in ((ours_net, ours), (torch_net, theirs)):
+            optimizer.param_groups[0].update(change)
+            train(model, optimizer, [2 * step, 2 * step + 1])
+        assert torch.equal(ours_net[0].weight, torch_net[0].weight)
+
+
+def test_a_compiled_step_dampens_as_an_eager_one(kernels):
+    models = [net(), net()]
+    steps = []
+    for model in models:
+        generator = torch.Generator().manual_seed(0)
+        steps.append(FactorizedSGD(model.parameters(), 0.05, momentum=0.9, dampening=0.5, generator=generator))
+    torch._dynamo.reset()
+    compiled = torch.compile(steps[0].step, backend="eager")
+    for i in range(4):
+        for model, optimizer, step in zip(models, steps, (compiled, steps[1].step), strict=True):
+            x, y = batch(i)
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            step()
+    torch.testing.assert_close(models[0][0].weight, models[1][0].weight, rtol=1e-12, atol=0)
+
+
+def test_a_changed_depth_is_refused_before_any_parameter_moves(backend):
+    for depth in (1, 3):
+        model = net()
+        groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]
+        optimizer = FactorizedSGD(groups, 0.1, depth=2)
+        train(model, optimizer, [0])
+        before = copy.deepcopy(model.state_dict())
+        optimizer.param_groups[1]["depth"] = depth
+        with pytest.raises(RuntimeError, match=f"depth of a group was changed to {depth}"):
+            train(model, optimizer, [1])
+        assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_a_constructor_that_raises_leaves_the_weights(backend):
+    model = net()
+    with torch.no_grad():
+        model[2].bias[0] = torch.nan
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        FactorizedSGD(model.parameters(), 0.1, factor_init="dwf")
+    assert all(torch.equal(p.nan_to_num(), before[name].nan_to_num()) for name, p in model.state_dict().items())
+
+
+def test_loading_a_state_leaves_the_random_numbers_and_brings_the_seed(backend):
+    model, other = net(), net()
+    optimizer = FactorizedSGD(model.parameters(), 0.1)
+    restored = FactorizedSGD(other.parameters(), 0.1)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    other.load_state_dict(model.state_dict())
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(torch.rand(3), expected)
+    for m, o in ((model, optimizer), (other, restored)):
+        with torch.no_grad():
+            m[0].weight.mul_(2.0)
+        o.resync()
+    assert all(
+        torch.equal(a, b) for a, b in zip(optimizer.factors(model[0].weight), restored.factors(other[0].weight), strict=True)
+    )
 
 
 # weights that are changed from outside
@@ -542,6 +617,8 @@ def test_bad_arguments_are_named():
         ({"lr": 0.1, "depth": 2.5}, "depth is 2.5"),
         ({"lr": 0.1, "nesterov": True}, "nesterov needs momentum"),
         ({"lr": torch.ones(2)}, "lr is a"),
+        ({"lr": torch.tensor(-1.0)}, "lr is tensor"),
+        ({"lr": "0.1"}, "lr is '0.1'"),
         ({"lr": 0.1, "factor_init": "zeros"}, "'zeros'.*preserve"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -266,7 +266,7 @@ def test_a_fresh_name_is_fresh(tmp_path):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_run_on_cuda_repeats_itself_and_comes_near_the_cpu(shapes):
     first, second = (train(config(device="cuda", twin=False), images=shapes) for _ in range(2))
     assert first.net.history == second.net.history
