@@ -1,6 +1,7 @@
 #include "math/factorized_sgd.h"
 
 #include "cpu/block.h"
+#include "cpu/deep.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
@@ -52,24 +53,16 @@ SPARSENN_INLINE void step_unrolled(const Step<W>& block) {
       });
 }
 
-template <class T>
-SPARSENN_INLINE void multiply(T* result, const T* by, int64_t size) {
-  SPARSENN_INDEPENDENT
-  for (int64_t i = 0; i < size; ++i) result[i] *= by[i];
-}
-
 // Any depth: factor d is moved when the prefix of the old factors before it is known and those behind it are still old.
 template <bool kMomentum, class W>
 SPARSENN_INLINE void step_deep(const Step<W>& block) {
   using T = accumulator_t<W>;
   T grad[kBlock], prefix[kBlock], suffix[kBlock];
-  std::fill_n(prefix, block.size, T(1));
-  for (int64_t d = 0; d < block.depth; ++d) multiply(prefix, block.factors[d], block.size);
+  cpu::product_of(prefix, block.factors, block.depth, block.size);
   for (int64_t i = 0; i < block.size; ++i) grad[i] = weight_gradient(load(block.grad[i]), prefix[i], block.rule);
   std::fill_n(prefix, block.size, T(1));
   for (int64_t d = 0; d < block.depth; ++d) {
-    std::fill_n(suffix, block.size, T(1));
-    for (int64_t k = block.depth - 1; k > d; --k) multiply(suffix, block.factors[k], block.size);
+    cpu::product_behind(suffix, block.factors, block.depth, d, block.size);
     T* const factor = block.factors[d];
     T* const momentum = kMomentum ? block.momenta[d] : suffix;
     for (int64_t i = 0; i < block.size; ++i) {
@@ -78,8 +71,7 @@ SPARSENN_INLINE void step_deep(const Step<W>& block) {
       prefix[i] *= old;
     }
   }
-  std::copy_n(block.factors[0], block.size, prefix);
-  for (int64_t d = 1; d < block.depth; ++d) multiply(prefix, block.factors[d], block.size);
+  cpu::product_of(prefix, block.factors, block.depth, block.size);
   for (int64_t i = 0; i < block.size; ++i) block.weight[i] = store<W>(prefix[i]);
 }
 

@@ -1,6 +1,7 @@
 #include "math/hadamard.h"
 
 #include "cpu/block.h"
+#include "cpu/deep.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
@@ -12,7 +13,7 @@ using cpu::kBlock;
 
 template <class T>
 struct Forward {
-  const T* const* factors;
+  T* const* factors;
   T* out;
   int64_t depth, size;
   bool streamed;
@@ -21,7 +22,7 @@ struct Forward {
 template <class T>
 struct Backward {
   const T* grad;
-  const T* const* factors;
+  T* const* factors;
   T* const* grads;
   int64_t depth, size;
   bool streamed;
@@ -46,16 +47,9 @@ SPARSENN_INLINE void forward_unrolled(const Forward<T>& block) {
 }
 
 template <class T>
-SPARSENN_INLINE void multiply(accumulator_t<T>* result, const T* by, int64_t size) {
-  SPARSENN_INDEPENDENT
-  for (int64_t i = 0; i < size; ++i) result[i] *= load(by[i]);
-}
-
-template <class T>
 SPARSENN_INLINE void forward_deep(const Forward<T>& block) {
   accumulator_t<T> result[kBlock];
-  for (int64_t i = 0; i < block.size; ++i) result[i] = load(block.factors[0][i]);
-  for (int64_t d = 1; d < block.depth; ++d) multiply(result, block.factors[d], block.size);
+  cpu::product_of(result, block.factors, block.depth, block.size);
   for (int64_t i = 0; i < block.size; ++i) block.out[i] = store<T>(result[i]);
 }
 
@@ -87,11 +81,10 @@ SPARSENN_INLINE void backward_deep(const Backward<T>& block) {
   accumulator_t<T> prefix[kBlock], suffix[kBlock];
   std::fill_n(prefix, block.size, accumulator_t<T>(1));
   for (int64_t d = 0; d < block.depth; ++d) {
-    std::fill_n(suffix, block.size, accumulator_t<T>(1));
-    for (int64_t k = block.depth - 1; k > d; --k) multiply(suffix, block.factors[k], block.size);
+    cpu::product_behind(suffix, block.factors, block.depth, d, block.size);
     for (int64_t i = 0; i < block.size; ++i)
       block.grads[d][i] = store<T>(load(block.grad[i]) * (prefix[i] * suffix[i]));
-    multiply(prefix, block.factors[d], block.size);
+    cpu::multiply<T>(prefix, block.factors[d], block.size);
   }
 }
 
