@@ -169,7 +169,10 @@ def check(run: Run, inputs: Any) -> None:
         return
     expected = inputs.expected if run.expected is None else run.expected
     for found, right in zip(run.outcome(), expected, strict=True):
-        torch.testing.assert_close(sample(found).double(), sample(right).double(), rtol=run.tolerance, atol=0.0)
+        expected = sample(right).double()
+        # of a sum that nearly cancels, rounding leaves a share of its terms: the tensor's typical size bounds it
+        atol = run.tolerance * float(expected.abs().mean()) if expected.numel() else 0.0
+        torch.testing.assert_close(sample(found).double(), expected, rtol=run.tolerance, atol=atol)
 
 
 def copy_limit(inputs: Inputs) -> Run:
