@@ -1,26 +1,5 @@
-// From a dtype or a depth that is known at run time to a template argument.
+// From a depth that is known at run time to a template argument.
 #pragma once
-
-#include "launchers.h"
-#include "math/scalar.h"
-
-namespace sparsenn::cpu {
-
-template <class Body>
-void dispatch_dtype(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::float64:
-      return body(double{});
-    case DType::float32:
-      return body(float{});
-    case DType::bfloat16:
-      return body(bfloat16{});
-    case DType::float16:
-      return body(float16{});
-  }
-}
-
-}  // namespace sparsenn::cpu
 
 // clang-format off
 // A macro, because the branches must be inlined into each copy of a function that is compiled for several instruction sets.

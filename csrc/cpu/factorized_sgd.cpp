@@ -103,7 +103,7 @@ void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, c
         weights[n],
         {{weights + n, 1}, {grads + n, 1}, {factors + n * depth, depth}, {momenta + n * depth, momenta ? depth : 0}}));
   }
-  cpu::dispatch_dtype(weights[0].dtype, [&](auto element) {
+  dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     using T = accumulator_t<W>;
     const FactorizedSgd<T> rule(options, options.lr.value, options.lam.value, depth);

@@ -114,7 +114,7 @@ SPARSENN_CLONES void backward(const Backward<float16>& block) { backward_any(blo
 template <>
 void hadamard<Cpu>(const TensorView* factors, int64_t depth, const TensorView& out, void*) {
   const cpu::Operands operands(out, {{factors, depth}, {&out, 1}});
-  cpu::dispatch_dtype(out.dtype, [&](auto element) {
+  dispatch_dtype(out.dtype, [&](auto element) {
     using T = decltype(element);
     cpu::for_each_block(&out, 1, [&] {
       return [&, block = cpu::Scratch<T>(depth + 1)](int64_t, int64_t begin, int64_t size) mutable {
@@ -131,7 +131,7 @@ template <>
 void hadamard_backward<Cpu>(const TensorView& grad, const TensorView* factors, int64_t depth, const TensorView* grads,
                             void*) {
   const cpu::Operands operands(factors[0], {{&grad, 1}, {factors, depth}, {grads, depth}});
-  cpu::dispatch_dtype(grad.dtype, [&](auto element) {
+  dispatch_dtype(grad.dtype, [&](auto element) {
     using T = decltype(element);
     cpu::for_each_block(&grad, 1, [&] {
       return [&, block = cpu::Scratch<T>(2 * depth + 1)](int64_t, int64_t begin, int64_t size) mutable {

@@ -131,7 +131,7 @@ void factorized_sgd<Cuda>(const TensorView* weights, const TensorView* factors, 
     for (int64_t d = 0; d < depth; ++d) tensors.push_back(factors + n * depth + d);
     for (int64_t d = 0; momenta && d < depth; ++d) tensors.push_back(momenta + n * depth + d);
   }
-  cuda::dispatch_dtype(weights[0].dtype, [&](auto element) {
+  dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     const Rule<accumulator_t<W>> rule(options, depth);
     cuda::dispatch_depth(depth, [&](auto unrolled) {

@@ -105,7 +105,7 @@ void hadamard<Cuda>(const TensorView* factors, int64_t depth, const TensorView& 
   std::vector<const TensorView*> operands;
   for (int64_t d = 0; d < depth; ++d) operands.push_back(factors + d);
   operands.push_back(&out);
-  cuda::dispatch_dtype(out.dtype, [&](auto element) {
+  dispatch_dtype(out.dtype, [&](auto element) {
     cuda::dispatch_depth(depth, [&](auto unrolled) {
       const Product<decltype(element), unrolled> op(depth);
       const Product<decltype(element), 0> deep(depth);
@@ -121,7 +121,7 @@ void hadamard_backward<Cuda>(const TensorView& grad, const TensorView* factors, 
   for (int64_t d = 0; d < depth; ++d) operands.push_back(grads + d);
   for (int64_t d = 0; d < depth; ++d) operands.push_back(factors + d);
   operands.push_back(&grad);
-  cuda::dispatch_dtype(grad.dtype, [&](auto element) {
+  dispatch_dtype(grad.dtype, [&](auto element) {
     cuda::dispatch_depth(depth, [&](auto unrolled) {
       const Gradients<decltype(element), unrolled> op(depth);
       const Gradients<decltype(element), 0> deep(depth);

@@ -1,27 +1,12 @@
-// From a dtype or a depth that is known at run time to a template argument.
+// From a depth that is known at run time to a template argument.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
-#include "launchers.h"
 #include "math/hadamard.h"
 
 namespace sparsenn::cuda {
-
-// Calls body(T{}) with the element type.
-template <class Body>
-void dispatch_dtype(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::float64:
-      return body(double{});
-    case DType::float32:
-      return body(float{});
-    case DType::bfloat16:
-      return body(bfloat16{});
-    case DType::float16:
-      return body(float16{});
-  }
-}
 
 // Calls body(std::integral_constant<int, D>) for a depth that is compiled with all factors in registers; D = 0 stands
 // for more.

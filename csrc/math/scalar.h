@@ -42,6 +42,21 @@ struct accumulator<double> {
 template <class T>
 using accumulator_t = typename accumulator<T>::type;
 
+// Calls body(T{}) with the element type that is known at run time; DType is an enum with these names.
+template <class DType, class Body>
+void dispatch_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::float64:
+      return body(double{});
+    case DType::float32:
+      return body(float{});
+    case DType::bfloat16:
+      return body(sparsenn::bfloat16{});
+    case DType::float16:
+      return body(sparsenn::float16{});
+  }
+}
+
 template <class To, class From>
 SPARSENN_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs types of one size");
