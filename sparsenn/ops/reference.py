@@ -102,3 +102,46 @@ def factorized_sgd_(
                 update = update.add(buffer, alpha=momentum) if nesterov else buffer
             factor.add_(update, alpha=-rate)
         weight.copy_(_product(own))
+
+
+def soft_thresholded(x: Tensor, threshold: Tensor | float) -> Tensor:
+    """sign(x) max(|x| - threshold, 0), written so that no zero is negative and NaN stays NaN."""
+    return x - torch.clamp(x, -torch.as_tensor(threshold, dtype=x.dtype), torch.as_tensor(threshold, dtype=x.dtype))
+
+
+def prox_sgd_(
+    weights: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lams: Sequence[Tensor],
+    zeros: Tensor,
+    lr: Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """A step of SGD, then the proximal map of lam * |w| for the step size that momentum makes of lr.
+
+    A constant gradient g moves a weight by lr (1 - dampening) / (1 - momentum) g a step in the long run. The threshold is scaled
+    alike: then, and only then, the fixed point solves 0 in g + lam * d|w|.
+    """
+    rate = float(lr)
+    reach = rate * (1 - dampening) / (1 - momentum)
+    for i, (weight, weight_grad) in enumerate(zip(weights, grads, strict=True)):
+        value, update = _accumulator(weight), _accumulator(weight_grad)
+        if maximize:
+            update = -update
+        if weight_decay:
+            update = update.add(value, alpha=weight_decay)
+        if momenta:
+            momenta[i].mul_(momentum).add_(update, alpha=1 - dampening)
+            update = update.add(momenta[i], alpha=momentum) if nesterov else momenta[i]
+        value = value.add(update, alpha=-rate)
+        lam = lams[i if len(lams) > 1 else 0].to(value)
+        if lam.dim() or lam:  # without a penalty the step is that of SGD to the last bit, negative zeros included
+            value = soft_thresholded(value, lam * reach)
+        weight.copy_(value)
+        if zeros.numel():
+            zeros[i] = (weight == 0).sum()
