@@ -124,8 +124,8 @@ def prox_sgd_(
 ) -> None:
     """A step of SGD, then the proximal map of lam * |w| for the step size that momentum makes of lr.
 
-    A constant gradient g moves a weight by lr (1 - dampening) / (1 - momentum) g a step in the long run. The threshold is scaled
-    alike: then, and only then, the fixed point solves 0 in g + lam * d|w|.
+    A constant gradient g moves a weight by lr (1 - dampening) / (1 - momentum) g a step in the long run. The threshold is
+    scaled alike: then, and only then, the fixed point solves 0 in g + lam * d|w|.
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"sparsenn::prox_sgd_: momentum is {momentum}; it takes 0 <= momentum < 1")
