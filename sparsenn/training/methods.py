@@ -18,7 +18,7 @@ COLLAPSE_AT = {"dwf": torch.finfo(torch.float32).eps, "l1-subgradient": 1e-4}
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     """The optimizer of ``config.method`` over all weights and biases."""
-    common = {"lr": config.lr, "momentum": config.momentum}
+    common: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum}
     if config.method == "dwf":
         generator = torch.Generator().manual_seed(config.seed)
         return FactorizedSGD(

@@ -20,7 +20,7 @@ from sparsenn.training import TrainingDiverged, configure, train
 from sparsenn.training.evaluate import evaluate
 from sparsenn.training.files import write_atomic
 
-CURVES = {
+CURVES: dict[str, Row] = {
     "vanilla L1": {"method": "l1-subgradient"},
     "proximal L1": {"method": "prox"},
     "factorized, D = 2": {"method": "dwf", "depth": 2},
@@ -71,7 +71,7 @@ def reproduce(
     """
     if not (0 < lams[0] <= lams[1]) or points < 1 or seeds < 1:
         raise ValueError("fig1: it takes 0 < smallest λ <= largest λ, 1 or more points and 1 or more seeds")
-    given = {"dataset": dataset, "model": model, "twin": False, "data_root": data_root}
+    given: Row = {"dataset": dataset, "model": model, "twin": False, "data_root": data_root}
     configure(**given)  # a wrong name is found before anything is loaded
     if epochs is not None:
         given |= {"epochs": epochs}
