@@ -304,7 +304,7 @@ class ProxSGD(Optimizer):
         state = self.state[p]
         dtype = common.state_dtype(p)
         buffer = state.get(_BUFFER)
-        if buffer is None or (not state.get(_STARTED) and (buffer.device != p.device or buffer.dtype != dtype)):
+        if buffer is None or ((buffer.device != p.device or buffer.dtype != dtype) and not state.get(_STARTED)):
             state[_BUFFER], state[_STARTED] = staggered_zeros(p, dtype, 0), False
         return state
 
