@@ -33,6 +33,7 @@ examples:
   sparsenn train
   sparsenn train --depth 3 --lam 1e-3 --seed 1 --out runs/deeper
   sparsenn train --method prox --lam 2e-4
+  sparsenn train --target-sparsity 0.95
   sparsenn train --dataset fashion-mnist --data-root ~/data --depth 3 --epochs 75
   sparsenn train --dataset mnist --model lenet-5 --device cuda --twin
   sparsenn train --config run.json --lr 0.1        a flag wins over the file, the file over the defaults
@@ -138,6 +139,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument("--lam", type=float, metavar="λ", help="strength of the penalty")
     sparsity.add_argument(
         "--lam-schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0, for digits, else constant)"
+    )
+    sparsity.add_argument(
+        "--target-sparsity", type=float, metavar="S", help="find λ while training so that this share of weights ends at zero"
     )
     sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
 

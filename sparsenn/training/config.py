@@ -29,6 +29,8 @@ class TrainConfig:
         lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense``.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
+        target_sparsity: the share of weights that shall end at zero, in (0, 1): λ is then found while the net trains, see
+            ``sparsenn.optim.TargetSparsity``, ``lam`` is where it starts, and ``lam_schedule`` is constant. None for a given λ.
         lr: initial learning rate.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
         epochs: passes over the training set.
@@ -55,6 +57,7 @@ class TrainConfig:
     depth: int
     lam: float
     lam_schedule: str
+    target_sparsity: float | None
     lr: float
     schedule: str
     epochs: int
@@ -118,7 +121,8 @@ def configure(**given: Any) -> TrainConfig:
         "method": method,
         "depth": preset.depth if method == "dwf" else 1,
         "lam": {"dwf": preset.lam, "dense": 0.0}.get(method, preset.l1_lam),
-        "lam_schedule": preset.lam_schedule if method != "dense" else "constant",
+        "lam_schedule": "constant" if method == "dense" or given.get("target_sparsity") else preset.lam_schedule,
+        "target_sparsity": None,
         "lr": preset.lr if method == "dwf" else preset.dense_lr,
         "schedule": "cosine",
         "epochs": preset.epochs,
@@ -190,7 +194,11 @@ def _neutral(method: str) -> dict[str, Any]:
     if method == "dwf":
         return {}
     factors = {"depth": 1, "factor_init": "preserve"}
-    return {**factors, "lam": 0.0, "lam_schedule": "constant", "twin": False} if method == "dense" else factors
+    return (
+        {**factors, "lam": 0.0, "lam_schedule": "constant", "target_sparsity": None, "twin": False}
+        if method == "dense"
+        else factors
+    )
 
 
 def _refuse_without_effect(given: Mapping[str, Any], method: Any) -> None:
@@ -211,6 +219,8 @@ def _check_together(config: TrainConfig) -> None:
     for key, value in _neutral(config.method).items():
         if getattr(config, key) != value:
             raise ConfigError(f"method {config.method} takes {key.replace('_', '-')} {value!r} alone")
+    if config.target_sparsity is not None and (config.lam_schedule != "constant" or config.lam == 0):
+        raise ConfigError("target-sparsity finds λ by itself: it takes lam-schedule constant and a lam above 0 to start from")
 
 
 def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
@@ -244,6 +254,9 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "lam": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
     "lr": lambda value: "" if _is_number(value) and value > 0 else "a number above 0",
     "lam_schedule": _one_of(*SCHEDULES),
+    "target_sparsity": lambda value: (
+        "" if value is None or (_is_number(value) and 0 < value < 1) else "a number between 0 and 1"
+    ),
     "schedule": _one_of(*SCHEDULES),
     "epochs": _int_from(1),
     "batch_size": _int_from(1),

@@ -16,7 +16,7 @@ from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.logging import Record
-from sparsenn.training.methods import COLLAPSE_AT, make_optimizer
+from sparsenn.training.methods import COLLAPSE_AT, CONTROL_UPDATES, make_control, make_optimizer
 from sparsenn.training.schedules import SCHEDULES, make_scheduler
 
 
@@ -38,6 +38,8 @@ class Fit:
         self.optimizer = make_optimizer(config, self.model)
         self.batches = batch_count(len(data.train_labels), config.batch_size)
         self.scheduler = make_scheduler(self.optimizer, config.schedule, config.epochs * self.batches)
+        self.control_every = max(config.epochs * self.batches // CONTROL_UPDATES, 1)
+        self.control = make_control(config, self.optimizer, config.epochs * self.batches // self.control_every)
         self.epoch = 0
         self.batch = 0
         self.history: list[Record] = []
@@ -75,15 +77,22 @@ class Fit:
         loss.backward()
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self._set_lam()
+        if self.control is None:
+            self._set_lam()
         self.optimizer.step()
         self.scheduler.step()
         self.batch += 1
+        if self.control is not None and self._steps_behind % self.control_every == 0:
+            self.control.step()
         self._loss += loss.detach() * len(labels)
         self._right += (logits.detach().argmax(dim=1) == labels).sum()
 
+    @property
+    def _steps_behind(self) -> int:
+        return self.epoch * self.batches + self.batch
+
     def _set_lam(self) -> None:
-        factor = SCHEDULES[self.config.lam_schedule](self.epoch * self.batches + self.batch, self.config.epochs * self.batches)
+        factor = SCHEDULES[self.config.lam_schedule](self._steps_behind, self.config.epochs * self.batches)
         for group in self.optimizer.param_groups:
             group["lam"] = self.config.lam * factor
 
@@ -111,6 +120,7 @@ class Fit:
         record: Record = {
             "epoch": self.epoch,
             "lr": float(self.scheduler.get_last_lr()[0]),
+            "lam": float(self.optimizer.param_groups[0]["lam"]),
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             "test_loss": test_loss,
@@ -128,6 +138,7 @@ class Fit:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "control": self.control.state_dict() if self.control is not None else None,
             "epoch": self.epoch,
             "batch": self.batch,
             "loss": self._loss,
@@ -143,6 +154,8 @@ class Fit:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.control is not None:
+            self.control.load_state_dict(state["control"])
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._loss, self._right = state["loss"], state["right"]
         self.history, self.seconds = state["history"], state["seconds"]

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from sparsenn.optim import FactorizedSGD, ProxSGD
+from sparsenn.optim import FactorizedSGD, ProxSGD, TargetSparsity
 from sparsenn.training.config import TrainConfig
 
 # A weight of at most this magnitude becomes exactly 0 at the end; proximal steps leave nothing to do. Factors come near zero by
 # float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its authors count as zero.
 COLLAPSE_AT = {"dwf": torch.finfo(torch.float32).eps, "l1-subgradient": 1e-4}
+
+CONTROL_UPDATES = 300  # of λ in a run, where it is sought
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
@@ -35,6 +37,14 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     if config.method == "l1-subgradient":
         optimizer.register_step_pre_hook(_add_l1_subgradient)
     return optimizer
+
+
+def make_control(config: TrainConfig, optimizer: Optimizer, updates: int) -> TargetSparsity | None:
+    """What finds λ in a run of so many updates, with a fifth of them at the final threshold; None where λ is given."""
+    if config.target_sparsity is None:
+        return None
+    threshold = COLLAPSE_AT.get(config.method, torch.finfo(torch.float32).eps)
+    return TargetSparsity(optimizer, config.target_sparsity, updates=max(4 * updates // 5, 1), threshold=threshold)
 
 
 @torch.no_grad()

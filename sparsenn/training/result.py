@@ -122,7 +122,10 @@ def outcome(fit: Fit) -> Outcome:
 
 def _title(config: TrainConfig) -> str:
     factors = f"D = {config.depth}, " if config.method == "dwf" else ""
-    penalty = f"λ = {config.lam:g}, " if config.method != "dense" else ""
+    if config.target_sparsity is not None:
+        penalty = f"target sparsity {100 * config.target_sparsity:g} %, "
+    else:
+        penalty = f"λ = {config.lam:g}, " if config.method != "dense" else ""
     how = f"{factors}{penalty}lr {config.lr:g}, {config.epochs} epochs, seed {config.seed}"
     return f"{config.model} on {config.dataset}, {config.method} ({how})"
 
@@ -142,9 +145,21 @@ def _table(result: Result) -> str:
         ("test accuracy before the collapse", [f"{100 * net.accuracy_before:.2f} %" for net in nets]),
         ("weights that are not 0", [f"{net.weights:,} of {net.total:,}" for net in nets]),
         ("compression", [_times(net.compression_ratio) for net in nets]),
+        *_aim(result.net.config, nets),
         ("seconds of training", [f"{net.seconds:.1f}" for net in nets]),
     ]
     return "\n".join(f"{name:34}" + "".join(f"{cell:>20}" for cell in cells[: len(nets)]) for name, cells in rows)
+
+
+def _aim(config: TrainConfig, nets: list[Outcome]) -> list[tuple[str, list[str]]]:
+    """The sparsity that was asked for beside the one reached, and the λ that led there."""
+    if config.target_sparsity is None:
+        return []
+    reached = [f"{100 * (1 - net.weights / net.total):.2f} %" for net in nets]
+    return [
+        (f"zeros, {100 * config.target_sparsity:g} % wanted", reached),
+        ("λ at the end", [f"{net.history[-1]['lam']:.3g}" for net in nets]),
+    ]
 
 
 def _times(ratio: float) -> str:

@@ -95,6 +95,9 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
         ("lr", 0, "above 0"),
         ("lr", float("inf"), "above 0"),
         ("schedule", "linear", "cosine, constant, step"),
+        ("target_sparsity", 1.0, "between 0 and 1"),
+        ("target_sparsity", 0, "between 0 and 1"),
+        ("target_sparsity", "95%", "between 0 and 1"),
         ("lam_schedule", "linear", "cosine, constant, step"),
         ("epochs", 0, "1 or more"),
         ("batch_size", -4, "1 or more"),
@@ -132,7 +135,7 @@ def test_a_network_that_does_not_fit_the_images_is_refused_with_those_that_do():
 
 @pytest.mark.parametrize(
     ("method", "given"),
-    [("dense", {"lam": 0.1}), ("dense", {"twin": True})]
+    [("dense", {"lam": 0.1}), ("dense", {"twin": True}), ("dense", {"target_sparsity": 0.5})]
     + [(method, given) for method in presets.METHODS[1:] for given in ({"depth": 3}, {"factor_init": "root"})],
 )
 def test_settings_that_a_method_cannot_use_are_refused(method, given):
@@ -141,6 +144,13 @@ def test_settings_that_a_method_cannot_use_are_refused(method, given):
     whole = configure(method=method).to_dict()
     with pytest.raises(ConfigError, match=f"method {method} takes"):
         TrainConfig(**{**whole, **given})
+
+
+@pytest.mark.parametrize("given", [{"lam_schedule": "cosine"}, {"lam": 0.0}])
+def test_a_wanted_sparsity_needs_a_lambda_to_move(given):
+    assert configure(target_sparsity=0.9).lam_schedule == "constant"
+    with pytest.raises(ConfigError, match="target-sparsity finds λ by itself"):
+        configure(target_sparsity=0.9, **given)
 
 
 def test_a_resumed_run_keeps_its_settings():

@@ -18,6 +18,8 @@ RUNS = {
     "dwf2-bfloat16": {"depth": 2, "dtype": "bfloat16"},
     "prox": {"method": "prox", "lam": 1e-2},
     "l1-subgradient": {"method": "l1-subgradient", "lam": 1e-2},
+    "dwf2-target": {"depth": 2, "target_sparsity": 0.9},
+    "prox-target": {"method": "prox", "target_sparsity": 0.9},
     "dwf2-cosine": {"depth": 2, "lam_schedule": "cosine"},
     "dense": {"method": "dense"},
     "dense-noisy": {"method": "dense", "input_noise": 0.3},
