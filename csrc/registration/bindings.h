@@ -233,7 +233,7 @@ void factorized_sgd_(StableListHandle weight_list, StableListHandle factor_list,
 inline DType scalar_dtype(const Tensor& tensor) {
   const DType dtype = view_of(tensor).dtype;
   STD_TORCH_CHECK(tensor.numel() == 1 && (dtype == DType::float64 || dtype == DType::float32),
-                  "sparsenn: lr and lam take one float32 or float64 number");
+                  "sparsenn: lr, and a lam or threshold without dimensions, take one float32 or float64 number");
   return dtype;
 }
 
