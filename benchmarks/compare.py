@@ -112,6 +112,14 @@ def targets() -> Iterator[Target]:
     for size in ("1.1e7", "4e7"):
         for depth in (2, 3, 4) if size == "1.1e7" else (2, 4):
             yield Target(step(cpu, size, depth), "step: share of the in-place limit", 0.95, lambda g: g.share("optimizer"))
+    for size, bound in (("1e4", 0.75), ("2.7e5", 0.75), ("1.1e7", 1.0), ("1000x1000", 0.3)):
+        group = f"prox_sgd · proximal · cpu · {size} · D=1"
+        yield Target(group, "proximal: ours ÷ dense", bound, lambda g: g.ratio("optimizer", "dense"), at_most=True)
+    for size in ("1e4", "2.7e5", "1.1e7", "4e7"):
+        group = f"prox_sgd · proximal · cpu · {size} · D=1"
+        yield Target(group, "proximal: torch.compile ÷ ours", 1.0, faster_than("compile"))
+        if size in ("1.1e7", "4e7"):
+            yield Target(group, "proximal: share of the in-place limit", 0.95, lambda g: g.share("optimizer"))
     for direction in ("forward", "backward"):
         for size in ("1e4", "2.7e5", "1.1e7", "4e7"):
             group = f"hadamard · {direction} · cpu · {size} · D=4"

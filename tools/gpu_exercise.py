@@ -88,6 +88,30 @@ class Case:
         torch.ops.sparsenn.factorized_sgd_(weights, factors, momenta, grads, lr, lam, momentum, 0.0, 1e-2, momentum != 0, False)
         return weights + factors + momenta
 
+    def threshold(self, kind: str) -> Tensor:
+        """One number, here or on the device, one for each row, or one for each element."""
+        if kind in ("cpu", "device"):
+            return torch.tensor(0.5, device="cpu" if kind == "cpu" else self.device)
+        (tensor,) = self.draw(1, self.dtype, 5)
+        return tensor.abs() if kind == "elements" else tensor[..., :1].abs()
+
+    def prox_sgd(self, count: int, momentum: float, kind: str) -> list[Tensor]:
+        state = self.dtype if self.dtype == torch.float64 else torch.float32
+        weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
+        momenta = self.draw(count, state, 3) if momentum else []
+        lams = [self.threshold(kind)] * (1 if kind in ("cpu", "device") else count)
+        zeros = torch.full((2 * count,), -1, device=self.device)[::2]
+        lr = torch.tensor(0.1, device=self.device if kind == "device" else "cpu")
+        torch.ops.sparsenn.prox_sgd_(weights, momenta, grads, lams, zeros, lr, momentum, 0.0, 1e-2, momentum != 0, False)
+        if zeros.tolist() != [int((w == 0).sum()) for w in weights]:
+            sys.exit(f"gpu_exercise: prox_sgd_: {self}: the zeros are not counted rightly: {zeros.tolist()}")
+        return weights + momenta
+
+    def soft_threshold(self, kind: str) -> list[Tensor]:
+        x, grad = self.draw(2, self.dtype, 1)
+        level = self.threshold(kind)
+        return [torch.ops.sparsenn.soft_threshold(x, level), torch.ops.sparsenn.soft_threshold_backward(grad, x, level)]
+
     def check(self) -> int:
         calls: list[tuple[str, Callable[[], list[Tensor]]]] = [
             ("hadamard", self.hadamard),
@@ -95,6 +119,10 @@ class Case:
         ]
         for momentum, scalars, count in ((0.9, "cpu", 3), (0.0, self.device, 1)):
             calls.append(("factorized_sgd_", lambda m=momentum, s=scalars, n=count: self.factorized_sgd(n, m, s)))
+        for kind in ("cpu", "device", "rows", "elements") if self.depth == 1 else ():
+            for momentum, count in ((0.9, 3), (0.0, 1)):
+                calls.append(("prox_sgd_", lambda m=momentum, n=count, k=kind: self.prox_sgd(n, m, k)))
+            calls.append(("soft_threshold", lambda k=kind: self.soft_threshold(k)))
         for name, call in calls:
             with backend("reference"):
                 expected = call()
@@ -138,7 +166,23 @@ def check_streams() -> int:
             results.append(torch.cat([factor.flatten() for factor in factors]))
     if not torch.equal(results[0], torch.cat([value.flatten() for value in start])) or torch.equal(*results):
         sys.exit("gpu_exercise: a captured step does not follow lr")
-    return 2
+
+    # A step that waited for the device, or allocated, could not be captured.
+    weights, momenta = case.draw(1, torch.float32, 4), case.draw(1, torch.float32, 5)
+    lam, zeros = torch.tensor(0.0, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    with torch.cuda.device(device):
+        proximal = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(proximal):
+            torch.ops.sparsenn.prox_sgd_(weights, momenta, grads, [lam], zeros, lr, 0.9, 0.0, 0.0, False, False)
+        counts = []
+        for strength in (0.0, 1e6):
+            lam.fill_(strength)
+            proximal.replay()
+            torch.cuda.synchronize(device)
+            counts.append(zeros.item())
+    if not counts[0] < counts[1] == weights[0].numel():
+        sys.exit(f"gpu_exercise: a captured proximal step does not follow lam: {counts} zeros")
+    return 3
 
 
 def main() -> None:
