@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from sklearn.linear_model import Lasso
+from sklearn.linear_model import Lasso, Ridge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "optim"))
 from regression import factorized, least_squares, skglm_fit, standardized
@@ -21,11 +21,12 @@ On linear regression `FactorizedSGD` at depth 3 and 4 minimises ‖y − Xw‖²
 minimises the same objectives (`L2_3`, `L0_5`) by coordinate descent from w = 0. Both end in stationary points, and which one
 depends on the start: no method is sure to find the best.
 
-Each row has 20 seeds of the factors' draw ("preserve"), from a weight of zeros (which is lifted to ±1e-4) or from the lasso's
-solution at the same λ; momentum 0.9, lr 0.15 / L for the largest eigenvalue L of XᵀX / n, 20,000 steps. λ is a share of the
-largest |Xᵀy| / n. *Relative* is our objective over skglm's, less 1: negative is better; differences below 1e-9 count as equal.
-*Residual* is the largest |gradient + λ q |w|^(q−1) sign w| on the support, over all seeds. Written by
-`tools/nonconvex_report.py`; the designs are those of `tests/optim/regression.py`.
+Each row has 20 seeds of the factors' draw ("preserve"), from a weight of zeros (which is lifted to ±1e-4), from the lasso's
+solution at the same λ, or from a dense one, that of ridge regression with ‖w‖² / 200; momentum 0.9, lr 0.15 / L for the
+largest eigenvalue L of XᵀX / n, 20,000 steps. λ is a share of the largest |Xᵀy| / n. *Relative* is our objective over skglm's,
+less 1: negative is better; differences below 1e-9 count as equal. *Residual* is the largest |gradient + λ q |w|^(q−1) sign w|
+on the support, over all seeds; above 1e-6 a run has not come to rest. Written by `tools/nonconvex_report.py`; the designs are
+those of `tests/optim/regression.py`.
 
 | design | share | depth | start | skglm's objective | relative: best | median | worst | residual | seeds that are worse |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -40,10 +41,11 @@ def main() -> None:
         for share in (0.02, 0.05, 0.1):
             problem = least_squares(x, y, share)
             convex = torch.from_numpy(Lasso(problem.lam, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(x, y).coef_)
+            dense = torch.from_numpy(Ridge(0.01 * len(y), fit_intercept=False).fit(x, y).coef_)
             for depth, penalty in ((3, "L2_3"), (4, "L0_5")):
                 q = 2 / depth
                 theirs = float(problem.objective(torch.from_numpy(skglm_fit(x, y, "Quadratic", penalty, problem.lam)), q))
-                for name, start in (("zeros", torch.zeros_like(convex)), ("lasso", convex)):
+                for name, start in (("zeros", torch.zeros_like(convex)), ("lasso", convex), ("ridge", dense)):
                     weights = factorized(problem, depth, start.expand(SEEDS, -1), 20_000)
                     slope = problem.lam * q * weights.abs().pow(q - 1) * weights.sign()
                     residual = torch.where(weights == 0, 0.0, problem.gradient(weights) + slope).abs().max()
