@@ -24,6 +24,7 @@ ROWS = [
     {"metrics"},
     {"models", "data"},
     {"training"},
+    {"papers"},
     {"cli"},
     {"__main__"},
 ]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sparsenn.optim import common, shards
 from sparsenn.optim.memory import staggered_zeros
+from sparsenn.optim.stepping import quiet_step
 
 _ops = torch.ops.sparsenn
 _NAME = "ProxSGD"
@@ -189,7 +190,7 @@ class ProxSGD(Optimizer):
                 if p.requires_grad and not p.is_meta:
                     self._momentum_state(p)
 
-    @torch.no_grad()
+    @quiet_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move and shrink every parameter that has a gradient, and count the zeros that are left in it."""
         loss = None
