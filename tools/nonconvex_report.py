@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
-from sklearn.linear_model import Lasso, Ridge
+from sklearn.linear_model import Lasso
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "optim"))
-from regression import factorized, least_squares, skglm_fit, standardized
+from regression import dense_solution, factorized, least_squares, skglm_fit, standardized
 
 SEEDS = 20
 HEAD = """# Non-convex penalties: beside coordinate descent
@@ -28,6 +28,9 @@ less 1: negative is better; differences below 1e-9 count as equal. *Residual* is
 on the support, over all seeds; above 1e-6 a run has not come to rest. Written by `tools/nonconvex_report.py`; the designs are
 those of `tests/optim/regression.py`.
 
+No start is the best everywhere. From the dense one the median is no worse than skglm in 15 of the 18 problems, from the best of
+the three in 16; behind it stay wide at 0.02, depth 4 (by 1.4 %) and diabetes at 0.1, depth 3 (by 0.24 %).
+
 | design | share | depth | start | skglm's objective | relative: best | median | worst | residual | seeds that are worse |
 |---|---|---|---|---|---|---|---|---|---|"""
 
@@ -41,11 +44,10 @@ def main() -> None:
         for share in (0.02, 0.05, 0.1):
             problem = least_squares(x, y, share)
             convex = torch.from_numpy(Lasso(problem.lam, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(x, y).coef_)
-            dense = torch.from_numpy(Ridge(0.01 * len(y), fit_intercept=False).fit(x, y).coef_)
             for depth, penalty in ((3, "L2_3"), (4, "L0_5")):
                 q = 2 / depth
                 theirs = float(problem.objective(torch.from_numpy(skglm_fit(x, y, "Quadratic", penalty, problem.lam)), q))
-                for name, start in (("zeros", torch.zeros_like(convex)), ("lasso", convex), ("ridge", dense)):
+                for name, start in (("zeros", torch.zeros_like(convex)), ("lasso", convex), ("ridge", dense_solution(x, y))):
                     weights = factorized(problem, depth, start.expand(SEEDS, -1), 20_000)
                     slope = problem.lam * q * weights.abs().pow(q - 1) * weights.sign()
                     residual = torch.where(weights == 0, 0.0, problem.gradient(weights) + slope).abs().max()

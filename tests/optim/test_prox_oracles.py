@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from regression import DESIGNS, Problem, factorized, least_squares, logistic, skglm_fit, standardized
+from regression import DESIGNS, Problem, dense_solution, factorized, least_squares, logistic, skglm_fit, standardized
 from torch import Tensor, nn
 
 from sparsenn.optim import ProxSGD
@@ -127,12 +127,12 @@ def test_factors_at_depth_two_reach_the_lasso(design, start):
 
 
 @pytest.mark.parametrize(("depth", "penalty"), [(3, "L2_3"), (4, "L0_5")])
-@pytest.mark.parametrize(("design", "share"), [("wide", 0.05), ("correlated", 0.1)])
+@pytest.mark.parametrize(("design", "share"), [("wide", 0.05), ("correlated", 0.1), ("diabetes", 0.05)])
 def test_deeper_factors_reach_points_as_good_as_those_of_coordinate_descent(design, share, depth, penalty):
     """0 = g + lam q |w|^(q - 1) sign(w) on the support, q = 2 / depth; and the median objective of 20 seeds is no worse."""
     x, y, problem = problem_of(design, share)
     q = 2 / depth
-    weights = factorized(problem, depth, torch.zeros(20, problem.size, dtype=torch.float64), 12_000)
+    weights = factorized(problem, depth, dense_solution(x, y).expand(20, -1), 15_000)
     slope = problem.lam * q * weights.abs().pow(q - 1) * weights.sign()
     residual = torch.where(weights == 0, 0.0, problem.gradient(weights) + slope)
     assert residual.abs().max() <= 1e-6
