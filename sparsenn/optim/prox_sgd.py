@@ -132,8 +132,8 @@ class ProxSGD(Optimizer):
         The values of lr and λ tensors are looked at when they come into a group, and on the CPU again when they have changed;
         a change in place on another device, or before a step that is compiled, is taken as it is.
 
-    Source: Parikh and Boyd 2014, *Proximal Algorithms*, Section 4.2 and Equation 6.9; the threshold under momentum is derived
-    in docs/math/proximal_l1.md.
+    Source: Parikh and Boyd 2014, *Proximal Algorithms*, Sections 4.2 and 6.5.2; the threshold under momentum is derived in
+    docs/math/proximal_l1.md.
 
     Example:
         >>> import torch, sparsenn

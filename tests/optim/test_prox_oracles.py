@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from regression import DESIGNS, Problem, dense_solution, factorized, least_squares, logistic, skglm_fit, standardized
 from torch import Tensor, nn
 
-from sparsenn.optim import FactorizedSGD, ProxSGD
+from sparsenn.optim import ProxSGD
 
 linear_model = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn")
+pytest.importorskip("skglm", reason="needs skglm")
 
 MOMENTA = {
     "plain": {},
@@ -33,20 +31,6 @@ def kkt_residual(weight: Tensor, grad: Tensor, lam: float) -> float:
     return float(torch.where(weight == 0, at_zero, (grad + lam * weight.sign()).abs()).max())
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A smooth loss of the weight, its gradient, a bound on its curvature, and the penalty."""
-
-    loss: Callable[[Tensor], Tensor]
-    gradient: Callable[[Tensor], Tensor]
-    curvature: float
-    lam: float
-    size: int
-
-    def objective(self, weight: Tensor) -> float:
-        return float(self.loss(weight) + self.lam * weight.abs().sum())
-
-
 def solved(
     problem: Problem, make: Callable[[nn.Parameter], torch.optim.Optimizer], start: Tensor, steps: int = 40_000
 ) -> Tensor:
@@ -61,65 +45,16 @@ def solved(
     pytest.fail(f"the KKT residual is {kkt_residual(p.detach(), p.grad, problem.lam):.1e} after {steps} steps")
 
 
-def wide() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((40, 100))
-    return x, x[:, :5] @ rng.standard_normal(5) + 0.1 * rng.standard_normal(40)
+def problem_of(design: str, share: float) -> tuple[np.ndarray, np.ndarray, Problem]:
+    try:
+        x, y = standardized(design)
+    except FileNotFoundError:
+        pytest.skip(f"SPARSENN_DATA holds no {design}")
+    return x, y, least_squares(x, y, share)
 
 
-def correlated() -> tuple[np.ndarray, np.ndarray]:
-    """Columns that correlate by 0.9 with each other."""
-    rng = np.random.default_rng(0)
-    x = 0.95 * rng.standard_normal((100, 1)) + (1 - 0.95**2) ** 0.5 * rng.standard_normal((100, 30))
-    return x, x[:, ::6] @ rng.standard_normal(5) + 0.1 * rng.standard_normal(100)
-
-
-def diabetes() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_diabetes
-
-    return load_diabetes(return_X_y=True)
-
-
-def california() -> tuple[np.ndarray, np.ndarray]:
-    root = os.environ.get("SPARSENN_DATA")
-    files = sorted(Path(root).rglob("cal_housing.data")) if root else []
-    if not files:
-        pytest.skip("SPARSENN_DATA holds no California Housing")
-    table = np.loadtxt(files[0], delimiter=",")
-    return table[:, :8], table[:, 8]
-
-
-DESIGNS = {"wide": wide, "correlated": correlated, "diabetes": diabetes, "california": california}
-
-
-def standardized(design: str) -> tuple[np.ndarray, np.ndarray]:
-    x, y = DESIGNS[design]()
-    return (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
-
-
-def least_squares(x: np.ndarray, y: np.ndarray, share: float) -> Problem:
-    """|y - X w|^2 / (2 n), as scikit-learn has it; lam is a share of the one from which on the solution is 0."""
-    gram, moment, power = (torch.from_numpy(np.asarray(a / len(y))) for a in (x.T @ x, x.T @ y, y @ y))
-    return Problem(
-        lambda w: 0.5 * (w @ gram @ w + power) - moment @ w,
-        lambda w: gram @ w - moment,
-        float(torch.linalg.eigvalsh(gram)[-1]),
-        share * float(moment.abs().max()),
-        x.shape[1],
-    )
-
-
-def logistic(x: np.ndarray, y: np.ndarray, share: float) -> Problem:
-    """mean log(1 + exp(-y X w)) for y of 1 and -1."""
-    signed = torch.from_numpy(x * y[:, None])
-    n = len(y)
-    return Problem(
-        lambda w: nn.functional.softplus(-(signed @ w)).mean(),
-        lambda w: -signed.T @ torch.sigmoid(-(signed @ w)) / n,
-        float(torch.linalg.eigvalsh(signed.T @ signed / n)[-1]) / 4,
-        share * float((signed.T @ torch.full((n,), 0.5, dtype=torch.float64) / n).abs().max()),
-        x.shape[1],
-    )
+def lasso(x: np.ndarray, y: np.ndarray, lam: float) -> np.ndarray:
+    return linear_model.Lasso(lam, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(x, y).coef_
 
 
 def proximal(problem: Problem, options: dict) -> Callable[[nn.Parameter], ProxSGD]:
@@ -128,28 +63,79 @@ def proximal(problem: Problem, options: dict) -> Callable[[nn.Parameter], ProxSG
 
 def agree(problem: Problem, ours: Tensor, theirs: np.ndarray) -> None:
     other = torch.from_numpy(np.asarray(theirs, dtype=np.float64))
-    assert problem.objective(ours) == pytest.approx(problem.objective(other), rel=1e-9)
+    torch.testing.assert_close(problem.objective(ours), problem.objective(other), rtol=1e-9, atol=0)
     assert torch.equal(ours != 0, other != 0)
     assert 0 < (ours != 0).sum() < problem.size
 
 
-def skglm_fit(x: np.ndarray, y: np.ndarray, datafit, lam: float) -> np.ndarray:
-    skglm = pytest.importorskip("skglm", reason="needs skglm")
-    solver = skglm.solvers.AndersonCD(ws_strategy="fixpoint", fit_intercept=False, tol=1e-12, max_iter=200)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where 1e-12 can't be told from 0
-        return skglm.GeneralizedLinearEstimator(datafit, skglm.penalties.L1(lam), solver).fit(x, y).coef_.ravel()
-
-
 @pytest.mark.parametrize("share", [0.05, 0.3])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_the_lasso(backend, design, share):
-    datafits = pytest.importorskip("skglm.datafits", reason="needs skglm")
-    x, y = standardized(design)
-    problem = least_squares(x, y, share)
-    sklearn = linear_model.Lasso(problem.lam, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(x, y).coef_
-    skglm = skglm_fit(x, y, datafits.Quadratic(), problem.lam)
+def test_the_lasso(design, share):
+    x, y, problem = problem_of(design, share)
+    sklearn = lasso(x, y, problem.lam)
+    skglm = skglm_fit(x, y, "Quadratic", "L1", problem.lam)
     for options in MOMENTA.values():
         weight = solved(problem, proximal(problem, options), torch.zeros(problem.size, dtype=torch.float64))
         agree(problem, weight, sklearn)
         agree(problem, weight, skglm)
+
+
+def test_the_lasso_on_both_backends(backend):
+    x, y, problem = problem_of("diabetes", 0.1)
+    expected = skglm_fit(x, y, "Quadratic", "L1", problem.lam)
+    for options in MOMENTA.values():
+        agree(problem, solved(problem, proximal(problem, options), torch.ones(problem.size, dtype=torch.float64)), expected)
+
+
+@pytest.mark.parametrize("design", ["wide", "correlated", "diabetes"])
+def test_sparse_logistic_regression(design):
+    x, y = standardized(design)
+    y = np.where(y > 0, 1.0, -1.0)
+    problem = logistic(x, y, 0.2)
+    skglm = skglm_fit(x, y, "Logistic", "L1", problem.lam)
+    for options in MOMENTA.values():
+        weight = solved(problem, proximal(problem, options), torch.zeros(problem.size, dtype=torch.float64))
+        agree(problem, weight, skglm)
+
+
+def test_the_weighted_lasso():
+    """One lam for each weight is the lasso on columns divided by it."""
+    x, y, problem = problem_of("diabetes", 0.1)
+    share = torch.linspace(0.2, 2.0, problem.size, dtype=torch.float64)
+    scaled = lasso(x / share.numpy(), y, problem.lam)
+    expected = torch.from_numpy(scaled) / share
+    p = nn.Parameter(torch.zeros(problem.size, dtype=torch.float64))
+    optimizer = ProxSGD([p], 1.0 / problem.curvature, lam=problem.lam * share, momentum=0.9)
+    for _ in range(2000):
+        p.grad = problem.gradient(p.detach())
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-9, atol=1e-11)
+    assert torch.equal(p != 0, expected != 0)
+
+
+# deep weight factorization: the lasso at depth 2, a non-convex penalty beyond
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1])
+@pytest.mark.parametrize("design", ["wide", "correlated", "diabetes"])
+def test_factors_at_depth_two_reach_the_lasso(design, start):
+    x, y, problem = problem_of(design, 0.1)
+    expected = lasso(x, y, problem.lam)
+    starts = start * torch.randn(4, problem.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for weight in factorized(problem, 2, starts, 20_000):
+        agree(problem, weight, expected)
+
+
+@pytest.mark.parametrize(("depth", "penalty"), [(3, "L2_3"), (4, "L0_5")])
+@pytest.mark.parametrize(("design", "share"), [("wide", 0.05), ("correlated", 0.1), ("diabetes", 0.05)])
+def test_deeper_factors_reach_points_as_good_as_those_of_coordinate_descent(design, share, depth, penalty):
+    """0 = g + lam q |w|^(q - 1) sign(w) on the support, q = 2 / depth; and the median objective of 20 seeds is no worse."""
+    x, y, problem = problem_of(design, share)
+    q = 2 / depth
+    weights = factorized(problem, depth, dense_solution(x, y).expand(20, -1), 15_000)
+    slope = problem.lam * q * weights.abs().pow(q - 1) * weights.sign()
+    residual = torch.where(weights == 0, 0.0, problem.gradient(weights) + slope)
+    assert residual.abs().max() <= 1e-6
+    assert ((weights != 0).sum(1) > 0).all()
+    theirs = problem.objective(torch.from_numpy(skglm_fit(x, y, "Quadratic", penalty, problem.lam)), q)
+    assert problem.objective(weights, q).median() <= theirs * (1 + 1e-9)
