@@ -36,6 +36,25 @@ struct FactorizedSgdOptions {
   bool nesterov, maximize;
 };
 
+struct ProxSgdOptions {
+  Scalar lr;
+  double momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+};
+
+// A threshold, or the strength of a penalty: one number, or, where the tensor's data are not null, a tensor with the
+// strides that make it broadcast. Its dtype is that of what it acts on, or float32 for half types.
+struct Threshold {
+  Scalar scalar;
+  TensorView tensor;
+};
+
+// int64 numbers to be written; none where data is null.
+struct Counts {
+  int64_t* data;
+  int64_t stride;
+};
+
 // A device is a tag: each launcher is declared here once and specialised in cpu/ and in cuda/. The stream is a
 // cudaStream_t of the device that is current; on the CPU it is null.
 struct Cpu;
@@ -56,6 +75,21 @@ template <class Device>
 void factorized_sgd(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
                     const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
                     void* stream);
+
+// One proximal step for `count` weights, in place. momenta are of the weights' dtype or float32 for half types, and
+// null where momentum is 0. lams holds one for each weight; zeros gets the number of exact zeros in each.
+template <class Device>
+void prox_sgd(const TensorView* weights, const TensorView* momenta, const TensorView* grads, const Threshold* lams,
+              const Counts& zeros, int64_t count, const ProxSgdOptions& options, void* stream);
+
+// out = sign(input) max(|input| - threshold, 0)
+template <class Device>
+void soft_threshold(const TensorView& input, const Threshold& threshold, const TensorView& out, void* stream);
+
+// out = grad where |input| > threshold, else 0
+template <class Device>
+void soft_threshold_backward(const TensorView& grad, const TensorView& input, const Threshold& threshold,
+                             const TensorView& out, void* stream);
 
 // Splits [0, size) among threads; parts are multiples of `grain` but for the last. Serial until a binding installs its
 // own.

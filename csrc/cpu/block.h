@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <type_traits>
 #include <vector>
 
 #include "launchers.h"
@@ -32,7 +33,8 @@ class Order {
     return true;
   }
 
-  // Calls visit(offset) with the place of each of `size` elements from the `begin`-th on.
+  // Calls visit(offset, stride, count) for the places of `size` elements from the `begin`-th on: offset, offset +
+  // stride, ...
   template <class Visit>
   void walk(const TensorView& view, int64_t begin, int64_t size, Visit visit) const {
     int64_t index[kMaxDim];
@@ -42,9 +44,16 @@ class Order {
       rest /= view.sizes[axes_[i]];
       offset += index[i] * view.strides[axes_[i]];
     }
-    for (int64_t n = 0; n < size; ++n) {
-      visit(offset);
-      for (int64_t i = dim_ - 1; i >= 0; --i) {
+    const int64_t inner = dim_ - 1;
+    const int64_t length = dim_ ? view.sizes[axes_[inner]] : 1, stride = dim_ ? view.strides[axes_[inner]] : 0;
+    int64_t start = dim_ ? index[inner] : 0;
+    while (true) {
+      const int64_t count = std::min(size, length - start);
+      visit(offset, stride, count);
+      if ((size -= count) == 0) return;
+      offset -= start * stride;
+      start = 0;
+      for (int64_t i = inner - 1; i >= 0; --i) {
         offset += view.strides[axes_[i]];
         if (++index[i] < view.sizes[axes_[i]]) break;
         offset -= index[i] * view.strides[axes_[i]];
@@ -107,7 +116,9 @@ class Operands {
         scratch.pointers[slot + n] = data + begin;
       } else {
         T* to = scratch.buffer(slot + n, size);
-        order_.walk(views[n], begin, size, [data, to](int64_t i) mutable { *to++ = data[i]; });
+        order_.walk(views[n], begin, size, [data, to](int64_t offset, int64_t stride, int64_t length) mutable {
+          for (const T* from = data + offset; length-- > 0; from += stride) *to++ = *from;
+        });
       }
     }
   }
@@ -133,8 +144,33 @@ class Operands {
     for (int64_t n = 0; n < count; ++n) {
       T* const data = static_cast<T*>(views[n].data);
       order_.walk(views[n], begin, size,
-                  [data, from = scratch.pointers[slot + n]](int64_t i) mutable { data[i] = *from++; });
+                  [data, from = scratch.pointers[slot + n]](int64_t offset, int64_t stride, int64_t length) mutable {
+                    for (T* to = data + offset; length-- > 0; to += stride) *to = *from++;
+                  });
     }
+  }
+
+  // `size` consecutive elements of a tensor that broadcasts to the model, as accumulators: its memory where that holds
+  // them, else a copy.
+  template <class T>
+  const T* read_broadcast(const TensorView& view, int64_t begin, int64_t size, std::vector<T>& buffer) const {
+    if (size_of(view.dtype) == sizeof(T) && order_.is_flat(view)) return static_cast<const T*>(view.data) + begin;
+    if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
+    dispatch_dtype(view.dtype, [&](auto element) {
+      using Element = decltype(element);
+      if constexpr (std::is_same_v<accumulator_t<Element>, T>) {
+        const auto* const data = static_cast<const Element*>(view.data);
+        order_.walk(view, begin, size,
+                    [data, to = buffer.data()](int64_t offset, int64_t stride, int64_t length) mutable {
+                      if (stride == 0) {
+                        to = std::fill_n(to, length, load(data[offset]));
+                      } else {
+                        for (const Element* from = data + offset; length-- > 0; from += stride) *to++ = load(*from);
+                      }
+                    });
+      }
+    });
+    return buffer.data();
   }
 
   // Whether the operation is too large for the last-level cache: what is only written had better not be fetched first.

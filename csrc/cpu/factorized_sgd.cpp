@@ -67,7 +67,7 @@ SPARSENN_INLINE void step_deep(const Step<W>& block) {
     T* const momentum = kMomentum ? block.momenta[d] : suffix;
     for (int64_t i = 0; i < block.size; ++i) {
       const T old = factor[i];
-      factor[i] = updated_factor<kMomentum>(old, grad[i] * (prefix[i] * suffix[i]), momentum[i], block.rule);
+      factor[i] = sgd_step<kMomentum>(old, grad[i] * (prefix[i] * suffix[i]), momentum[i], block.rule.factor);
       prefix[i] *= old;
     }
   }

@@ -29,9 +29,9 @@ struct Rule {
     if (options.lr.device || options.lam.device) {
       const FactorizedSgd<T> read(options, value_of(options.lr), value_of(options.lam), depth);
       // These alone: the others stay constants, which take no registers.
-      rule.known.lr = read.lr;
-      rule.known.factor_decay = read.factor_decay;
-      rule.known.decays_factors = read.decays_factors;
+      rule.known.factor.lr = read.factor.lr;
+      rule.known.factor.decay = read.factor.decay;
+      rule.known.factor.decays = read.factor.decays;
     }
     return rule;
   }
@@ -105,7 +105,7 @@ struct Step<W, 0, kMomentum> {
       const T old = *factor;
       T momentum(0);
       if constexpr (kMomentum) momentum = *element.template pointer<T>(2 + depth + d);
-      const T moved = updated_factor<kMomentum>(old, grad * (prefix * suffix), momentum, rule.known);
+      const T moved = sgd_step<kMomentum>(old, grad * (prefix * suffix), momentum, rule.known.factor);
       if constexpr (kMomentum) *element.template pointer<T>(2 + depth + d) = momentum;
       *factor = moved;
       result *= moved;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -223,6 +224,122 @@ inline Scalar host_scalar(const Tensor& tensor) {
   return {value, nullptr, false};
 }
 
+inline std::string shape_of(const TensorView& view) {
+  std::string text = "(";
+  for (int64_t i = 0; i < view.dim; ++i) text += (i ? ", " : "") + std::to_string(view.sizes[i]);
+  return text + (view.dim == 1 ? ",)" : ")");
+}
+
+// The strides with which a tensor is read as one of the model's shape.
+inline std::vector<int64_t> broadcast_strides(const TensorView& view, const TensorView& model, const char* name) {
+  const int64_t added = model.dim - view.dim;
+  bool fits = added >= 0;
+  std::vector<int64_t> strides(model.dim, 0);
+  for (int64_t i = 0; fits && i < view.dim; ++i) {
+    fits = view.sizes[i] == model.sizes[added + i] || view.sizes[i] == 1;
+    if (view.sizes[i] != 1) strides[added + i] = view.strides[i];
+  }
+  STD_TORCH_CHECK(fits, "sparsenn: ", name, " has shape ", shape_of(view), ", which does not broadcast to the shape ",
+                  shape_of(model), " of what it acts on");
+  return strides;
+}
+
+// What thresholds point to: views and strides, for as long as a launcher runs.
+template <class Device>
+class Thresholds {
+ public:
+  explicit Thresholds(int64_t room) { strides_.reserve(room); }
+
+  // A 0-d tensor is a number, another one is read as a tensor of the model's shape.
+  Threshold add(const Tensor& tensor, const Tensor& model, const TensorView& of_model, const char* name) {
+    if (tensor.dim() == 0) return {Device::scalar(tensor, model), {}};
+    check_device(tensor, model.device());
+    TensorView view = view_of(tensor);
+    STD_TORCH_CHECK(view.dtype == of_model.dtype || (view.dtype == DType::float32 && size_of(of_model.dtype) == 2),
+                    "sparsenn: ", name,
+                    " has a dtype that does not fit what it acts on: it takes the same, or float32 for half types");
+    strides_.push_back(broadcast_strides(view, of_model, name));
+    view.numel = of_model.numel, view.dim = of_model.dim;
+    view.sizes = of_model.sizes, view.strides = strides_.back().data();
+    return {{}, view};
+  }
+
+ private:
+  std::vector<std::vector<int64_t>> strides_;
+};
+
+inline Counts counts_of(const Tensor& tensor, const Tensor& model, int64_t count) {
+  if (tensor.numel() == 0) return {nullptr, 0};
+  check_device(tensor, model.device());
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1 && tensor.numel() == count,
+                  "sparsenn::prox_sgd_: zeros takes one int64 element for each weight, or none");
+  STD_TORCH_CHECK(count == 1 || tensor.stride(0) != 0, "sparsenn::prox_sgd_: zeros is expanded; pass a clone");
+  return {static_cast<int64_t*>(tensor.data_ptr()), tensor.stride(0)};
+}
+
+template <class Device>
+void prox_sgd_(std::vector<Tensor> weights, std::vector<Tensor> momenta, std::vector<Tensor> grads,
+               std::vector<Tensor> lams, Tensor zeros, Tensor lr, double momentum, double dampening,
+               double weight_decay, bool nesterov, bool maximize) {
+  const int64_t count = weights.size();
+  STD_TORCH_CHECK(momentum >= 0 && momentum < 1, "sparsenn::prox_sgd_: momentum is ", momentum,
+                  "; it takes 0 <= momentum < 1");
+  if (count == 0) return;
+  STD_TORCH_CHECK(static_cast<int64_t>(grads.size()) == count,
+                  "sparsenn::prox_sgd_: one gradient for each weight is needed");
+  STD_TORCH_CHECK(static_cast<int64_t>(momenta.size()) == (momentum != 0 ? count : 0),
+                  "sparsenn::prox_sgd_: one momentum for each weight is needed, none where momentum is 0");
+  STD_TORCH_CHECK(static_cast<int64_t>(lams.size()) == count || (lams.size() == 1 && lams[0].dim() == 0),
+                  "sparsenn::prox_sgd_: lams takes one tensor for each weight, or one 0-d tensor for all");
+  const auto device = weights[0].device();
+  for (const auto* tensors : {&weights, &momenta, &grads}) check_device(*tensors, device);
+  const std::vector<TensorView> weight = views_of(weights), velocity = views_of(momenta), grad = views_of(grads);
+  const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
+  Thresholds<Device> thresholds(count);
+  std::vector<Threshold> lam;
+  lam.reserve(count);
+  for (int64_t n = 0; n < count; ++n) {
+    check_like(weight[n], weight[n], dtype, "a weight");
+    check_like(grad[n], weight[n], dtype, "a gradient");
+    check_writable(weight[n], "a weight");
+    if (!momenta.empty()) {
+      check_like(velocity[n], weight[n], state, "a momentum");
+      check_writable(velocity[n], "a momentum");
+    }
+    const bool first = n < static_cast<int64_t>(lams.size());
+    lam.push_back(first ? thresholds.add(lams[n], weights[n], weight[n], "a tensor of lams") : lam[0]);
+  }
+  const Counts counts = counts_of(zeros, weights[0], count);
+  const typename Device::Guard guard(weights[0]);
+  const ProxSgdOptions options{Device::scalar(lr, weights[0]), momentum, dampening, weight_decay, nesterov, maximize};
+  prox_sgd<typename Device::Tag>(weight.data(), momenta.empty() ? nullptr : velocity.data(), grad.data(), lam.data(),
+                                 counts, count, options, guard.stream());
+}
+
+template <class Device>
+Tensor soft_threshold_(Tensor input, Tensor threshold) {
+  Tensor out = torch::stable::empty_like(input);
+  const TensorView in = view_of(input), result = view_of(out);
+  Thresholds<Device> thresholds(1);
+  const Threshold level = thresholds.add(threshold, input, in, "threshold");
+  const typename Device::Guard guard(input);
+  if (in.numel) soft_threshold<typename Device::Tag>(in, level, result, guard.stream());
+  return out;
+}
+
+template <class Device>
+Tensor soft_threshold_backward_(Tensor grad, Tensor input, Tensor threshold) {
+  check_device(grad, input.device());
+  Tensor out = torch::stable::empty_like(input);
+  const TensorView upstream = view_of(grad), in = view_of(input), result = view_of(out);
+  check_like(upstream, in, in.dtype, "a gradient");
+  Thresholds<Device> thresholds(1);
+  const Threshold level = thresholds.add(threshold, input, in, "threshold");
+  const typename Device::Guard guard(input);
+  if (in.numel) soft_threshold_backward<typename Device::Tag>(upstream, in, level, result, guard.stream());
+  return out;
+}
+
 template <class Device>
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("hadamard", TORCH_BOX(&hadamard_new<Device>));
@@ -230,6 +347,9 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("hadamard_backward", TORCH_BOX(&hadamard_backward_new<Device>));
   m.impl("hadamard_backward_out", TORCH_BOX(&hadamard_backward_out<Device>));
   m.impl("factorized_sgd_", TORCH_BOX(&factorized_sgd_<Device>));
+  m.impl("prox_sgd_", TORCH_BOX(&prox_sgd_<Device>));
+  m.impl("soft_threshold", TORCH_BOX(&soft_threshold_<Device>));
+  m.impl("soft_threshold_backward", TORCH_BOX(&soft_threshold_backward_<Device>));
 }
 
 }  // namespace sparsenn::bindings

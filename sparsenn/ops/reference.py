@@ -105,8 +105,8 @@ def factorized_sgd_(
 
 
 def soft_thresholded(x: Tensor, threshold: Tensor | float) -> Tensor:
-    """sign(x) max(|x| - threshold, 0), written so that no zero is negative and NaN stays NaN."""
-    return x - torch.clamp(x, -torch.as_tensor(threshold, dtype=x.dtype), torch.as_tensor(threshold, dtype=x.dtype))
+    """sign(x) max(|x| - threshold, 0), written so that no zero is negative, and NaN and infinity stay what they are."""
+    return torch.where(x.abs() <= threshold, 0, x - x.sign() * threshold)
 
 
 def prox_sgd_(
@@ -124,11 +124,13 @@ def prox_sgd_(
 ) -> None:
     """A step of SGD, then the proximal map of lam * |w| for the step size that momentum makes of lr.
 
-    A constant gradient g moves a weight by lr (1 - dampening) / (1 - momentum) g a step in the long run. The threshold is scaled
-    alike: then, and only then, the fixed point solves 0 in g + lam * d|w|.
+    A constant gradient g moves a weight by lr (1 - dampening) / (1 - momentum) g a step in the long run. The threshold is
+    scaled alike: then, and only then, the fixed point solves 0 in g + lam * d|w|.
     """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"sparsenn::prox_sgd_: momentum is {momentum}; it takes 0 <= momentum < 1")
     rate = float(lr)
-    reach = rate * (1 - dampening) / (1 - momentum)
+    reach = rate * ((1 - dampening) / (1 - momentum)) if momenta else rate
     for i, (weight, weight_grad) in enumerate(zip(weights, grads, strict=True)):
         value, update = _accumulator(weight), _accumulator(weight_grad)
         if maximize:
@@ -141,7 +143,20 @@ def prox_sgd_(
         value = value.add(update, alpha=-rate)
         lam = lams[i if len(lams) > 1 else 0].to(value)
         if lam.dim() or lam:  # without a penalty the step is that of SGD to the last bit, negative zeros included
-            value = soft_thresholded(value, lam * reach)
+            value = soft_thresholded(value, lam * reach).to(weight.dtype) + 0  # rounding can leave a negative zero
         weight.copy_(value)
         if zeros.numel():
             zeros[i] = (weight == 0).sum()
+
+
+def soft_threshold(input: Tensor, threshold: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
+    """`soft_thresholded` as an operator: a new tensor in the input's layout."""
+    x = _accumulator(input)
+    value = soft_thresholded(x, threshold.to(x)).to(input.dtype) + 0  # rounding can leave a negative zero
+    return torch.empty_like(input).copy_(value)
+
+
+def soft_threshold_backward(grad: Tensor, input: Tensor, threshold: Tensor) -> Tensor:  # noqa: A002
+    """Its derivative by the input, times grad: 1 where |input| > threshold (or one of them is NaN), else 0."""
+    x = _accumulator(input)
+    return torch.empty_like(input).copy_(torch.where(x.abs() <= threshold.to(x), 0, grad))

@@ -22,12 +22,17 @@ SCHEMAS = {
         "(Tensor(a!)[] weights, Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor[] grads, Tensor lr, Tensor lam, "
         "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
     ),
-    # One proximal SGD step for many weights, in place: gradient step with momentum, then soft thresholding. lams holds one 0-d tensor
-    # for all weights, or one tensor for each that broadcasts to it. momenta is empty where momentum is 0. zeros, int64, is empty or
-    # has one element for each weight: it gets the number of exact zeros that the step has left in it. lr is as above, and so is
-    # a 0-d lam; others are of the weights' dtype, or float32 for half types.
+    # One proximal SGD step for many weights, in place: a gradient step with momentum, then soft thresholding. lams holds one
+    # 0-d tensor for all weights, or one tensor for each that broadcasts to it. momenta is empty where momentum is 0. zeros,
+    # int64, is empty or has one element for each weight: it gets the number of exact zeros that the step has left there. lr is
+    # as above, and so is a 0-d lam; others are of the weights' dtype, or float32 for half types.
     "prox_sgd_": (
         "(Tensor(a!)[] weights, Tensor(b!)[] momenta, Tensor[] grads, Tensor[] lams, Tensor(c!) zeros, Tensor lr, "
         "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
     ),
+    # sign(input) max(|input| - threshold, 0). threshold broadcasts to input and is of its dtype, or float32 for half types; a
+    # 0-d one is float32 or float64, on the CPU or on input's device.
+    "soft_threshold": "(Tensor input, Tensor threshold) -> Tensor",
+    # grad where |input| > threshold, else 0; where one of the two is NaN, grad
+    "soft_threshold_backward": "(Tensor grad, Tensor input, Tensor threshold) -> Tensor",
 }

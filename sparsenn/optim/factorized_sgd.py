@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,11 +13,11 @@ from torch.optim import Optimizer
 
 from sparsenn import init
 from sparsenn.ops import hadamard_product
-from sparsenn.optim import shards
+from sparsenn.optim import common, shards
 from sparsenn.optim.memory import staggered_zeros
 
 _ops = torch.ops.sparsenn
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_NAME = "FactorizedSGD"
 
 
 @dataclass(slots=True)
@@ -121,7 +120,7 @@ class FactorizedSGD(Optimizer):
         generator: torch.Generator | None = None,
     ) -> None:
         self._pieces: dict[Tensor, _Pieces] = {}
-        self._scalars: dict[float, Tensor] = {}
+        self._scalar = common.Scalars()
         defaults = {
             "lr": lr,
             "depth": depth,
@@ -234,21 +233,18 @@ class FactorizedSGD(Optimizer):
         saved_groups = state_dict["param_groups"]
         if not all("depth" in group and "seed" in group for group in saved_groups):
             raise ValueError("FactorizedSGD.load_state_dict: the state is that of another optimizer (its groups have no depth)")
-        saved = dict(zip(chain.from_iterable(g["params"] for g in saved_groups), self._all_params(), strict=False))
+        saved = common.saved_parameters(self, state_dict)
         depths = {index: g["depth"] for g in saved_groups for index in g["params"]}
         for index, entries in state_dict["state"].items():
             if index in saved:
                 _check_state(saved[index], depths[index], entries)
-        super().load_state_dict(state_dict)  # casts to the parameter's dtype, so what it has put there is put right below
-        for index, p in saved.items():
-            entries = state_dict["state"].get(index, {})
-            for slot, (name, value) in enumerate(item for item in entries.items() if _is_ours(*item)):
-                self.state[p][name] = staggered_zeros(p, _state_dtype(p), slot).copy_(value)
+        super().load_state_dict(state_dict)
+        common.restore_precision(self, saved, state_dict, _is_ours)
         self._pieces.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pieces, self._scalars, self._constructing = {}, {}, False
+        self._pieces, self._scalar, self._constructing = {}, common.Scalars(), False
 
     def _all_params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
@@ -270,7 +266,7 @@ class FactorizedSGD(Optimizer):
     @torch.no_grad()
     def _factorize(self, p: Tensor, group: dict[str, Any]) -> None:
         depth = group["depth"]
-        factors = [staggered_zeros(p, _state_dtype(p), d) for d in range(depth)]
+        factors = [staggered_zeros(p, common.state_dtype(p), d) for d in range(depth)]
         self._fill([shards.local(factor) for factor in factors], p, group["factor_init"])
         shards.local(p).copy_(hadamard_product([shards.local(factor) for factor in factors]))
         self.state[p] = {f"factor_{d}": factor for d, factor in enumerate(factors)}
@@ -279,7 +275,7 @@ class FactorizedSGD(Optimizer):
 
     def _add_momenta(self, p: Tensor, depth: int) -> None:
         state = self.state[p]
-        state.update({f"momentum_{d}": staggered_zeros(p, _state_dtype(p), depth + d) for d in range(depth)})
+        state.update({f"momentum_{d}": staggered_zeros(p, common.state_dtype(p), depth + d) for d in range(depth)})
         state["momentum_started"] = False
 
     def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
@@ -294,35 +290,22 @@ class FactorizedSGD(Optimizer):
             index=shards.global_index(p),
         )
 
-    def _scalar(self, value: float | Tensor) -> Tensor:
-        if isinstance(value, Tensor):
-            return value
-        if torch.compiler.is_compiling():
-            return torch.scalar_tensor(value, dtype=torch.float64)
-        scalar = self._scalars.get(value)
-        if scalar is None:
-            if len(self._scalars) > 64:  # a schedule that changes at every step
-                self._scalars.clear()
-            scalar = self._scalars[value] = torch.scalar_tensor(value, dtype=torch.float64)
-        return scalar
-
     def _gather(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, float], _Batch]:
         batches: dict[tuple[torch.device, torch.dtype, float], _Batch] = {}
-        depth, momentum, dampening = group["depth"], group["momentum"], group["dampening"]
+        depth, momentum = group["depth"], group["momentum"]
         watched = not torch.compiler.is_compiling()
         for p in group["params"]:
             grad = p.grad
             if grad is None:
                 continue
             if grad.layout is not torch.strided:
-                raise RuntimeError("FactorizedSGD.step: a gradient is sparse; it takes dense ones")
+                raise common.sparse_gradient(_NAME)
             pieces = self._pieces.get(p)
             if pieces is None or pieces.depth != depth or bool(momentum) != bool(pieces.momenta):
                 pieces = self._collect(p, group)
             if watched and pieces.version != pieces.weight._version:
                 self._check_unchanged(p, pieces)
-            # torch's first momentum is the gradient itself; ours starts from zeros
-            damped = dampening if dampening and pieces.state.get("momentum_started") else 0.0
+            damped = common.current_dampening(group, pieces.state)
             key = (grad.device, grad.dtype, damped)
             batch = batches.get(key)
             if batch is None:
@@ -379,42 +362,25 @@ class FactorizedSGD(Optimizer):
             pieces.version = pieces.weight._version
 
 
-def _state_dtype(p: Tensor) -> torch.dtype:
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
-
-
 def _check_options(group: dict[str, Any]) -> None:
-    for name in ("lr", "lam", "momentum", "dampening", "weight_decay"):
-        value = group[name]
-        if isinstance(value, Tensor) and (
-            name not in ("lr", "lam") or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64)
-        ):
-            raise ValueError(
-                f"FactorizedSGD: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
-                " (lr and lam also a 0-d float32 or float64 tensor)"
-            )
-        if not isinstance(value, int | float | Tensor) or not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"FactorizedSGD: {name} is {value!r}; it takes a finite number >= 0")
+    for name in ("lr", "lam"):
+        common.check_number(_NAME, name, group[name], may_be_tensor=True)
+    common.check_momentum(_NAME, group)
     if not isinstance(group["depth"], int) or isinstance(group["depth"], bool) or group["depth"] < 1:
         raise ValueError(f"FactorizedSGD: depth is {group['depth']!r}; it takes an integer >= 1")
-    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
-        raise ValueError("FactorizedSGD: nesterov needs momentum > 0 and dampening 0")
     if group["factor_init"] not in init.FACTOR_INITS:
         known = ", ".join(init.FACTOR_INITS)
         raise ValueError(f"FactorizedSGD: factor_init is {group['factor_init']!r}; it takes one of {known}")
 
 
 def _check_parameter(p: Tensor) -> None:
-    if p.dtype not in _DTYPES:
-        raise ValueError(f"FactorizedSGD: a parameter has dtype {p.dtype}; it takes float64, float32, bfloat16 or float16")
-    if p.layout is not torch.strided:
-        raise ValueError(f"FactorizedSGD: a parameter has layout {p.layout}; it takes dense ones")
+    common.check_parameter(_NAME, p)
     if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
         raise ValueError(f"FactorizedSGD: a parameter of shape {tuple(p.shape)} holds NaN or infinity")
 
 
-def _is_ours(name: str, value: Any) -> bool:
-    return isinstance(value, Tensor) and name.startswith(("factor_", "momentum_"))
+def _is_ours(name: str) -> bool:
+    return name.startswith(("factor_", "momentum_"))
 
 
 def _check_state(p: Tensor, depth: int, entries: dict[str, Any]) -> None:
@@ -422,8 +388,4 @@ def _check_state(p: Tensor, depth: int, entries: dict[str, Any]) -> None:
     found = {name for name in entries if name.startswith("factor_")}
     if found != names:
         raise ValueError(f"FactorizedSGD.load_state_dict: depth {depth} needs {sorted(names)}; the state has {sorted(found)}")
-    for name, value in entries.items():
-        if _is_ours(name, value) and value.shape != p.shape:
-            raise ValueError(
-                f"FactorizedSGD.load_state_dict: {name} has shape {tuple(value.shape)}, its parameter {tuple(p.shape)}"
-            )
+    common.check_shapes(_NAME, p, entries, _is_ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,33 @@ def global_index(p: Tensor) -> Tensor | None:
     for size, begin, whole in zip(shape, offset, p.shape, strict=True):
         index = index.unsqueeze(-1) * whole + torch.arange(begin, begin + size, device=p.device)
     return index.reshape(shape)
+
+
+def part(x: Tensor, p: Tensor) -> Tensor:
+    """Of a whole tensor in a parameter's shape, the part that this rank has of the parameter."""
+    if not is_sharded(p):
+        return x
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)  # type: ignore[attr-defined]
+    for dim, (size, begin) in enumerate(zip(shape, offset, strict=True)):
+        x = x.narrow(dim, min(begin, x.shape[dim]), size)  # an empty part may begin past the end
+    return x
+
+
+def placement(p: Tensor) -> tuple[Any, ...]:
+    """How a parameter lies over the ranks; () where it is not sharded."""
+    return (p.device_mesh, *p.placements) if is_sharded(p) else ()  # type: ignore[attr-defined]
+
+
+def summed(count: Tensor, p: Tensor) -> Tensor:
+    """The sum over the ranks of what each has counted in its part of a parameter; a collective where it is sharded."""
+    if not is_sharded(p):
+        return count
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    parts = [Replicate() if placement.is_replicate() else Partial() for placement in p.placements]  # type: ignore[attr-defined]
+    return DTensor.from_local(count, p.device_mesh, parts).full_tensor()  # type: ignore[attr-defined]
 
 
 def root_mean_square(p: Tensor) -> float:

@@ -1,0 +1,105 @@
+"""What the one-pass optimizers share: checks of options and parameters, scalars as tensors, state that keeps its precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparsenn.optim.memory import staggered_zeros
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Scalars:
+    """Numbers as the 0-d float64 tensors that the operators take, each made once; a tensor passes as it is."""
+
+    def __init__(self) -> None:
+        self._made: dict[float, Tensor] = {}
+
+    def __call__(self, value: float | Tensor) -> Tensor:
+        """The number as a tensor."""
+        if isinstance(value, Tensor):
+            return value
+        if torch.compiler.is_compiling():
+            return torch.scalar_tensor(value, dtype=torch.float64)
+        scalar = self._made.get(value)
+        if scalar is None:
+            if len(self._made) > 64:  # a schedule that changes at every step
+                self._made.clear()
+            scalar = self._made[value] = torch.scalar_tensor(value, dtype=torch.float64)
+        return scalar
+
+
+def state_dtype(p: Tensor) -> torch.dtype:
+    """What a parameter's state is kept in: its own dtype, float32 for half types."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
+def check_number(owner: str, name: str, value: Any, *, may_be_tensor: bool) -> None:
+    """A finite number >= 0; lr and lam also as a float32 or float64 tensor of one element."""
+    if isinstance(value, Tensor) and (
+        not may_be_tensor or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64)
+    ):
+        raise ValueError(
+            f"{owner}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
+            " (lr and lam also a 0-d float32 or float64 tensor)"
+        )
+    if not isinstance(value, int | float | Tensor) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{owner}: {name} is {value!r}; it takes a finite number >= 0")
+
+
+def check_momentum(owner: str, group: dict[str, Any]) -> None:
+    """The options of momentum and weight decay, as torch.optim.SGD has them."""
+    for name in ("momentum", "dampening", "weight_decay"):
+        check_number(owner, name, group[name], may_be_tensor=False)
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError(f"{owner}: nesterov needs momentum > 0 and dampening 0")
+
+
+def check_parameter(owner: str, p: Tensor) -> None:
+    """A dense parameter of a dtype that the kernels know."""
+    if p.dtype not in DTYPES:
+        raise ValueError(f"{owner}: a parameter has dtype {p.dtype}; it takes float64, float32, bfloat16 or float16")
+    if p.layout is not torch.strided:
+        raise ValueError(f"{owner}: a parameter has layout {p.layout}; it takes dense ones")
+
+
+def sparse_gradient(owner: str) -> RuntimeError:
+    """The error for a gradient that is not dense."""
+    return RuntimeError(f"{owner}.step: a gradient is sparse; it takes dense ones")
+
+
+def current_dampening(group: dict[str, Any], state: dict[str, Any]) -> float:
+    """Torch's first momentum is the gradient itself: a momentum that starts from zeros is not dampened at its first step."""
+    dampening = group["dampening"]
+    return dampening if dampening and group["momentum"] and state.get("momentum_started") else 0.0
+
+
+def saved_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[Any, Tensor]:
+    """The optimizer's parameter for every one that a state dict names, by position."""
+    names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    return dict(zip(names, chain.from_iterable(group["params"] for group in optimizer.param_groups), strict=False))
+
+
+def check_shapes(owner: str, p: Tensor, entries: dict[str, Any], is_ours: Callable[[str], bool]) -> None:
+    """Every tensor of a parameter's saved state has the parameter's shape."""
+    for name, value in entries.items():
+        if is_ours(name) and isinstance(value, Tensor) and value.shape != p.shape:
+            raise ValueError(f"{owner}.load_state_dict: {name} has shape {tuple(value.shape)}, its parameter {tuple(p.shape)}")
+
+
+def restore_precision(
+    optimizer: Optimizer, saved: dict[Any, Tensor], state_dict: dict[str, Any], is_ours: Callable[[str], bool]
+) -> None:
+    """Put back what ``Optimizer.load_state_dict`` has cast to the parameters' dtype."""
+    for index, p in saved.items():
+        entries = state_dict["state"].get(index, {})
+        ours = [(name, value) for name, value in entries.items() if is_ours(name) and isinstance(value, Tensor)]
+        for slot, (name, value) in enumerate(ours):
+            optimizer.state[p][name] = staggered_zeros(p, state_dtype(p), slot).copy_(value)
