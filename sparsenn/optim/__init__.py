@@ -2,7 +2,19 @@
 
 from sparsenn.optim.factorized_sgd import FactorizedSGD
 from sparsenn.optim.groups import param_groups
+from sparsenn.optim.path import PathPoint, lambda_max, lambda_path, regularization_path
 from sparsenn.optim.prox_sgd import ProxSGD
 from sparsenn.optim.proximal import Proximal
+from sparsenn.optim.target_sparsity import TargetSparsity
 
-__all__ = ["FactorizedSGD", "ProxSGD", "Proximal", "param_groups"]
+__all__ = [
+    "FactorizedSGD",
+    "PathPoint",
+    "ProxSGD",
+    "Proximal",
+    "TargetSparsity",
+    "lambda_max",
+    "lambda_path",
+    "param_groups",
+    "regularization_path",
+]

@@ -26,13 +26,14 @@ class Proximal(Optimizer):
     This S, and no other, makes a point that the step leaves where it is a stationary point of loss + P. For
     ``torch.optim.SGD`` it is lr · (1 − dampening) / (1 − momentum), with or without Nesterov; the plain lr would solve the
     problem of a penalty weaker by (1 − momentum) / (1 − dampening). Adaptive optimizers have one S for each weight, such as
-    :math:`\text{lr} / (\sqrt{\hat v} + \epsilon)` for Adam with the :math:`\hat v` of the same step, and the proximal map
-    is that in the metric of S. Known are SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop and Adagrad; for others give ``step_size``.
+    :math:`\text{lr} / (\sqrt{\hat v} + \epsilon)` for Adam with the :math:`\hat v` of the same step, and the proximal map is
+    taken in the metric of S. Known are SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop and Adagrad; for others give
+    ``step_size``.
 
     Weight decay that is a part of the gradient (SGD, Adam) adds :math:`\tfrac{\nu}{2} \|w\|^2` to what is minimised. The
-    decoupled decay of AdamW acts at lr · ν whatever S is: at a fixed point :math:`-g_i - \nu (\sqrt{\hat v_i} + \epsilon)
-    w_i` is a subgradient of P, an L2 penalty that weighs each weight by the size of its gradient. For a minimizer of loss + P leave it
-    at 0.
+    decoupled decay of AdamW acts at lr · ν whatever S is: at a fixed point
+    :math:`-g_i - \nu (\sqrt{\hat v_i} + \epsilon) w_i` is a subgradient of P, an L2 penalty that weighs each weight by the
+    size of its gradient. For a minimizer of loss + P leave it at 0.
 
     Penalties belong to parameter groups. A group may have its own under the key ``"penalty"`` (None for none), as
     `param_groups` makes them; the others get the one given here. The strength in use is ``group["lam"]``: a group without this
