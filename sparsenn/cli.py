@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from sparsenn import __version__
+from sparsenn.papers import ITEMS, reproduce
 from sparsenn.training import config as settings
 from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
 
@@ -19,13 +20,19 @@ Train a network that becomes sparse while it trains. A run writes one folder: se
 pictures.
 
 Without flags it trains LeNet-300-100 on the digits that come with scikit-learn, and its dense twin beside it, in well under a
-minute. Method dwf gives every weight and bias D factors and minimises loss + (λ/D) Σ‖ω_d‖², which is loss + λ‖w‖_{2/D}^{2/D}:
-a larger --lam or --depth means fewer weights. A learning rate just short of instability works best.
+minute. A larger --lam means fewer weights; the methods are
+
+  dwf             every weight and bias is a product of D factors, loss + (λ/D) Σ‖ω_d‖², which is loss + λ‖w‖_{2/D}^{2/D}; a
+                  learning rate just short of instability works best, and more --depth means fewer weights
+  prox            loss + λ‖w‖₁ by proximal steps: exact zeros at every step
+  l1-subgradient  loss + λ‖w‖₁ by adding λ sign(w) to the gradient: weights hover near 0, for comparison
+  dense           no penalty
 """
 _EXAMPLES = """\
 examples:
   sparsenn train
   sparsenn train --depth 3 --lam 1e-3 --seed 1 --out runs/deeper
+  sparsenn train --method prox --lam 2e-4
   sparsenn train --dataset fashion-mnist --data-root ~/data --depth 3 --epochs 75
   sparsenn train --dataset mnist --model lenet-5 --device cuda --twin
   sparsenn train --config run.json --lr 0.1        a flag wins over the file, the file over the defaults
@@ -90,7 +97,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_train_flags(train)
     train.set_defaults(command=_train)
+    _add_reproduce(commands)
     return parser
+
+
+def _add_reproduce(commands: Any) -> None:
+    items = "\n".join(f"  {paper} {item}  {what}" for paper, own in ITEMS.items() for item, what in own.items())
+    parser = commands.add_parser(
+        "reproduce",
+        help="figures and tables of the papers",
+        description=f"Figures and tables of the papers. A killed command goes on where it was.\n\n{items}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("paper", metavar="PAPER", help=", ".join(ITEMS))
+    parser.add_argument("item", metavar="ITEM", help="see above")
+    parser.add_argument("--out", metavar="DIR", help="the folder (default: runs/PAPER-ITEM)")
+    parser.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (default: digits)")
+    parser.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: lenet-300-100)")
+    parser.add_argument("--lams", type=float, nargs=2, metavar=("LOW", "HIGH"), help="smallest and largest λ")
+    parser.add_argument("--points", type=int, metavar="N", help="how many λ, log-spaced")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each λ (default: 1)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
+    parser.add_argument("--data-root", metavar="DIR", help="as for train")
+    parser.add_argument("--quiet", action="store_true", default=False, help="print errors only")
+    parser.set_defaults(command=_reproduce)
 
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -103,9 +134,12 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     sparsity = parser.add_argument_group("how sparse")
-    sparsity.add_argument("--depth", type=int, metavar="D", help="factors a weight: 2 is L1, 3 is L_2/3, 4 is L_1/2")
+    sparsity.add_argument("--depth", type=int, metavar="D", help="factors a weight, for dwf: 2 is L1, 3 is L_2/3, 4 is L_1/2")
     sparsity.add_argument("--lam", type=float, metavar="λ", help="strength of the penalty")
-    sparsity.add_argument("--factor-init", metavar="NAME", help=f"{', '.join(FACTOR_INITS)} (default: preserve)")
+    sparsity.add_argument(
+        "--lam-schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0, for digits, else constant)"
+    )
+    sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")
@@ -115,6 +149,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--momentum", type=float, metavar="M", help="momentum of SGD (default: 0.9)")
     how.add_argument(
         "--clip-norm", type=float, metavar="C", help="longest gradient; 0: no limit (default: 1 for digits, else 0)"
+    )
+    how.add_argument(
+        "--input-noise", type=float, metavar="σ", help="noise on the training images (default: 0.2 for digits, else 0)"
     )
     how.add_argument("--seed", type=int, metavar="N", help="of weights, factors and the order of the images (default: 0)")
     how.add_argument("--eval-every", type=int, metavar="N", help="epochs between two evaluations")
@@ -169,6 +206,14 @@ def _train(args: argparse.Namespace) -> int:
         result = training.train(config, args.out or fresh_name("runs", config), quiet=args.quiet)
     if not args.quiet:
         print(f"{result}\n\nThe run is in {result.folder}")
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    options = {key: value for key, value in vars(args).items() if key != "command"}
+    picture = reproduce(**options)
+    if not args.quiet:
+        print(f"The picture is {picture}")
     return 0
 
 

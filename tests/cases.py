@@ -72,3 +72,26 @@ def operator_samples() -> Iterator[tuple[str, tuple]]:
         yield "hadamard_backward_out", (plain[0].clone(), plain, [torch.empty(3, 4) for _ in range(depth)])
         yield "factorized_sgd_", _step_arguments(depth, 0.9, nesterov=True)
     yield "factorized_sgd_", _step_arguments(2, 0.0, weight_decay=0.1, maximize=True)
+    yield from _prox_samples()
+
+
+def _prox_samples() -> Iterator[tuple[str, tuple]]:
+    """lam as one number, one for each weight, and as tensors that broadcast; zeros counted or not."""
+    shapes = [(4, 3), (3,), (0, 2)]
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    kinds = [
+        [torch.tensor(0.5, dtype=torch.float64)],
+        [torch.tensor(0.5), torch.rand(1), torch.rand(2)],
+        [torch.rand(4, 1), torch.rand(3), torch.tensor(0.0)],
+    ]
+    for lams, momentum in zip(kinds, (0.9, 0.0, 0.9), strict=True):
+        weights, momenta, grads = ([values(s, torch.float32) for s in shapes] for _ in range(3))
+        zeros = torch.zeros(3 if momentum else 0, dtype=torch.int64)
+        state = momenta if momentum else []
+        yield "prox_sgd_", (weights, state, grads, lams, zeros, lr, momentum, 0.0, 0.1, momentum != 0, momentum == 0)
+    x = values((3, 4), torch.float64).requires_grad_()
+    for shape in ((), (4,), (3, 1)):
+        level = torch.rand(shape, dtype=torch.float64).requires_grad_()
+        yield "soft_threshold", (x, level)
+        yield "soft_threshold_backward", (values((3, 4), torch.float64).requires_grad_(), x, level)
+    yield "soft_threshold", (values((4, 3), torch.bfloat16).t(), torch.tensor(0.5))

@@ -25,6 +25,7 @@ ROWS = [
     {"metrics"},
     {"models", "data"},
     {"training"},
+    {"papers"},
     {"cli"},
     {"__main__"},
 ]

@@ -40,8 +40,8 @@ SPARSENN_INLINE int64_t step_of(const Step<W>& block) {
   SPARSENN_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
     T velocity = kMomentum ? momentum[i] : T(0);
-    weight[i] = prox_sgd_step<W, kMomentum, kPenalty != Penalty::none>(
-        load(weight[i]), load(grad[i]), velocity, kPenalty == Penalty::own ? lam[i] : shared_lam, rule);
+    weight[i] = prox_sgd_step<W, kMomentum>(load(weight[i]), load(grad[i]), velocity, kPenalty != Penalty::none,
+                                            kPenalty == Penalty::own ? lam[i] : shared_lam, rule);
     if (kMomentum) momentum[i] = velocity;
     zeros += is_zero(weight[i]) ? Lane(1) : Lane(0);
   }

@@ -1,5 +1,6 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
 #include "cuda/launch.cuh"
+#include "cuda/scalar.h"
 #include "cuda/specialize.h"
 #include "math/factorized_sgd.h"
 
@@ -7,11 +8,6 @@ namespace sparsenn {
 namespace {
 
 using cuda::Pack;
-
-SPARSENN_INLINE double value_of(const Scalar& scalar) {
-  if (scalar.device == nullptr) return scalar.value;
-  return scalar.is_double ? *static_cast<const double*>(scalar.device) : *static_cast<const float*>(scalar.device);
-}
 
 // The rule as far as the host knows it. What lies on the device is read when the kernel runs: a captured graph follows
 // a schedule.
@@ -27,7 +23,7 @@ struct Rule {
   SPARSENN_INLINE Rule prepared() const {
     Rule rule = *this;
     if (options.lr.device || options.lam.device) {
-      const FactorizedSgd<T> read(options, value_of(options.lr), value_of(options.lam), depth);
+      const FactorizedSgd<T> read(options, cuda::value_of(options.lr), cuda::value_of(options.lam), depth);
       // These alone: the others stay constants, which take no registers.
       rule.known.factor.lr = read.factor.lr;
       rule.known.factor.decay = read.factor.decay;

@@ -7,9 +7,14 @@
 //   kWidth      how many elements a thread takes at once where memory allows;
 //   prepared()  itself, with what lies on the device read;
 //   apply<N>(element)  the work on N consecutive elements, whose operands element.pointer<T>(k) finds.
+// It may have words of its own for each tensor: kExtras of them, which element.word(kOperands + k) reads. Where apply
+// returns a number, those of all elements of a tensor are added up, and added to the int64 whose address (null: to
+// nothing) is the first of these words.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "cuda/table.h"
 
@@ -28,6 +33,9 @@ template <class Pack>
 SPARSENN_INLINE Pack read_words(const void* from);
 template <class Pack>
 SPARSENN_INLINE void write_words(void* to, const Pack& pack);
+
+// Likewise: adds what the threads of a block have counted to a number. All of them call it together.
+SPARSENN_INLINE void add_counts(int64_t* to, uint32_t counted, int thread);
 
 // N elements of a type that are read or written by one access of up to 16 bytes.
 template <class T, int N>
@@ -61,6 +69,7 @@ class FlatElement {
   SPARSENN_INLINE T* pointer(int k) const {
     return entry_.operand<T>(k) + index_;
   }
+  SPARSENN_INLINE uint64_t word(int k) const { return entry_.word(k); }
 
  private:
   Entry entry_;
@@ -75,7 +84,7 @@ class StridedElement {
   SPARSENN_INLINE StridedElement(const Table& table, Entry entry, int64_t index) : entry_(entry) {
     SPARSENN_UNROLL
     for (int k = 0; k < kOperands; ++k) offsets_[k] = 0;
-    const uint64_t* words = entry.rows(kOperands);
+    const uint64_t* words = entry.rows(kOperands + table.extras);
     for (int i = table.dim; i > 0; --i, words += Row::words(kOperands)) {
       const Row row(words);
       const int64_t coordinate = i > 1 ? row.take_coordinate(index) : index;
@@ -88,6 +97,7 @@ class StridedElement {
   SPARSENN_INLINE T* pointer(int k) const {
     return entry_.operand<T>(k) + offsets_[k];
   }
+  SPARSENN_INLINE uint64_t word(int k) const { return entry_.word(k); }
 
  private:
   Entry entry_;
@@ -120,6 +130,46 @@ class StridedElement<0> {
   int64_t index_;
 };
 
+template <class Op>
+constexpr int extras_of() {
+  if constexpr (requires { Op::kExtras; }) {
+    return Op::kExtras;
+  } else {
+    return 0;
+  }
+}
+
+// Adds up what an operation counts in one tensor.
+template <class Op>
+class Counter {
+ public:
+  template <int N, class Element>
+  SPARSENN_INLINE void apply(const Op& op, const Element& element) {
+    if constexpr (kCounts<Element>) {
+      counted_ += op.template apply<N>(element);
+    } else {
+      op.template apply<N>(element);
+    }
+  }
+
+  // All threads of a block come here together.
+  template <class Element>
+  SPARSENN_INLINE void finish(const Entry& entry, int thread) {
+    if constexpr (kCounts<Element>) {
+      auto* const to = reinterpret_cast<int64_t*>(entry.word(Op::kOperands));
+      if (to) add_counts(to, counted_, thread);
+      counted_ = 0;
+    }
+  }
+
+ private:
+  template <class Element>
+  static constexpr bool kCounts =
+      !std::is_void_v<decltype(std::declval<const Op&>().template apply<1>(std::declval<const Element&>()))>;
+
+  uint32_t counted_ = 0;
+};
+
 // Tensors whose operands are all flat. Full chunks of aligned operands take vector accesses; misaligned views and the
 // rest of a tensor go element by element.
 struct Flat {
@@ -128,22 +178,30 @@ struct Flat {
 
   template <class Table, class Op>
   static SPARSENN_INLINE void run(const Table& table, const Op& given, int64_t block, int64_t blocks, int thread) {
-    constexpr int kStride = Op::kOperands ? kEntryHead + Op::kOperands : 0;
+    constexpr int kStride = Op::kOperands ? kEntryHead + Op::kOperands + extras_of<Op>() : 0;
     const Op op = given.prepared();
+    Counter<Op> counter;
+    int32_t last = -1;
     for (int64_t chunk = block; chunk < table.chunks; chunk += blocks) {
-      const Entry entry = table.template entry<kStride>(table.template find<kStride>(chunk));
+      const int32_t own = table.template find<kStride>(chunk);
+      if (last >= 0 && own != last) {
+        counter.template finish<FlatElement>(table.template entry<kStride>(last), thread);
+      }
+      last = own;
+      const Entry entry = table.template entry<kStride>(own);
       const int64_t begin = (chunk - entry.first_chunk()) * kChunk<Op>;
       const int64_t size = entry.size() - begin;
       if constexpr (Op::kWidth > 1) {
         if (size >= kChunk<Op> && entry.aligned()) {
-          op.template apply<Op::kWidth>(FlatElement(entry, begin + thread * Op::kWidth));
+          counter.template apply<Op::kWidth>(op, FlatElement(entry, begin + thread * Op::kWidth));
           continue;
         }
       }
       const int64_t end = begin + (size < kChunk<Op> ? size : kChunk<Op>);
       SPARSENN_ROLLED
-      for (int64_t i = begin + thread; i < end; i += kThreads) op.template apply<1>(FlatElement(entry, i));
+      for (int64_t i = begin + thread; i < end; i += kThreads) counter.template apply<1>(op, FlatElement(entry, i));
     }
+    if (last >= 0) counter.template finish<FlatElement>(table.template entry<kStride>(last), thread);
   }
 };
 
@@ -153,11 +211,14 @@ struct Strided {
 
   template <class Table, class Op>
   static SPARSENN_INLINE void run(const Table& table, const Op& given, int64_t block, int64_t blocks, int thread) {
+    using Element = StridedElement<Op::kOperands>;
     const Op op = given.prepared();
     const Entry entry = table.template entry<0>(0);
+    Counter<Op> counter;
     for (int64_t i = block * kThreads + thread; i < entry.size(); i += blocks * kThreads) {
-      op.template apply<1>(StridedElement<Op::kOperands>(table, entry, i));
+      counter.template apply<1>(op, Element(table, entry, i));
     }
+    counter.template finish<Element>(entry, thread);
   }
 };
 

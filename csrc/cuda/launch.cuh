@@ -40,6 +40,22 @@ SPARSENN_INLINE void write_words(void* to, const Pack& pack) {
 #endif
 }
 
+// One atomic addition of integers a block: the sum does not depend on the order.
+SPARSENN_INLINE void add_counts(int64_t* to, uint32_t counted, int thread) {
+#if defined(__CUDA_ARCH__)
+  __shared__ uint32_t of_warps[kThreads / 32];
+  for (int distance = 16; distance > 0; distance /= 2) counted += __shfl_down_sync(~0u, counted, distance);
+  if (thread % 32 == 0) of_warps[thread / 32] = counted;
+  __syncthreads();
+  if (thread == 0) {
+    uint64_t total = 0;
+    for (const uint32_t one : of_warps) total += one;
+    if (total) atomicAdd(reinterpret_cast<unsigned long long*>(to), total);
+  }
+  __syncthreads();
+#endif
+}
+
 // Blocks walk over chunks in a loop: enough of them to fill the device several times over, so that the last ones to
 // finish don't leave it idle.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
@@ -98,6 +114,12 @@ const void* kernel_of() {
   static_assert(sizeof(Parameter) + sizeof(Op) <= (kWords > 4096 / 8 ? 32764 : 4096),
                 "a kernel's parameters have a limit");
   return reinterpret_cast<const void*>(&kernel<Walk, Parameter, Op>);
+}
+
+// Sets `count` numbers to 0, `stride` apart.
+inline void clear(int64_t* data, int64_t stride, int64_t count, void* stream) {
+  check(cudaMemset2DAsync(data, stride * sizeof(int64_t), 0, sizeof(int64_t), count, static_cast<cudaStream_t>(stream)),
+        "memory on the CUDA device can't be set to 0");
 }
 
 inline void launch(const void* kernel, const void* table, const void* op, int64_t chunks, void* stream) {

@@ -7,7 +7,7 @@
 namespace sparsenn::cuda {
 
 // One tensor in a table: its first chunk, its size (twice, plus 1 where vector accesses are allowed), its operands'
-// addresses, and, where they are not flat, the rows of their layout.
+// addresses, words whose meaning is the operation's, and, where the operands are not flat, the rows of their layout.
 constexpr int kEntryHead = 2;
 
 class Entry {
@@ -21,7 +21,9 @@ class Entry {
   SPARSENN_INLINE T* operand(int k) const {
     return reinterpret_cast<T*>(words_[kEntryHead + k]);
   }
-  SPARSENN_INLINE const uint64_t* rows(int operands) const { return words_ + kEntryHead + operands; }
+  // The operands' addresses are the first words, the operation's own words follow.
+  SPARSENN_INLINE uint64_t word(int k) const { return words_[kEntryHead + k]; }
+  SPARSENN_INLINE const uint64_t* rows(int words) const { return words_ + kEntryHead + words; }
 
  private:
   const uint64_t* words_;
@@ -75,24 +77,25 @@ class Row {
 template <int kWords>
 struct Table {
   int64_t chunks = 0;
-  int32_t count = 0, stride;  // entries, and words of each
-  int32_t operands, dim;      // of each entry; dim is 0 where they are flat
+  int32_t count = 0, stride;      // entries, and words of each
+  int32_t operands, dim, extras;  // of each entry; dim is 0 where they are flat; extras are the operation's own words
   uint64_t words[kWords];
 
-  explicit Table(int operands, int dim = 0)
-      : stride(static_cast<int32_t>(kEntryHead + operands + dim * Row::words(operands))),
+  explicit Table(int operands, int dim = 0, int extras = 0)
+      : stride(static_cast<int32_t>(kEntryHead + operands + extras + dim * Row::words(operands))),
         operands(static_cast<int32_t>(operands)),
-        dim(static_cast<int32_t>(dim)) {}
+        dim(static_cast<int32_t>(dim)),
+        extras(static_cast<int32_t>(extras)) {}
 
-  static constexpr bool fits(int64_t operands, int64_t dim = 0) {
-    return kEntryHead + operands + dim * Row::words(operands) <= kWords;
+  static constexpr bool fits(int64_t operands, int64_t dim = 0, int64_t extras = 0) {
+    return kEntryHead + operands + extras + dim * Row::words(operands) <= kWords;
   }
 
   bool full() const { return (count + 1) * stride > kWords; }
 
   void clear() { chunks = count = 0; }
 
-  // Adds a tensor and returns the place for its operands' addresses and rows.
+  // Adds a tensor and returns the place for its operands' addresses, extra words and rows.
   uint64_t* add(int64_t size, bool aligned, int64_t chunk) {
     uint64_t* const words_of_entry = words + count++ * stride;
     words_of_entry[0] = static_cast<uint64_t>(chunks);

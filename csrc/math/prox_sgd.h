@@ -22,14 +22,10 @@ struct ProxSgd {
 };
 
 // The weight after the step. Without a penalty it is that of torch.optim.SGD to the last bit, negative zeros included.
-template <class W, bool kMomentum, bool kPenalized, class T>
-SPARSENN_INLINE W prox_sgd_step(T weight, T grad, T& momentum, T lam, const ProxSgd<T>& rule) {
+template <class W, bool kMomentum, class T>
+SPARSENN_INLINE W prox_sgd_step(T weight, T grad, T& momentum, bool penalized, T lam, const ProxSgd<T>& rule) {
   weight = sgd_step<kMomentum>(weight, grad * rule.sign, momentum, rule.sgd);
-  if constexpr (kPenalized) {
-    return store_without_negative_zero<W>(soft_thresholded(weight, lam * rule.reach));
-  } else {
-    return store<W>(weight);
-  }
+  return penalized ? store_without_negative_zero<W>(soft_thresholded(weight, lam * rule.reach)) : store<W>(weight);
 }
 
 }  // namespace sparsenn

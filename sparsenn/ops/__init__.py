@@ -4,5 +4,6 @@ from sparsenn.ops import factorized_sgd as _factorized_sgd  # noqa: F401  (regis
 from sparsenn.ops import prox_sgd as _prox_sgd  # noqa: F401
 from sparsenn.ops.hadamard import hadamard_product
 from sparsenn.ops.library import backend
+from sparsenn.ops.soft_threshold import soft_threshold
 
-__all__ = ["backend", "hadamard_product"]
+__all__ = ["backend", "hadamard_product", "soft_threshold"]

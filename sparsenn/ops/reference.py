@@ -109,6 +109,10 @@ def soft_thresholded(x: Tensor, threshold: Tensor | float) -> Tensor:
     return torch.where(x.abs() <= threshold, 0, x - x.sign() * threshold)
 
 
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) + 0  # what rounding made a negative zero becomes a positive one
+
+
 def prox_sgd_(
     weights: Sequence[Tensor],
     momenta: Sequence[Tensor],
@@ -143,20 +147,29 @@ def prox_sgd_(
         value = value.add(update, alpha=-rate)
         lam = lams[i if len(lams) > 1 else 0].to(value)
         if lam.dim() or lam:  # without a penalty the step is that of SGD to the last bit, negative zeros included
-            value = soft_thresholded(value, lam * reach).to(weight.dtype) + 0  # rounding can leave a negative zero
+            value = _rounded(soft_thresholded(value, lam * reach), weight.dtype)
         weight.copy_(value)
         if zeros.numel():
             zeros[i] = (weight == 0).sum()
 
 
+def thresholded(x: Tensor, threshold: Tensor) -> Tensor:
+    """The definition: `soft_thresholded` in any dtype (Donoho 1995; Parikh and Boyd 2014, section 6.5.2)."""
+    wide = _accumulator(x)
+    return _rounded(soft_thresholded(wide, threshold.to(wide)), x.dtype)
+
+
+def thresholded_gradient(grad: Tensor, x: Tensor, threshold: Tensor) -> Tensor:
+    """Its derivative by x, times grad: 1 where |x| > threshold, and where one of them is NaN, else 0."""
+    wide = _accumulator(x)
+    return torch.where(wide.abs() <= threshold.to(wide), 0, grad)
+
+
 def soft_threshold(input: Tensor, threshold: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
-    """`soft_thresholded` as an operator: a new tensor in the input's layout."""
-    x = _accumulator(input)
-    value = soft_thresholded(x, threshold.to(x)).to(input.dtype) + 0  # rounding can leave a negative zero
-    return torch.empty_like(input).copy_(value)
+    """`thresholded` as an operator: a new tensor in the input's layout."""
+    return torch.empty_like(input).copy_(thresholded(input, threshold))
 
 
 def soft_threshold_backward(grad: Tensor, input: Tensor, threshold: Tensor) -> Tensor:  # noqa: A002
-    """Its derivative by the input, times grad: 1 where |input| > threshold (or one of them is NaN), else 0."""
-    x = _accumulator(input)
-    return torch.empty_like(input).copy_(torch.where(x.abs() <= threshold.to(x), 0, grad))
+    """`thresholded_gradient` as an operator: a new tensor in the input's layout."""
+    return torch.empty_like(input).copy_(thresholded_gradient(grad, input, threshold))

@@ -15,6 +15,7 @@ from sparsenn import init
 from sparsenn.ops import hadamard_product
 from sparsenn.optim import common, shards
 from sparsenn.optim.memory import staggered_zeros
+from sparsenn.optim.stepping import quiet_step
 
 _ops = torch.ops.sparsenn
 _NAME = "FactorizedSGD"
@@ -153,7 +154,7 @@ class FactorizedSGD(Optimizer):
         if not self._constructing:  # when all groups are found to be right, none is left half-way
             self._factorize_group(group)
 
-    @torch.no_grad()
+    @quiet_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the factors of every parameter that has a gradient, and set the parameters to their new products."""
         loss = None

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sparsenn.optim import common, shards
 from sparsenn.optim.memory import staggered_zeros
+from sparsenn.optim.stepping import quiet_step
 
 _ops = torch.ops.sparsenn
 _NAME = "ProxSGD"
@@ -131,8 +132,8 @@ class ProxSGD(Optimizer):
         The values of lr and λ tensors are looked at when they come into a group, and on the CPU again when they have changed;
         a change in place on another device, or before a step that is compiled, is taken as it is.
 
-    Source: Parikh and Boyd 2014, *Proximal Algorithms*, Section 4.2 and Equation 6.9; the threshold under momentum is derived
-    in docs/math/proximal_l1.md.
+    Source: Parikh and Boyd 2014, *Proximal Algorithms*, Sections 4.2 and 6.5.2; the threshold under momentum is derived in
+    docs/math/proximal_l1.md.
 
     Example:
         >>> import torch, sparsenn
@@ -189,7 +190,7 @@ class ProxSGD(Optimizer):
                 if p.requires_grad and not p.is_meta:
                     self._momentum_state(p)
 
-    @torch.no_grad()
+    @quiet_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move and shrink every parameter that has a gradient, and count the zeros that are left in it."""
         loss = None

@@ -23,9 +23,12 @@ class TrainConfig:
     Attributes:
         dataset: name of the data set.
         model: name of the network.
-        method: ``dwf`` trains D factors for every weight, ``dense`` the plain network.
-        depth: the number D of factors; 1 for ``dense``.
-        lam: λ of the penalty (λ/D) Σ‖ω_d‖²; 0 for ``dense``.
+        method: ``dwf`` trains D factors for every weight; ``prox`` the weights, with λ‖w‖₁ by proximal steps;
+            ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without a penalty.
+        depth: the number D of factors; 1 for all methods but ``dwf``.
+        lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense``.
+        lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
+            grow to the size that the loss asks for.
         lr: initial learning rate.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
         epochs: passes over the training set.
@@ -33,6 +36,8 @@ class TrainConfig:
         momentum: momentum of SGD.
         clip_norm: largest norm of the gradient of the loss by the weights (all of them as one vector; a longer one is scaled
             down); 0 for no limit. It does not see the factors' gradients nor the penalty.
+        input_noise: standard deviation σ of the Gaussian noise that every training image is given anew in every epoch, in units
+            of the pixels' range [0, 1]; 0 for none.
         factor_init: how the factors start, see ``sparsenn.optim.FactorizedSGD``.
         seed: of the initial weights, the factors and the order of the images.
         device: where to train, ``cpu``, ``cuda`` or ``cuda:<index>``.
@@ -49,12 +54,14 @@ class TrainConfig:
     method: str
     depth: int
     lam: float
+    lam_schedule: str
     lr: float
     schedule: str
     epochs: int
     batch_size: int
     momentum: float
     clip_norm: float
+    input_noise: float
     factor_init: str
     seed: int
     device: str
@@ -79,7 +86,7 @@ class TrainConfig:
 
     def dense_twin(self) -> TrainConfig:
         """The same run without factors and penalty, at the preset's learning rate for dense nets."""
-        changes = {"method": "dense", "depth": 1, "lam": 0.0, "lr": _preset(self.dataset, self.model).dense_lr, "twin": False}
+        changes = {"method": "dense", **_neutral("dense"), "lr": _preset(self.dataset, self.model).dense_lr}
         return TrainConfig(**{**self.to_dict(), **changes})
 
 
@@ -109,26 +116,26 @@ def configure(**given: Any) -> TrainConfig:
         "dataset": dataset,
         "model": model,
         "method": method,
-        "depth": preset.depth,
-        "lam": preset.lam,
-        "lr": preset.lr,
+        "depth": preset.depth if method == "dwf" else 1,
+        "lam": {"dwf": preset.lam, "dense": 0.0}.get(method, preset.l1_lam),
+        "lam_schedule": preset.lam_schedule if method != "dense" else "constant",
+        "lr": preset.lr if method == "dwf" else preset.dense_lr,
         "schedule": "cosine",
         "epochs": preset.epochs,
         "batch_size": preset.batch_size,
         "momentum": 0.9,
         "clip_norm": preset.clip_norm,
+        "input_noise": preset.input_noise,
         "factor_init": "preserve",
         "seed": 0,
         "device": "cpu",
         "threads": preset.threads,
         "dtype": "float32",
         "data_root": None,
-        "twin": preset.twin,
+        "twin": preset.twin and method != "dense",
         "eval_every": preset.eval_every,
         "checkpoint_every": preset.checkpoint_every,
     }
-    if method == "dense":
-        defaults |= {"depth": 1, "lam": 0.0, "lr": preset.dense_lr, "twin": False}
     return TrainConfig(**{**defaults, **given})
 
 
@@ -178,13 +185,19 @@ def _preset(dataset: Any, model: Any) -> Preset:
     return PRESETS[dataset, model]
 
 
+def _neutral(method: str) -> dict[str, Any]:
+    """The settings that a method can't use, with the value that says nothing."""
+    if method == "dwf":
+        return {}
+    factors = {"depth": 1, "factor_init": "preserve"}
+    return {**factors, "lam": 0.0, "lam_schedule": "constant", "twin": False} if method == "dense" else factors
+
+
 def _refuse_without_effect(given: Mapping[str, Any], method: Any) -> None:
-    if method != "dense":
-        return
-    neutral = {"depth": 1, "lam": 0.0, "twin": False}
-    useless = [key for key, value in neutral.items() if given.get(key, value) != value]
+    useless = [key.replace("_", "-") for key, value in _neutral(method).items() if given.get(key, value) != value]
     if useless:
-        raise ConfigError(f"method dense has no factors and no twin; drop {', '.join(useless)}, or take method dwf")
+        takes = "no factors, no penalty and no twin" if method == "dense" else "no factors"
+        raise ConfigError(f"method {method} has {takes}; drop {', '.join(useless)}, or take method dwf")
 
 
 def _check_keys(given: Mapping[str, Any], where: str) -> None:
@@ -195,8 +208,9 @@ def _check_keys(given: Mapping[str, Any], where: str) -> None:
 
 def _check_together(config: TrainConfig) -> None:
     _preset(config.dataset, config.model)
-    if config.method == "dense" and (config.depth, config.lam, config.twin) != (1, 0.0, False):
-        raise ConfigError("method dense takes depth 1, lam 0 and no twin")
+    for key, value in _neutral(config.method).items():
+        if getattr(config, key) != value:
+            raise ConfigError(f"method {config.method} takes {key.replace('_', '-')} {value!r} alone")
 
 
 def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
@@ -229,11 +243,13 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "depth": _int_from(1),
     "lam": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
     "lr": lambda value: "" if _is_number(value) and value > 0 else "a number above 0",
+    "lam_schedule": _one_of(*SCHEDULES),
     "schedule": _one_of(*SCHEDULES),
     "epochs": _int_from(1),
     "batch_size": _int_from(1),
     "momentum": lambda value: "" if _is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",
     "clip_norm": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
+    "input_noise": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
     "factor_init": _one_of(*FACTOR_INITS),
     "seed": lambda value: "" if _is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
     "device": _check_device,

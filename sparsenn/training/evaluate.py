@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-THRESHOLD = torch.finfo(torch.float32).eps
 _CHUNK = 2000
 
 

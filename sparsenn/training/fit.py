@@ -14,9 +14,10 @@ from sparsenn.data import ImageData
 from sparsenn.optim import FactorizedSGD
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.config import TrainConfig
-from sparsenn.training.evaluate import THRESHOLD, evaluate, loss_of
+from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.logging import Record
-from sparsenn.training.schedules import make_scheduler
+from sparsenn.training.methods import COLLAPSE_AT, make_optimizer
+from sparsenn.training.schedules import SCHEDULES, make_scheduler
 
 
 class Fit:
@@ -66,17 +67,25 @@ class Fit:
         return self.batch == self.batches
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if self.config.input_noise:
+            images = images + self.config.input_noise * torch.randn_like(images)
         logits = self.model(images)
         loss = loss_of(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self._set_lam()
         self.optimizer.step()
         self.scheduler.step()
         self.batch += 1
         self._loss += loss.detach() * len(labels)
         self._right += (logits.detach().argmax(dim=1) == labels).sum()
+
+    def _set_lam(self) -> None:
+        factor = SCHEDULES[self.config.lam_schedule](self.epoch * self.batches + self.batch, self.config.epochs * self.batches)
+        for group in self.optimizer.param_groups:
+            group["lam"] = self.config.lam * factor
 
     def is_finite(self) -> bool:
         """Whether the losses since the epoch began and all weights are finite numbers."""
@@ -87,8 +96,9 @@ class Fit:
         """Count the epoch; evaluate and remember it where that is due.
 
         Returns:
-            The figures of the evaluation, or None. ``compression_ratio`` counts weights with |w| above the float32 epsilon and
-            is None if there are none; ``misalignment`` is the mean over all weights, and None for a dense net.
+            The figures of the evaluation, or None. ``compression_ratio`` counts the weights that the method does not take for
+            zeros (see ``methods.COLLAPSE_AT``) and is None if there are none; ``misalignment`` is the mean over all weights,
+            and None for a net without factors.
         """
         seen = len(self.data.train_labels)
         train_loss, train_accuracy = float(self._loss) / seen, int(self._right) / seen
@@ -97,7 +107,7 @@ class Fit:
         if self.epoch % self.config.eval_every and not self.done:
             return None
         test_loss, test_accuracy = evaluate(self.model, self.data.test_images, self.data.test_labels)
-        sparsity = metrics.sparsity_report(self.model, THRESHOLD).total.to_dict()
+        sparsity = metrics.sparsity_report(self.model, COLLAPSE_AT.get(self.config.method, 0.0)).total.to_dict()
         record: Record = {
             "epoch": self.epoch,
             "lr": float(self.scheduler.get_last_lr()[0]),
@@ -146,21 +156,6 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     torch.manual_seed(config.seed)
     net = models.build(config.model, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
     return net.to(data.train_images.device, data.train_images.dtype)
-
-
-def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """FactorizedSGD over all weights and biases for ``dwf``, plain SGD for ``dense``."""
-    if config.method == "dense":
-        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
-    return FactorizedSGD(
-        model.parameters(),
-        lr=config.lr,
-        depth=config.depth,
-        lam=config.lam,
-        momentum=config.momentum,
-        factor_init=config.factor_init,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
 
 
 @torch.no_grad()

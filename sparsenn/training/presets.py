@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 DATASETS = ("digits", "mnist", "fashion-mnist")
 MODELS = ("lenet-300-100", "lenet-5")
-METHODS = ("dwf", "dense")
+METHODS = ("dwf", "prox", "l1-subgradient", "dense")
 SCHEDULES = ("cosine", "constant", "step")
 DTYPES = ("float32", "float64", "bfloat16")
 FACTOR_INITS = ("preserve", "root", "dwf", "variance_matching", "standard")
@@ -17,15 +17,18 @@ class Preset:
     """What a run takes where nothing else is said.
 
     Attributes:
-        depth: factors a weight.
-        lam: λ of the penalty.
-        lr: initial learning rate of the factorized net.
-        dense_lr: initial learning rate of the dense net, and so of the dense twin.
+        depth: factors a weight, for ``dwf``.
+        lam: λ of the penalty for ``dwf``.
+        lr: initial learning rate for ``dwf``.
+        lam_schedule: how λ falls.
+        l1_lam: λ of the two methods whose penalty is λ‖w‖₁.
+        dense_lr: initial learning rate of the methods that train the weights themselves, and so of the dense twin.
         epochs: passes over the training set.
         batch_size: images a step.
         eval_every: epochs between two evaluations.
         checkpoint_every: epochs between two checkpoints.
         twin: whether the dense twin is trained too.
+        input_noise: standard deviation of the noise on the training images.
         clip_norm: largest norm of the loss's gradient by the weights; 0 for no limit.
         threads: CPU threads; 0 leaves PyTorch its choice.
     """
@@ -33,26 +36,32 @@ class Preset:
     depth: int = 3
     lam: float = 6e-4
     lr: float = 0.15
+    lam_schedule: str = "constant"
+    l1_lam: float = 1e-4
     dense_lr: float = 0.15
     epochs: int = 75
     batch_size: int = 256
     eval_every: int = 1
     checkpoint_every: int = 5
     twin: bool = False
+    input_noise: float = 0.0
     clip_norm: float = 0.0
     threads: int = 0
 
 
 _DIGITS = Preset(
     depth=2,
-    lam=4e-4,
+    lam=8e-4,
     lr=0.4,
+    lam_schedule="cosine",
+    l1_lam=8e-4,
     dense_lr=0.2,
     epochs=520,
     batch_size=64,
     eval_every=5,
     checkpoint_every=50,
     twin=True,
+    input_noise=0.2,
     clip_norm=1.0,
     threads=1,
 )

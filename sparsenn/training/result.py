@@ -13,9 +13,10 @@ from torch import nn
 from sparsenn.metrics import SparsityReport, sparsity_report
 from sparsenn.nn.convert import collapse
 from sparsenn.training.config import TrainConfig
-from sparsenn.training.evaluate import THRESHOLD, evaluate
+from sparsenn.training.evaluate import evaluate
 from sparsenn.training.fit import Fit
 from sparsenn.training.logging import Record
+from sparsenn.training.methods import COLLAPSE_AT
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Outcome:
 
     Attributes:
         config: the run.
-        model: the net in eval mode, its small weights set to exact zeros (see ``sparsenn.collapse``).
+        model: the net in eval mode; where the method only comes near zero, its small weights are set to exact zeros (see
+            ``sparsenn.collapse``).
         history: the evaluations on the way.
         accuracy_before: share of right test answers before the collapse.
         accuracy: the same after it, so of ``model``.
@@ -110,23 +112,26 @@ def outcome(fit: Fit) -> Outcome:
     """Collapse a copy of a trained net and measure it before and after."""
     model = copy.deepcopy(fit.model).eval()
     images, labels = fit.data.test_images, fit.data.test_labels
-    before, accuracy_before = sparsity_report(model, THRESHOLD), evaluate(model, images, labels)[1]
-    if fit.config.method == "dwf":
-        collapse(model, THRESHOLD)
-    after, accuracy = sparsity_report(model, THRESHOLD), evaluate(model, images, labels)[1]
+    threshold = COLLAPSE_AT.get(fit.config.method, 0.0)
+    before, accuracy_before = sparsity_report(model, threshold), evaluate(model, images, labels)[1]
+    if threshold:
+        collapse(model, threshold)
+    after, accuracy = sparsity_report(model, threshold), evaluate(model, images, labels)[1]
     return Outcome(fit.config, model.cpu(), fit.history, accuracy_before, accuracy, before, after, fit.seconds)
 
 
 def _title(config: TrainConfig) -> str:
-    factors = f"D = {config.depth}, λ = {config.lam:g}, " if config.method == "dwf" else ""
-    how = f"{factors}lr {config.lr:g}, {config.epochs} epochs, seed {config.seed}"
+    factors = f"D = {config.depth}, " if config.method == "dwf" else ""
+    penalty = f"λ = {config.lam:g}, " if config.method != "dense" else ""
+    how = f"{factors}{penalty}lr {config.lr:g}, {config.epochs} epochs, seed {config.seed}"
     return f"{config.model} on {config.dataset}, {config.method} ({how})"
 
 
 def _sparsity(net: Outcome) -> str:
-    if net.config.method == "dense":
+    threshold = COLLAPSE_AT.get(net.config.method)
+    if threshold is None:
         return str(net.after)
-    return f"Before the collapse:\n{net.before}\n\nAfter the collapse (|w| ≤ {THRESHOLD:.3g} is exactly 0):\n{net.after}"
+    return f"Before the collapse:\n{net.before}\n\nAfter the collapse (|w| ≤ {threshold:.3g} is exactly 0):\n{net.after}"
 
 
 def _table(result: Result) -> str:

@@ -1,11 +1,13 @@
 // The launchers of csrc/cpu.
 #include "launcher_cases.h"
+#include "prox_cases.h"
 
 using namespace sparsenn;
 
 namespace {
 
 LAUNCHER_TESTS(Cpu)
+PROX_LAUNCHER_TESTS(Cpu)
 
 // Large tensors are written past the cache, in spans: the same bits as in pieces too small for that.
 template <class T>
@@ -68,6 +70,29 @@ TEST(threads_do_not_change_bits) {
     }
   }
   set_parallel_for(whole);
+}
+
+// The counts too: they are integers, whoever adds them up first.
+TEST(threads_do_not_change_proximal_steps) {
+  const test::Form forms[] = {
+      {"flat", {50000}, {{1}}}, {"transposed", {40, 1001}, {{1001, 1}, {1, 40}}}, {"tiny", {3}, {{1}}}};
+  const test::Lam kinds[] = {test::Lam::number, test::Lam::rows, test::Lam::zero, test::Lam::elements};
+  test::ProxCase<float> before;
+  for (const int64_t n : {0, 1, 2, 3, 5}) before.add(forms[n % 3], kinds[n % 4], true, 7 + n);
+  for (const ParallelFor split : {backwards, singly, whole}) {
+    set_parallel_for(split);
+    test::ProxCase<float> run = before;
+    run.step<Cpu>(test::prox_options(1));
+    run.check_step_from(before, test::prox_options(1), "split");
+  }
+  set_parallel_for(whole);
+}
+
+TEST(a_step_that_counts_nothing_writes_no_counts) {
+  test::ProxCase<double> run;
+  run.add({"flat", {100}, {{1}}}, test::Lam::number, true, 3);
+  run.step<Cpu>(test::prox_options(0), nullptr, false);
+  CHECK(run.zeros[0] == -7 && run.zeros[1] == -7);
 }
 
 }  // namespace

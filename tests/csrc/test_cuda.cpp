@@ -2,6 +2,7 @@
 // csrc/cuda/launch.cuh.
 #include "cuda/launch.cuh"
 #include "launcher_cases.h"
+#include "prox_cases.h"
 
 using namespace sparsenn;
 using cuda::emulation;
@@ -9,6 +10,7 @@ using cuda::emulation;
 namespace {
 
 LAUNCHER_TESTS(Cuda)
+PROX_LAUNCHER_TESTS(Cuda)
 
 TEST(rows_divide_exactly) {
   std::mt19937_64 random(1);
@@ -248,6 +250,82 @@ TEST(cpu_and_cuda_agree) {
       }
     }
   });
+}
+
+// Weights of a whole model in one proximal step, with lams of all kinds: many share a block, and some take many blocks.
+template <class W>
+test::ProxCase<W> many_prox(int64_t count, bool with_momenta) {
+  test::ProxCase<W> all;
+  std::mt19937 random(4);
+  const test::Lam kinds[] = {test::Lam::number, test::Lam::elements, test::Lam::zero, test::Lam::rows, test::Lam::one};
+  for (int64_t n = 0; n < count; ++n) {
+    test::Form form{"many", {static_cast<int64_t>(random() % 40)}, {{1}}, n % 5 == 3};
+    if (n % 31 == 0) form.sizes = {static_cast<int64_t>(1000 + random() % 9000)};
+    if (n % 50 == 7) form.sizes = {6, 7}, form.strides = {{7, 1}, {1, 6}};
+    all.add(form, kinds[n % 5], with_momenta, 10 + n);
+  }
+  return all;
+}
+
+TEST(many_proximal_steps_in_few_launches) {
+  for (const bool large : {true, false}) {
+    emulation.large_parameters = large;
+    for (const bool with_momenta : {true, false}) {
+      const auto before = many_prox<float>(450, with_momenta);
+      const auto options = with_momenta ? test::prox_options(1) : test::without_momentum(test::prox_options(2));
+      auto run = before;
+      emulation.launches = 0;
+      run.step<Cuda>(options);
+      run.check_step_from(before, options, "450 weights");
+      // Rows and single numbers are strided; the others share launches.
+      CHECK(emulation.launches <= 190 + (large ? 2 : 8), emulation.launches, " launches");
+    }
+  }
+  emulation.large_parameters = true;
+}
+
+TEST(grids_of_any_size_count_the_same_zeros) {
+  for (const int64_t blocks : {1, 2, 3, 64, 1 << 20}) {
+    emulation.blocks = blocks;
+    const auto before = many_prox<bfloat16>(70, true);
+    auto run = before;
+    run.step<Cuda>(test::prox_options(2));
+    run.check_step_from(before, test::prox_options(2), "grid");
+  }
+  emulation.blocks = 7;
+}
+
+// lr and lam in device memory (here the host's) count, and the host's values beside them do not. A lam of 0 there
+// leaves SGD, negative zeros included.
+TEST(proximal_scalars_on_the_device_are_read) {
+  const float lr32 = 0.3f;
+  const double lr64 = 0.3;
+  for (const bool is_double : {false, true}) {
+    auto before = many_prox<float>(40, true), run = before;
+    ProxSgdOptions options = test::prox_options(1), host = options;
+    options.lr = {-1, is_double ? static_cast<const void*>(&lr64) : &lr32, is_double};
+    host.lr.value = is_double ? lr64 : lr32;
+    const std::vector<double> lams = run.numbers;
+    for (double& number : run.numbers) number = -1;
+    run.step<Cuda>(options, lams.data());
+    run.numbers = lams;
+    run.check_step_from(before, host, "scalars on the device");
+  }
+  const float lam = 0.25f;
+  test::Tensor<float> input({5}), out({5});
+  input.fill(1);
+  soft_threshold<Cuda>(input.view(), {{-1, &lam, false}, {}}, out.view(), nullptr);
+  for (int64_t i = 0; i < 5; ++i) CHECK(out.at(i) == test::shrunk(input.at(i), lam), "element ", i);
+}
+
+TEST(no_proximal_step_is_launched_for_empty_tensors) {
+  emulation.launches = 0;
+  test::ProxCase<double> run;
+  for (int n = 0; n < 3; ++n) run.add({"empty", {0, 4}, {{4, 1}}}, test::Lam::number, true, n);
+  run.step<Cuda>(test::prox_options(0));
+  prox_sgd<Cuda>(nullptr, nullptr, nullptr, nullptr, {nullptr, 0}, 0, test::prox_options(0), nullptr);
+  CHECK(emulation.launches == 0, emulation.launches, " launches");
+  for (int n = 0; n < 3; ++n) CHECK(run.zeros[2 * n] == 0, "an empty weight has no zeros");
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "launchers.h"
 #include "math/factorized_sgd.h"
 #include "math/hadamard.h"
+#include "math/prox_sgd.h"
 #include "math/scalar.h"
 #include "tensors.h"
 
@@ -149,6 +150,78 @@ void all_steps() {
 
 TEST(steps_equal_long_double_float32) { all_steps<float>(); }
 TEST(steps_equal_long_double_float64) { all_steps<double>(); }
+
+// The proximal step as a formula in long double: the weight is the minimizer of (w - z)^2 / 2 + t |w|.
+template <class T>
+void prox_steps() {
+  using Long = long double;
+  std::mt19937_64 random(5);
+  for (int bits = 0; bits < 32; ++bits) {
+    const ProxSgdOptions options{{0.15, nullptr, false}, bits & 1 ? 0.9 : 0.0, bits & 2 ? 0.25 : 0.0,
+                                 bits & 4 ? 1e-2 : 0.0,  (bits & 8) != 0,      (bits & 16) != 0};
+    const bool with_momentum = options.momentum != 0;
+    const ProxSgd<T> rule(options, options.lr.value, with_momentum);
+    for (int n = 0; n < 2000; ++n) {
+      T drawn[4];
+      draw(random, drawn, n % 2);
+      const T weight = drawn[0], grad = drawn[1], before = drawn[2], lam = std::fabs(drawn[3]);
+      T momentum = before;
+      const T after = with_momentum ? prox_sgd_step<T, true>(weight, grad, momentum, true, lam, rule)
+                                    : prox_sgd_step<T, false>(weight, grad, momentum, true, lam, rule);
+      Long step = (options.maximize ? -1 : 1) * Long(grad) + options.weight_decay * Long(weight), reach = 0.15L;
+      if (with_momentum) {
+        const Long moved = options.momentum * Long(before) + (1.0L - options.dampening) * step;
+        CHECK(ulps(momentum, moved, 3) <= 8, "the momentum is ", momentum, ", not ", moved);
+        step = options.nesterov ? step + options.momentum * moved : moved;
+        reach *= (1.0L - options.dampening) / (1.0L - options.momentum);
+      }
+      const Long z = weight - 0.15L * step, t = reach * lam;
+      const Long truth = z > t ? z - t : z < -t ? z + t : 0;
+      CHECK(ulps(after, truth, 4) <= 16, "the weight is ", after, ", not ", truth);
+      CHECK(after != 0 || !std::signbit(after), "a zero is negative");
+    }
+  }
+}
+
+TEST(proximal_steps_equal_long_double_float32) { prox_steps<float>(); }
+TEST(proximal_steps_equal_long_double_float64) { prox_steps<double>(); }
+
+template <class T>
+void soft_thresholds() {
+  constexpr T kInf = std::numeric_limits<T>::infinity(), kNan = std::numeric_limits<T>::quiet_NaN(),
+              kTiny = std::numeric_limits<T>::denorm_min();
+  const T x[] = {0, -T(0), 1, -1, 2, -2, T(1.5), kTiny, -kTiny, kInf, -kInf};
+  for (const T value : x) {
+    for (const T t : {T(0), T(1), kTiny, T(1.5)}) {
+      const T truth = value > t ? value - t : value < -t ? value + t : T(0);
+      const T found = soft_thresholded(value, t);
+      CHECK(found == truth && (found != 0 || !std::signbit(found)), value, " by ", t, " is ", found);
+      CHECK(soft_threshold_gradient(T(3), value, t) == (std::fabs(value) > t ? 3 : 0), "the gradient at ", value);
+    }
+    CHECK(std::isnan(soft_thresholded(value, kNan)), "a threshold that is NaN");
+    CHECK(soft_thresholded(value, kInf) == 0, "an infinite threshold leaves nothing of ", value);
+  }
+  CHECK(std::isnan(soft_thresholded(kNan, T(0))) && std::isnan(soft_thresholded(kNan, kInf)), "NaN stays NaN");
+  CHECK(soft_threshold_gradient(kNan, T(1), T(2)) == 0, "what is cut off has no part in the gradient");
+}
+
+TEST(soft_thresholds_at_the_edges_float32) { soft_thresholds<float>(); }
+TEST(soft_thresholds_at_the_edges_float64) { soft_thresholds<double>(); }
+
+template <class W>
+void half_zeros() {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const W half{static_cast<uint16_t>(bits)};
+    CHECK(is_zero(half) == (load(half) == 0), "pattern ", bits);
+    const W again = store_without_negative_zero<W>(load(half));
+    CHECK(std::isnan(load(half)) || again.bits == (load(half) == 0 ? 0 : bits), "pattern ", bits, " is stored as ",
+          again.bits);
+  }
+  CHECK(store_without_negative_zero<W>(-std::numeric_limits<float>::denorm_min()).bits == 0,
+        "what rounds to zero is negative");
+}
+
+TEST(zeros_of_half_types) { half_zeros<bfloat16>(), half_zeros<float16>(); }
 
 TEST(flag_chooses) {
   CHECK(Flag<float>(true).choose(2, 3) == 2 && Flag<float>(false).choose(2, 3) == 3);

@@ -1,10 +1,11 @@
-"""FactorizedSGD over ranks: DDP, FSDP2 and distributed checkpoints, in real gloo processes."""
+"""The optimizers over ranks: DDP, FSDP2 and distributed checkpoints, in real gloo processes."""
 
 from __future__ import annotations
 
 import os
 import socket
 import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-from sparsenn.optim import FactorizedSGD
+from sparsenn.optim import FactorizedSGD, ProxSGD
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -33,7 +34,7 @@ def make(model: nn.Module, **options) -> FactorizedSGD:
     return FactorizedSGD(model.parameters(), 0.05, depth=3, lam=1e-3, momentum=0.9, **options)
 
 
-def train(model: nn.Module, optimizer: FactorizedSGD, steps, rank: int = 0, world: int = 1) -> None:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps, rank: int = 0, world: int = 1) -> None:
     for step in steps:
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
         optimizer.zero_grad()
@@ -121,9 +122,99 @@ def test_fsdp_steps_on_local_shards_as_one_process_does(tmp_path, world):
             torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
 
 
-def _save(rank: int, world: int, folder: Path) -> None:
+# ProxSGD
+
+
+def lams(shape: torch.Size) -> torch.Tensor:
+    """One λ for each element, of which some are large enough to make zeros."""
+    return torch.linspace(0.0, 0.3, shape.numel(), dtype=torch.float64).reshape(shape)
+
+
+def make_proximal(model: nn.Module, kind: str = "number") -> ProxSGD:
+    groups = []
+    for p in model.parameters():
+        lam: float | torch.Tensor = 0.05
+        if kind == "whole":
+            lam = lams(p.shape)
+        elif kind == "row":
+            lam = torch.linspace(0.0, 0.2, len(p), dtype=torch.float32).view(-1, *[1] * (p.dim() - 1))
+        elif kind == "sharded" and isinstance(p, DTensor):
+            lam = distribute_tensor(lams(p.shape), p.device_mesh, p.placements)
+        elif kind == "sharded":
+            lam = lams(p.shape)
+        groups.append({"params": [p], "lam": lam})
+    return ProxSGD(groups, 0.05, momentum=0.9, dampening=0.2)
+
+
+def _proximal_ddp(rank: int, world: int, folder: Path) -> None:
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = make_proximal(model)
+    train(model, optimizer, range(STEPS), rank, world)
+    state = [[p.detach(), optimizer.state[p]["momentum_buffer"]] for p in model.parameters()]
+    torch.save((state, optimizer.sparsity()), folder / f"rank-{rank}.pt")
+
+
+def test_ddp_ranks_hold_the_same_sparse_weights(tmp_path):
+    run(2, tmp_path, _proximal_ddp)
+    (first, sparsity), (second, other) = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert 0 < sparsity == other < 1
+
+
+KINDS = ("number", "row", "whole", "sharded")
+
+
+def _proximal_fsdp(rank: int, world: int, folder: Path) -> None:
+    for kind in KINDS:
+        model = _sharded(world)
+        optimizer = make_proximal(model, kind)
+        assert optimizer.sparsity() == 0.0
+        train(model, optimizer, range(STEPS))
+        state = []
+        for p in model.parameters():
+            buffer = optimizer.state[p]["momentum_buffer"]
+            assert isinstance(p, DTensor)
+            assert isinstance(buffer, DTensor)
+            assert buffer.placements == p.placements
+            state.append([p.full_tensor().detach(), buffer.full_tensor(), optimizer.zeros(p)])
+        sparsity = optimizer.sparsity()
+        if rank == 0:
+            torch.save((state, sparsity), folder / f"{kind}.pt")
+    weight = next(model.parameters())
+    for wrong in (
+        distribute_tensor(lams(weight.shape), weight.device_mesh, [Replicate()]),
+        distribute_tensor(torch.ones(weight.shape[1]).double(), weight.device_mesh, weight.placements),
+    ):
+        with pytest.raises(ValueError, match="lam is a DTensor"):
+            ProxSGD([weight], 0.1, lam=wrong)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_fsdp_shrinks_local_shards_as_one_process_does(tmp_path, world):
+    run(world, tmp_path, _proximal_fsdp)
+    for kind in KINDS:
+        model = net()
+        optimizer = make_proximal(model, kind)
+        train(model, optimizer, range(STEPS))
+        state, sparsity = torch.load(tmp_path / f"{kind}.pt")
+        for p, (weight, buffer, zeros) in zip(model.parameters(), state, strict=True):
+            torch.testing.assert_close(weight, p.detach(), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(buffer, optimizer.state[p]["momentum_buffer"], rtol=1e-10, atol=1e-12)
+            assert zeros == optimizer.zeros(p) == (p == 0).sum()
+        assert 0 < sparsity == optimizer.sparsity() < 1
+
+
+# checkpoints of both
+
+
+def seeded(model: nn.Module, kind: str, seed: int) -> torch.optim.Optimizer:
+    return make_proximal(model) if kind == "proximal" else make(model, generator=torch.Generator().manual_seed(seed))
+
+
+def _save(rank: int, world: int, folder: Path, kind: str) -> None:
     model = _sharded(world)
-    optimizer = make(model, generator=torch.Generator().manual_seed(5))
+    optimizer = seeded(model, kind, 5)
     train(model, optimizer, range(10))
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
@@ -133,12 +224,12 @@ def _save(rank: int, world: int, folder: Path) -> None:
         torch.save(whole, folder / "expected.pt")
 
 
-def _restore(rank: int, world: int, folder: Path) -> None:
+def _restore(rank: int, world: int, folder: Path, kind: str) -> None:
     model = _sharded(world)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(0.5)
-    optimizer = make(model, generator=torch.Generator().manual_seed(77))
+    optimizer = seeded(model, kind, 77)
     weights, state = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
@@ -148,10 +239,11 @@ def _restore(rank: int, world: int, folder: Path) -> None:
         torch.save(whole, folder / f"restored-{world}.pt")
 
 
-def test_a_distributed_checkpoint_goes_on_under_another_sharding(tmp_path):
-    run(2, tmp_path, _save)
+@pytest.mark.parametrize("kind", ["factorized", "proximal"])
+def test_a_distributed_checkpoint_goes_on_under_another_sharding(tmp_path, kind):
+    run(2, tmp_path, partial(_save, kind=kind))
     expected = torch.load(tmp_path / "expected.pt")
     for world in (1, 2):
-        run(world, tmp_path, _restore)
+        run(world, tmp_path, partial(_restore, kind=kind))
         for a, b in zip(torch.load(tmp_path / f"restored-{world}.pt"), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

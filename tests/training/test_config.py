@@ -57,7 +57,7 @@ def test_a_twin_differs_in_method_and_learning_rate_alone():
     config = configure(seed=5, epochs=17)
     twin = config.dense_twin()
     different = {key for key in KEYS if getattr(config, key) != getattr(twin, key)}
-    assert different <= {"method", "depth", "lam", "lr", "twin"}
+    assert different <= {"method", "depth", "lam", "lam_schedule", "lr", "twin"}
     assert twin == configure(method="dense", seed=5, epochs=17)
 
 
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
 @pytest.mark.parametrize(
     ("key", "value", "takes"),
     [
-        ("method", "magic", "one of dwf, dense"),
+        ("method", "magic", "one of dwf, prox, l1-subgradient, dense"),
         ("depth", 0, "1 or more"),
         ("depth", 2.5, "a whole number"),
         ("depth", True, "a whole number"),
@@ -95,9 +95,11 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
         ("lr", 0, "above 0"),
         ("lr", float("inf"), "above 0"),
         ("schedule", "linear", "cosine, constant, step"),
+        ("lam_schedule", "linear", "cosine, constant, step"),
         ("epochs", 0, "1 or more"),
         ("batch_size", -4, "1 or more"),
         ("clip_norm", -1, "0 or more"),
+        ("input_noise", -0.1, "0 or more"),
         ("momentum", 1.0, "up to, but not, 1"),
         ("factor_init", "zeros", "preserve, root, dwf, variance_matching, standard"),
         ("seed", -1, "from 0"),
@@ -128,10 +130,17 @@ def test_a_network_that_does_not_fit_the_images_is_refused_with_those_that_do():
         configure(dataset="digits", model="lenet-5")
 
 
-@pytest.mark.parametrize("given", [{"lam": 0.1}, {"depth": 3}, {"twin": True}])
-def test_settings_of_factors_are_refused_for_a_dense_net(given):
-    with pytest.raises(ConfigError, match=f"drop {next(iter(given))}"):
-        configure(method="dense", **given)
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("dense", {"lam": 0.1}), ("dense", {"twin": True})]
+    + [(method, given) for method in presets.METHODS[1:] for given in ({"depth": 3}, {"factor_init": "root"})],
+)
+def test_settings_that_a_method_cannot_use_are_refused(method, given):
+    with pytest.raises(ConfigError, match=f"drop {next(iter(given)).replace('_', '-')}, or take method dwf"):
+        configure(method=method, **given)
+    whole = configure(method=method).to_dict()
+    with pytest.raises(ConfigError, match=f"method {method} takes"):
+        TrainConfig(**{**whole, **given})
 
 
 def test_a_resumed_run_keeps_its_settings():

@@ -16,13 +16,18 @@ RUNS = {
     "dwf3-step": {"depth": 3, "schedule": "step", "factor_init": "dwf"},
     "dwf1-float64": {"depth": 1, "dtype": "float64"},
     "dwf2-bfloat16": {"depth": 2, "dtype": "bfloat16"},
+    "prox": {"method": "prox", "lam": 1e-2},
+    "l1-subgradient": {"method": "l1-subgradient", "lam": 1e-2},
+    "dwf2-cosine": {"depth": 2, "lam_schedule": "cosine"},
     "dense": {"method": "dense"},
+    "dense-noisy": {"method": "dense", "input_noise": 0.3},
     "dwf2-clipped": {"depth": 2, "clip_norm": 0.05},
 }
 
 
 def config(**given):
-    return configure(**{"epochs": 3, "batch_size": 20, "eval_every": 1, "seed": 4, "clip_norm": 0, "lr": 0.2, **given})
+    plain = {"clip_norm": 0, "input_noise": 0, "lam_schedule": "constant"}
+    return configure(**{"epochs": 3, "batch_size": 20, "eval_every": 1, "seed": 4, "lr": 0.2, **plain, **given})
 
 
 def make(shapes, **given) -> Fit:
@@ -88,6 +93,65 @@ def test_a_dense_run_is_torch_sgd_written_out(shapes):
             optimizer.step()
             steps += 1
     assert all(torch.equal(p, q) for p, q in zip(fit.model.parameters(), net.parameters(), strict=True))
+
+
+def l1_by_hand(shapes, lam: float, step) -> list[torch.Tensor]:
+    """Three epochs at lr 0.05 and momentum 0.9 in float64; ``step(w, v, g, lr)`` moves a weight and its momentum."""
+    torch.manual_seed(4)
+    net = models.lenet_300_100(num_classes=3, image_size=8).double()
+    momenta, steps = [torch.zeros_like(p) for p in net.parameters()], 0
+    for epoch in range(3):
+        for chosen in epoch_order(90, 4, epoch).split(20):
+            lr = 0.05 * 0.5 * (1 + math.cos(math.pi * steps / 15))
+            loss = functional.cross_entropy(net(shapes.train_images[chosen].double()), shapes.train_labels[chosen])
+            with torch.no_grad():
+                for p, v, g in zip(net.parameters(), momenta, torch.autograd.grad(loss, list(net.parameters())), strict=True):
+                    step(p, v, g, lr, lam)
+            steps += 1
+    return [p.detach() for p in net.parameters()]
+
+
+def test_a_subgradient_run_adds_lambda_sign_w_to_the_gradient(shapes):
+    def step(p, v, g, lr, lam):
+        v.mul_(0.9).add_(g + lam * p.sign())
+        p.sub_(lr * v)
+
+    fit = finish(make(shapes, method="l1-subgradient", lam=1e-2, lr=0.05, dtype="float64"))
+    for p, q in zip(fit.model.parameters(), l1_by_hand(shapes, 1e-2, step), strict=True):
+        torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-11)
+
+
+def test_a_proximal_run_thresholds_by_ten_lr_lambda_at_momentum_nine_tenths(shapes):
+    def step(p, v, g, lr, lam):
+        v.mul_(0.9).add_(g)
+        moved = p - lr * v
+        p.copy_(moved.sign() * (moved.abs() - 10 * lr * lam).clamp_min(0))
+
+    fit = finish(make(shapes, method="prox", lam=1e-2, lr=0.05, dtype="float64"))
+    expected = l1_by_hand(shapes, 1e-2, step)
+    for p, q in zip(fit.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-11)
+    zeros = sum(int((q == 0).sum()) for q in expected)
+    assert zeros > 1000
+    assert fit.history[-1]["weights"] == sum(q.numel() for q in expected) - zeros
+
+
+def test_lambda_follows_its_schedule_from_step_to_step(shapes):
+    fit, used = make(shapes, lam=0.4, lam_schedule="cosine"), []
+    fit.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lam"]))
+    finish(fit)
+    assert used == pytest.approx([0.4 * 0.5 * (1 + math.cos(math.pi * t / 15)) for t in range(15)])
+
+
+def test_input_noise_has_the_standard_deviation_asked_for_and_is_new_for_every_batch(shapes):
+    fit, seen = make(shapes, method="dense", input_noise=0.25, batch_size=90, lr=1e-9), []
+    fit.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()) if module.training else None)
+    for _ in range(2):
+        fit.train_epoch()
+        fit.end_epoch()
+    noise = [batch - shapes.train_images[epoch_order(90, 4, epoch)] for epoch, batch in enumerate(seen)]
+    assert [float(x.std()) for x in noise] == pytest.approx([0.25, 0.25], rel=0.03)
+    assert abs(float(torch.corrcoef(torch.stack([x.flatten() for x in noise]))[0, 1])) < 0.05
 
 
 def test_a_clipped_gradient_keeps_its_direction_and_has_the_norm_asked_for(shapes):

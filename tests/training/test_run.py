@@ -50,6 +50,8 @@ def config(**given):
             "lam": 3e-2,
             "lr": 0.2,
             "clip_norm": 0,
+            "input_noise": 0,
+            "lam_schedule": "constant",
             **given,
         }
     )

@@ -32,6 +32,13 @@ SPARSENN_INLINE void write_words(void* to, const Pack& pack) {
   memcpy(to, &pack, sizeof(Pack));
 }
 
+// Threads come one after the other, and each adds its own.
+SPARSENN_INLINE void add_counts(int64_t* to, uint32_t counted, int) { *to += counted; }
+
+inline void clear(int64_t* data, int64_t stride, int64_t count, void*) {
+  for (int64_t n = 0; n < count; ++n) data[n * stride] = 0;
+}
+
 inline bool has_large_parameters() { return emulation.large_parameters; }
 
 using Kernel = void (*)(const void* table, const void* op, int64_t block, int64_t blocks, int thread);

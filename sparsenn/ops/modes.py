@@ -1,0 +1,45 @@
+"""Under which mode or transform an operator is called, and so which of its forms serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def needs_definition(*, of_batches: bool = False) -> bool:
+    """Whether a public function must run the plain PyTorch definition.
+
+    Reverse mode runs the kernels: through a Function, which serves torch.func's transforms and costs less than the operator's
+    own autograd, or through the operator, which is what a compiler traces. Forward mode, and a transform inside a compiled
+    function, get the definition: nesting one forward mode in another turns a Function's tangents into zeros without a word.
+
+    Args:
+        of_batches: For operators without a kernel for batches of their arguments: the definition serves vmap too.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    kinds = torch._C._functorch.TransformType
+    return any(level.key() == kinds.Jvp or (of_batches and level.key() == kinds.Vmap) for level in levels)
+
+
+def differentiated(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a gradient may be asked of what is computed from these tensors now."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def batched(info: Any, dims: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Every tensor with the batch dimension in front; one without it is expanded."""
+    dims = [None] * len(tensors) if dims is None else dims
+    return [
+        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, dims, strict=True)
+    ]

@@ -1,0 +1,58 @@
+"""A table of finished runs that survives a kill: one JSON object a line, each written when its run is done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class Table:
+    """The rows in a file; a row is known by the values of its key columns.
+
+    Opening it drops a last line that a kill has left incomplete.
+
+    Args:
+        path: the file; made, with its folder, where it is not there.
+        key: the columns that name a run.
+
+    Raises:
+        ValueError: if a line but the last is no row with these columns.
+    """
+
+    def __init__(self, path: Path, key: tuple[str, ...]) -> None:
+        self.path, self.key = path, key
+        self.rows: list[Row] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                self._name(row)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path}, line {number}: not a row of this table ({error}); name another folder") from error
+            self.rows.append(row)
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+
+    def _name(self, row: Row) -> tuple[Any, ...]:
+        return tuple(row[column] for column in self.key)
+
+    def missing(self, wanted: Iterable[Row]) -> Iterator[Row]:
+        """Those of ``wanted`` that are not in the table."""
+        there = {self._name(row) for row in self.rows}
+        return (row for row in wanted if self._name(row) not in there)
+
+    def add(self, row: Row) -> None:
+        """Append a row; it is on the disk when this returns."""
+        line = json.dumps(row, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)

@@ -1,0 +1,82 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sparsenn.data import ImageData
+from sparsenn.papers import ITEMS, reproduce
+from sparsenn.papers.dwf import fig1
+from sparsenn.training import ConfigError
+
+
+def test_an_unknown_item_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown dwf fig99; known are dwf fig1"):
+        reproduce("dwf", "fig99")
+    assert all(callable(__import__(f"sparsenn.papers.{p}.{i}", fromlist=["x"]).reproduce) for p in ITEMS for i in ITEMS[p])
+
+
+@pytest.mark.parametrize("given", [{"lams": (0.0, 1.0)}, {"lams": (2.0, 1.0)}, {"points": 0}, {"seeds": 0}])
+def test_a_grid_that_is_none_is_refused_before_anything_is_written(tmp_path, given):
+    with pytest.raises(ValueError, match="fig1: it takes"):
+        fig1.reproduce(tmp_path / "out", **given)
+    with pytest.raises(ConfigError, match="unknown name 'imagenet'"):
+        fig1.reproduce(tmp_path / "out", dataset="imagenet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_row_is_not_computed_again(tmp_path, monkeypatch):
+    fig1.reproduce(tmp_path, lams=(1e-4, 1e-2), points=2, epochs=2)
+    text = (tmp_path / "fig1.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert {(r["curve"], r["lam"]) for r in rows} == {(c, lam) for c in fig1.CURVES for lam in (1e-4, 1e-2)}
+    kept = text.splitlines(keepends=True)[:-1]
+    (tmp_path / "fig1.jsonl").write_text("".join(kept))
+    trained = []
+    honest = fig1.train
+    monkeypatch.setattr(fig1, "train", lambda config, **given: trained.append(config) or honest(config, **given))
+    assert fig1.reproduce(tmp_path, lams=(1e-4, 1e-2), points=2, epochs=2).read_bytes().startswith(b"\x89PNG")
+    assert [(c.method, c.lam) for c in trained] == [("dwf", 1e-2)]
+    assert (tmp_path / "fig1.jsonl").read_text() == text
+
+
+def test_the_pruning_curve_keeps_the_largest_weights_of_all_layers_together():
+    net = nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, -8, 2, 0, 0, 4, -3, 0.5]]))
+    images = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+
+    class TwoClasses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = net
+
+        def forward(self, x):
+            logit = self.linear(x.flatten(1))
+            return torch.cat([logit, -logit], dim=1)
+
+    def accuracy(kept):
+        weight = torch.zeros(8)
+        weight[kept] = net.weight.detach()[0, kept]
+        return float(((images @ weight < 0).long() == labels).double().mean())
+
+    labels = (images @ torch.tensor([1.0, -8, 2, 0, 0, 4, -3, 0.5]) < 0).long()
+    squares = images.reshape(50, 2, 2, 2)
+    data = ImageData("two", squares, labels, squares, labels, ("a", "b"))
+    expected = [(2.0, accuracy([1, 5, 6, 2])), (4.0, accuracy([1, 5])), (8.0, accuracy([1]))]
+    curve = fig1.pruning_curve(TwoClasses(), data)
+    assert sum(curve, ()) == pytest.approx(sum(expected, ()))
+    assert len({accuracy for _, accuracy in curve}) == 3
+
+
+def test_the_front_is_what_no_other_point_beats():
+    points = [(1.0, 0.9), (2.0, 0.95), (2.0, 0.7), (8.0, 0.8), (4.0, 0.8), (16.0, 0.1)]
+    assert fig1._front(points) == ([16.0, 8.0, 2.0], [0.1, 0.8, 0.95])
+
+
+def test_the_grid_is_log_spaced_and_has_its_ends():
+    grid = fig1._log_spaced(1e-5, 1e-1, 5)
+    assert grid == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+    assert fig1._log_spaced(1e-5, 1e-1, 1) == [1e-5]
+    assert math.isclose(grid[0], 1e-5)

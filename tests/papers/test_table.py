@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from sparsenn.papers.table import Table
+
+
+def rows(*names):
+    return [{"name": name, "seed": 0} for name in names]
+
+
+def test_rows_survive_and_are_not_asked_for_again(tmp_path):
+    path = tmp_path / "new" / "t.jsonl"
+    table = Table(path, ("name", "seed"))
+    for row in rows("a", "b"):
+        table.add({**row, "figure": 1.5})
+    again = Table(path, ("name", "seed"))
+    assert again.rows == table.rows == [json.loads(line) for line in path.read_text().splitlines()]
+    assert list(again.missing(rows("a", "c", "b"))) == rows("c")
+
+
+def test_a_line_that_a_kill_has_cut_is_dropped_and_computed_anew(tmp_path):
+    path = tmp_path / "t.jsonl"
+    table = Table(path, ("name",))
+    for row in rows("a", "b"):
+        table.add(row)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    broken = Table(path, ("name",))
+    assert list(broken.missing(rows("a", "b"))) == rows("b")
+    broken.add(rows("b")[0])
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ["{}", "5", "no json", '{"other": 1}'])
+def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path, line):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 1: not a row of this table"):
+        Table(path, ("name",))
+    assert path.read_text() == f"{line}\n"
