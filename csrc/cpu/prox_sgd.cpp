@@ -40,10 +40,11 @@ SPARSENN_INLINE int64_t step_of(const Step<W>& block) {
   SPARSENN_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
     T velocity = kMomentum ? momentum[i] : T(0);
-    weight[i] = prox_sgd_step<W, kMomentum>(load(weight[i]), load(grad[i]), velocity, kPenalty != Penalty::none,
-                                            kPenalty == Penalty::own ? lam[i] : shared_lam, rule);
+    const W moved = prox_sgd_step<W, kMomentum>(load(weight[i]), load(grad[i]), velocity, kPenalty != Penalty::none,
+                                                kPenalty == Penalty::own ? lam[i] : shared_lam, rule);
     if (kMomentum) momentum[i] = velocity;
-    zeros += is_zero(weight[i]) ? Lane(1) : Lane(0);
+    weight[i] = moved;
+    zeros += is_zero(moved) ? Lane(1) : Lane(0);
   }
   return static_cast<int64_t>(zeros);
 }

@@ -35,7 +35,7 @@ SPARSENN_INLINE void threshold_of(const Block<X>& block) {
                          if constexpr (kGradient) {
                            out[i] = store<X>(soft_threshold_gradient(load(grad[begin + i]), x, threshold));
                          } else {
-                           out[i] = store_without_negative_zero<X>(soft_thresholded(x, threshold));
+                           out[i] = store_thresholded<X>(soft_thresholded(x, threshold));
                          }
                        }
                      });

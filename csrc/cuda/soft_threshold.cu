@@ -40,7 +40,7 @@ struct SoftThreshold {
       if constexpr (kGradient) {
         out.values[i] = store<X>(soft_threshold_gradient(load(grad.values[i]), x, threshold.values[i]));
       } else {
-        out.values[i] = store_without_negative_zero<X>(soft_thresholded(x, threshold.values[i]));
+        out.values[i] = store_thresholded<X>(soft_thresholded(x, threshold.values[i]));
       }
     }
     cuda::write(element.template pointer<X>(0), out);

@@ -25,7 +25,7 @@ struct ProxSgd {
 template <class W, bool kMomentum, class T>
 SPARSENN_INLINE W prox_sgd_step(T weight, T grad, T& momentum, bool penalized, T lam, const ProxSgd<T>& rule) {
   weight = sgd_step<kMomentum>(weight, grad * rule.sign, momentum, rule.sgd);
-  return penalized ? store_without_negative_zero<W>(soft_thresholded(weight, lam * rule.reach)) : store<W>(weight);
+  return penalized ? store_thresholded<W>(soft_thresholded(weight, lam * rule.reach)) : store<W>(weight);
 }
 
 }  // namespace sparsenn

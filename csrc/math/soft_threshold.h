@@ -18,16 +18,12 @@ SPARSENN_INLINE T soft_threshold_gradient(T grad, T x, T threshold) {
   return std::fabs(x) <= threshold ? T(0) : grad;
 }
 
-// A number that is rounded to the weight's type, without its sign where it has become zero.
+// Rounds what was thresholded to its own type; in a half type that can make a zero, which gets no sign.
 template <class W>
-SPARSENN_INLINE W store_without_negative_zero(accumulator_t<W> x) {
-  if constexpr (sizeof(W) == 2) {
-    W half = store<W>(x);
-    half.bits = (half.bits & 0x7fffu) ? half.bits : uint16_t(0);
-    return half;
-  } else {
-    return x + W(0);  // with denormals flushed, a difference can be a negative zero
-  }
+SPARSENN_INLINE W store_thresholded(accumulator_t<W> x) {
+  W result = store<W>(x);
+  if constexpr (sizeof(W) == 2) result.bits = (result.bits & 0x7fffu) ? result.bits : uint16_t(0);
+  return result;
 }
 
 SPARSENN_INLINE bool is_zero(double x) { return x == 0; }

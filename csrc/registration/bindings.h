@@ -13,14 +13,15 @@
 #include <vector>
 
 #include "launchers.h"
+#include "registration/tensor_list.h"
 
 namespace sparsenn::bindings {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+inline DType dtype_of(int32_t of_torch) {
+  switch (torch::stable::detail::to<ScalarType>(torch::stable::detail::from(of_torch))) {
     case ScalarType::Double:
       return DType::float64;
     case ScalarType::Float:
@@ -34,16 +35,29 @@ inline DType dtype_of(const Tensor& tensor) {
   }
 }
 
-inline TensorView view_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  return {tensor.data_ptr(), dtype_of(tensor), tensor.numel(), tensor.dim(), sizes.data(), strides.data()};
+// Fewer calls into torch than its class of tensors makes: a step has thousands of them to look at.
+inline TensorView view_of(AtenTensorHandle tensor) {
+  TensorView view;
+  int32_t dtype;
+  int64_t *sizes, *strides;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &view.data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &view.dim));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+  view.dtype = dtype_of(dtype);
+  view.numel = 1, view.sizes = sizes, view.strides = strides;
+  for (int64_t i = 0; i < view.dim; ++i) view.numel *= sizes[i];
+  return view;
 }
 
-inline std::vector<TensorView> views_of(const std::vector<Tensor>& tensors) {
+inline TensorView view_of(const Tensor& tensor) { return view_of(tensor.get()); }
+
+template <class Tensors>
+std::vector<TensorView> views_of(const Tensors& tensors) {
   std::vector<TensorView> views;
   views.reserve(tensors.size());
-  for (const Tensor& tensor : tensors) views.push_back(view_of(tensor));
+  for (const auto& tensor : tensors) views.push_back(view_of(tensor));
   return views;
 }
 
@@ -112,6 +126,17 @@ inline void check_device(const std::vector<Tensor>& tensors, const torch::stable
   for (const Tensor& tensor : tensors) check_device(tensor, device);
 }
 
+inline void check_device(const TensorList& tensors, const Tensor& model) {
+  int32_t type, index, own_type, own_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(model.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(model.get(), &index));
+  for (const AtenTensorHandle tensor : tensors) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &own_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &own_index));
+    STD_TORCH_CHECK(own_type == type && own_index == index, "sparsenn: the arguments lie on different devices");
+  }
+}
+
 template <class Device>
 void hadamard_out(std::vector<Tensor> factors, Tensor out) {
   STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard: factors is empty; it takes at least one tensor");
@@ -169,19 +194,20 @@ std::vector<Tensor> hadamard_backward_new(Tensor grad, std::vector<Tensor> facto
 }
 
 template <class Device>
-void factorized_sgd_(std::vector<Tensor> weights, std::vector<Tensor> factors, std::vector<Tensor> momenta,
-                     std::vector<Tensor> grads, Tensor lr, Tensor lam, double momentum, double dampening,
+void factorized_sgd_(StableListHandle weight_list, StableListHandle factor_list, StableListHandle momentum_list,
+                     StableListHandle grad_list, Tensor lr, Tensor lam, double momentum, double dampening,
                      double weight_decay, bool nesterov, bool maximize) {
+  const TensorList weights(weight_list), factors(factor_list), momenta(momentum_list), grads(grad_list);
   const int64_t count = weights.size();
   if (count == 0) return;
   const int64_t depth = factors.size() / count;
-  STD_TORCH_CHECK(depth > 0 && static_cast<int64_t>(factors.size()) == depth * count,
+  STD_TORCH_CHECK(depth > 0 && factors.size() == depth * count,
                   "sparsenn::factorized_sgd_: the factors can't be divided among the weights");
-  STD_TORCH_CHECK(static_cast<int64_t>(grads.size()) == count,
-                  "sparsenn::factorized_sgd_: one gradient for each weight is needed");
+  STD_TORCH_CHECK(grads.size() == count, "sparsenn::factorized_sgd_: one gradient for each weight is needed");
   STD_TORCH_CHECK(momenta.size() == (momentum != 0 ? factors.size() : 0),
                   "sparsenn::factorized_sgd_: one momentum for each factor is needed, none where momentum is 0");
-  for (const auto* tensors : {&weights, &factors, &momenta, &grads}) check_device(*tensors, weights[0].device());
+  const Tensor first = weights.tensor(0);
+  for (const auto* tensors : {&weights, &factors, &momenta, &grads}) check_device(*tensors, first);
   const std::vector<TensorView> weight = views_of(weights), factor = views_of(factors), velocity = views_of(momenta),
                                 grad = views_of(grads);
   const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
@@ -192,27 +218,22 @@ void factorized_sgd_(std::vector<Tensor> weights, std::vector<Tensor> factors, s
     for (int64_t k = n * depth; k < (n + 1) * depth; ++k) {
       check_like(factor[k], weight[n], state, "a factor");
       check_writable(factor[k], "a factor");
-      if (momenta.empty()) continue;
+      if (velocity.empty()) continue;
       check_like(velocity[k], weight[n], state, "a momentum");
       check_writable(velocity[k], "a momentum");
     }
   }
-  const typename Device::Guard guard(weights[0]);
-  const FactorizedSgdOptions options{Device::scalar(lr, weights[0]),
-                                     Device::scalar(lam, weights[0]),
-                                     momentum,
-                                     dampening,
-                                     weight_decay,
-                                     nesterov,
-                                     maximize};
-  factorized_sgd<typename Device::Tag>(weight.data(), factor.data(), momenta.empty() ? nullptr : velocity.data(),
+  const typename Device::Guard guard(first);
+  const FactorizedSgdOptions options{
+      Device::scalar(lr, first), Device::scalar(lam, first), momentum, dampening, weight_decay, nesterov, maximize};
+  factorized_sgd<typename Device::Tag>(weight.data(), factor.data(), velocity.empty() ? nullptr : velocity.data(),
                                        grad.data(), count, depth, options, guard.stream());
 }
 
 inline DType scalar_dtype(const Tensor& tensor) {
-  const DType dtype = dtype_of(tensor);
+  const DType dtype = view_of(tensor).dtype;
   STD_TORCH_CHECK(tensor.numel() == 1 && (dtype == DType::float64 || dtype == DType::float32),
-                  "sparsenn: lr and lam take one float32 or float64 number");
+                  "sparsenn: lr, and a lam or threshold without dimensions, take one float32 or float64 number");
   return dtype;
 }
 
@@ -278,21 +299,21 @@ inline Counts counts_of(const Tensor& tensor, const Tensor& model, int64_t count
 }
 
 template <class Device>
-void prox_sgd_(std::vector<Tensor> weights, std::vector<Tensor> momenta, std::vector<Tensor> grads,
+void prox_sgd_(StableListHandle weight_list, StableListHandle momentum_list, StableListHandle grad_list,
                std::vector<Tensor> lams, Tensor zeros, Tensor lr, double momentum, double dampening,
                double weight_decay, bool nesterov, bool maximize) {
+  const TensorList weights(weight_list), momenta(momentum_list), grads(grad_list);
   const int64_t count = weights.size();
   STD_TORCH_CHECK(momentum >= 0 && momentum < 1, "sparsenn::prox_sgd_: momentum is ", momentum,
                   "; it takes 0 <= momentum < 1");
   if (count == 0) return;
-  STD_TORCH_CHECK(static_cast<int64_t>(grads.size()) == count,
-                  "sparsenn::prox_sgd_: one gradient for each weight is needed");
-  STD_TORCH_CHECK(static_cast<int64_t>(momenta.size()) == (momentum != 0 ? count : 0),
+  STD_TORCH_CHECK(grads.size() == count, "sparsenn::prox_sgd_: one gradient for each weight is needed");
+  STD_TORCH_CHECK(momenta.size() == (momentum != 0 ? count : 0),
                   "sparsenn::prox_sgd_: one momentum for each weight is needed, none where momentum is 0");
   STD_TORCH_CHECK(static_cast<int64_t>(lams.size()) == count || (lams.size() == 1 && lams[0].dim() == 0),
                   "sparsenn::prox_sgd_: lams takes one tensor for each weight, or one 0-d tensor for all");
-  const auto device = weights[0].device();
-  for (const auto* tensors : {&weights, &momenta, &grads}) check_device(*tensors, device);
+  const Tensor first = weights.tensor(0);
+  for (const auto* tensors : {&weights, &momenta, &grads}) check_device(*tensors, first);
   const std::vector<TensorView> weight = views_of(weights), velocity = views_of(momenta), grad = views_of(grads);
   const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
   Thresholds<Device> thresholds(count);
@@ -302,17 +323,17 @@ void prox_sgd_(std::vector<Tensor> weights, std::vector<Tensor> momenta, std::ve
     check_like(weight[n], weight[n], dtype, "a weight");
     check_like(grad[n], weight[n], dtype, "a gradient");
     check_writable(weight[n], "a weight");
-    if (!momenta.empty()) {
+    if (!velocity.empty()) {
       check_like(velocity[n], weight[n], state, "a momentum");
       check_writable(velocity[n], "a momentum");
     }
-    const bool first = n < static_cast<int64_t>(lams.size());
-    lam.push_back(first ? thresholds.add(lams[n], weights[n], weight[n], "a tensor of lams") : lam[0]);
+    const bool own = n < static_cast<int64_t>(lams.size());
+    lam.push_back(own ? thresholds.add(lams[n], first, weight[n], "a tensor of lams") : lam[0]);
   }
-  const Counts counts = counts_of(zeros, weights[0], count);
-  const typename Device::Guard guard(weights[0]);
-  const ProxSgdOptions options{Device::scalar(lr, weights[0]), momentum, dampening, weight_decay, nesterov, maximize};
-  prox_sgd<typename Device::Tag>(weight.data(), momenta.empty() ? nullptr : velocity.data(), grad.data(), lam.data(),
+  const Counts counts = counts_of(zeros, first, count);
+  const typename Device::Guard guard(first);
+  const ProxSgdOptions options{Device::scalar(lr, first), momentum, dampening, weight_decay, nesterov, maximize};
+  prox_sgd<typename Device::Tag>(weight.data(), velocity.empty() ? nullptr : velocity.data(), grad.data(), lam.data(),
                                  counts, count, options, guard.stream());
 }
 

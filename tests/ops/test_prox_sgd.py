@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(kernels):
     refused(r"lams has shape \(5,\), which does not broadcast to the shape \(4,\)", 3, [scalar(0.1), torch.ones(5)])
     refused(r"lams has shape \(1, 4\)", 3, [scalar(0.1), torch.ones(1, 4)])
     refused("lams has a dtype", 3, [scalar(0.1), torch.ones(4, dtype=torch.float64)])
-    refused("lr and lam take", 3, [scalar(1.0, torch.bfloat16)])
+    refused("take one float32 or float64 number", 3, [scalar(1.0, torch.bfloat16)])
     refused("zeros takes", 4, torch.zeros(3, dtype=torch.int64))
     refused("zeros takes", 4, torch.zeros(2))
     refused("zeros is expanded", 4, torch.full((1,), -1).expand(2))
