@@ -20,6 +20,7 @@ ROWS = [
     {"ops"},
     {"init"},
     {"nn"},
+    {"penalties"},
     {"optim"},
     {"metrics"},
     {"models", "data"},

@@ -1,6 +1,20 @@
-"""Optimizers that make networks sparse while they train."""
+"""Optimizers that make networks sparse while they train, and who is penalised by how much."""
 
 from sparsenn.optim.factorized_sgd import FactorizedSGD
+from sparsenn.optim.groups import param_groups
+from sparsenn.optim.path import PathPoint, lambda_max, lambda_path, regularization_path
 from sparsenn.optim.prox_sgd import ProxSGD
+from sparsenn.optim.proximal import Proximal
+from sparsenn.optim.target_sparsity import TargetSparsity
 
-__all__ = ["FactorizedSGD", "ProxSGD"]
+__all__ = [
+    "FactorizedSGD",
+    "PathPoint",
+    "ProxSGD",
+    "Proximal",
+    "TargetSparsity",
+    "lambda_max",
+    "lambda_path",
+    "param_groups",
+    "regularization_path",
+]

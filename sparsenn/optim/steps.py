@@ -1,0 +1,87 @@
+"""How far torch's optimizers go in the long run for each unit of a constant gradient: by their options and state after a step.
+
+A proximal step with this step size, a number or one for each weight, has the stationary points of loss + penalty as its
+fixed points: there the gradient is constant, its running mean is the gradient itself, and momentum sums a geometric series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_Group = dict[str, Any]
+_State = dict[str, Any]
+
+
+def sgd(group: _Group, state: _State) -> float | Tensor:
+    """Lr (1 - dampening) / (1 - momentum); torch dampens only where there is momentum."""
+    momentum = group["momentum"]
+    return group["lr"] * (1 - group["dampening"]) / (1 - momentum) if momentum else group["lr"]
+
+
+def adam(group: _Group, state: _State) -> Tensor:
+    """Lr over the root of the corrected second moment, plus eps; for Adam and AdamW."""
+    second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+    return group["lr"] / ((second / _correction(group, state)).sqrt() + group["eps"])
+
+
+def nadam(group: _Group, state: _State) -> Tensor:
+    """Adam's times the shares of the gradient and of its mean, whose sum nears 1 as their schedule settles."""
+    beta1, decay, t = group["betas"][0], group["momentum_decay"], _count(state)
+    now, later = (beta1 * (1 - 0.5 * 0.96 ** (k * decay)) for k in (t, t + 1))
+    product = float(state["mu_product"])
+    return adam(group, state) * ((1 - now) / (1 - product) + later / (1 - product * later))
+
+
+def radam(group: _Group, state: _State) -> float | Tensor:
+    """Adam's with the variance rectified; lr alone in the first steps, where the variance is not tractable."""
+    beta2, t = group["betas"][1], _count(state)
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    if length <= 5:
+        return group["lr"]
+    rectifier = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
+    return group["lr"] * rectifier * (1 - beta2**t) ** 0.5 / (state["exp_avg_sq"].sqrt() + group["eps"])
+
+
+def adamax(group: _Group, state: _State) -> Tensor:
+    """Lr over the running maximum of the gradient's magnitude, in which eps is contained."""
+    return group["lr"] / state["exp_inf"]
+
+
+def rmsprop(group: _Group, state: _State) -> Tensor:
+    """Lr over the root of the second moment (less the squared mean where it is centred), plus eps; times 1 / (1 - momentum)."""
+    second = state["square_avg"]
+    if group["centered"]:
+        second = (second - state["grad_avg"].square()).clamp(min=0)
+    return group["lr"] / (1 - group["momentum"]) / (second.sqrt() + group["eps"])
+
+
+def adagrad(group: _Group, state: _State) -> Tensor:
+    """The decayed lr over the root of the sum of squares, plus eps."""
+    return group["lr"] / (1 + (_count(state) - 1) * group["lr_decay"]) / (state["sum"].sqrt() + group["eps"])
+
+
+def _correction(group: _Group, state: _State) -> float | Tensor:
+    step = state["step"]
+    # a capturable optimizer counts on the device: reading it would wait for the device
+    return 1 - group["betas"][1] ** (step if step.device.type != "cpu" else float(step))
+
+
+def _count(state: _State) -> float:
+    return float(state["step"])
+
+
+RULES: dict[type[torch.optim.Optimizer], Callable[[_Group, _State], float | Tensor]] = {
+    torch.optim.SGD: sgd,
+    torch.optim.Adam: adam,
+    torch.optim.AdamW: adam,
+    torch.optim.NAdam: nadam,
+    torch.optim.RAdam: radam,
+    torch.optim.Adamax: adamax,
+    torch.optim.RMSprop: rmsprop,
+    torch.optim.Adagrad: adagrad,
+}
