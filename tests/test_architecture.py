@@ -21,7 +21,7 @@ ROWS = [
     {"init"},
     {"nn"},
     {"optim"},
-    {"metrics"},
+    {"prune", "metrics"},
     {"models", "data"},
     {"training"},
     {"cli"},

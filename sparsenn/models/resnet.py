@@ -69,21 +69,23 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
-        width = _WIDTHS[0]
-        for stage, (count, new_width) in enumerate(zip(blocks, _WIDTHS, strict=True)):
-            strides = [1 if stage == 0 else 2] + [1] * (count - 1)
-            widths = [width] + [new_width] * (count - 1)
-            layers = [BasicBlock(w, new_width, stride) for w, stride in zip(widths, strides, strict=True)]
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
-            width = new_width
+        self.layer1 = _stage(blocks[0], _WIDTHS[0], _WIDTHS[0], 1)
+        self.layer2 = _stage(blocks[1], _WIDTHS[0], _WIDTHS[1], 2)
+        self.layer3 = _stage(blocks[2], _WIDTHS[1], _WIDTHS[2], 2)
+        self.layer4 = _stage(blocks[3], _WIDTHS[2], _WIDTHS[3], 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(width, num_classes)
+        self.fc = nn.Linear(_WIDTHS[3], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))
+
+
+def _stage(count: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    rest = [BasicBlock(out_channels, out_channels, 1) for _ in range(count - 1)]
+    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *rest)
 
 
 def resnet18(num_classes: int = 10, in_channels: int = 3, image_size: int = 32, *, stem: str = "small") -> ResNet:
