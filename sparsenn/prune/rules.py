@@ -127,7 +127,7 @@ def _spread(trace: Trace, x: Units, times: int, shape: Sequence[int]) -> Units:
     flat = Units(tuple(shape), x.axis, x.atoms.repeat_interleave(times), x.known.repeat_interleave(times), x.given)
 
     def play_back() -> None:
-        x.needed |= (flat.needed & flat.live).view(x.width, times).any(1)
+        trace.need(x, (flat.needed & flat.live).view(x.width, times).any(1))
 
     trace.tape.append(play_back)
     return flat
@@ -164,7 +164,7 @@ def _concatenate(trace: Trace, site: Site, tensors: Sequence[Units], dim: int = 
         def play_back() -> None:
             needed = (made.needed & made.live).split([units.width for units in parts])
             for units, here in zip(parts, needed, strict=True):
-                units.needed |= here
+                trace.need(units, here)
 
         trace.tape.append(play_back)
         return made
@@ -187,7 +187,7 @@ def _join(trace: Trace, site: Site, parts: list[Units], known: Tensor) -> Units:
 
     def play_back() -> None:
         for part in parts:
-            part.needed |= made.needed & made.live
+            trace.need(part, made.needed & made.live)
 
     for part in parts[1:]:
         trace.tie(first.atoms, part.atoms)

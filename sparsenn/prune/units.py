@@ -1,8 +1,8 @@
 """What compaction knows of the tensors between layers: which units are constants, and which of them somebody needs.
 
 A *unit* is a position along one dimension of a tensor, a neuron or a channel. A unit is *known* where it has one value at all
-places and for all inputs of the network, else it is *live*. It is *needed* where something that is computed from it reaches an
-output. Tensors that must keep the same units, such as the input and the output of an activation or the terms of a sum, share
+places and for all inputs of the network, else it is *live*. It is *needed* where it must be at its place, because something that
+is no constant is computed from it and reaches an output. Tensors that must keep the same units, such as the input and the output of an activation or the terms of a sum, share
 *atoms*: an atom stays or goes in all tensors at once.
 """
 
@@ -26,7 +26,7 @@ class Units:
         atoms: the atom of each unit.
         known: the value of each unit that is a constant, NaN for the live ones; float64 on the CPU.
         given: whether the tensor has the width of an input of the network, which is the user's.
-        needed: which live units somebody needs; filled from the outputs to the inputs.
+        needed: which units must be at their places; filled from the outputs to the inputs.
     """
 
     shape: tuple[int, ...]
@@ -95,7 +95,7 @@ class Trace:
             known,
             units.given,
         )
-        self.tape.append(lambda: units.needed.logical_or_(made.needed & made.live))
+        self.tape.append(lambda: self.need(units, made.needed & made.live))
         return made
 
     def pin(self, atoms: Tensor) -> None:
@@ -105,6 +105,11 @@ class Trace:
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Atoms that stay or go together, pair by pair."""
         self._edges.append((first.reshape(-1), second.reshape(-1)))
+
+    def need(self, units: Units, mask: Tensor) -> None:
+        """These units must be at their places, the constants among them too."""
+        units.needed |= mask
+        self.pin(units.atoms[mask & ~units.live])
 
     def demand(self, units: Units) -> None:
         """All units are needed at their places: by an output, or an operation that mixes them."""
@@ -154,9 +159,9 @@ def live_units(width: int) -> Tensor:
 
 
 def round_up(mask: Tensor, allowed: Tensor, round_to: int) -> Tensor:
-    """The mask with the first others of the allowed ones, until their number is a multiple, and at least one."""
+    """The mask with the first others of the allowed ones, until their number is a multiple other than 0, or all are taken."""
     count = int(mask.sum())
-    target = max(1, -(-count // round_to) * round_to)
+    target = max(1, -(-count // round_to)) * round_to
     others = (allowed & ~mask).nonzero().flatten()[: target - count]
     return mask.index_fill(0, others, True)
 
