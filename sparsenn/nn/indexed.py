@@ -229,8 +229,8 @@ def narrow_(
     output_fill: Tensor | None,
 ) -> None:
     """Give a plain linear layer or convolution a smaller weight, in place; with indices it becomes an indexed layer."""
-    trainable: bool = layer.weight.requires_grad
-    layer.weight = nn.Parameter(weight, trainable)
+    trainable = (layer.weight if layer.bias is None else layer.bias).requires_grad
+    layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
     layer.bias = None if bias is None else nn.Parameter(bias, trainable)
     _set_widths(layer)
     if input_index is not None or output_index is not None:

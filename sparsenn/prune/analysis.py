@@ -86,7 +86,7 @@ class Analysis(fx.Interpreter):
             args = (kwargs.pop("input"),)
         if n.op == "call_module":
             return self._module(n, args, kwargs, result)
-        site = Site(f"{n.name!r} ({getattr(n.target, '__name__', n.target)})", None, result)
+        site = Site(_title(n), None, result)
         if n.target in _RESHAPES:
             return reshape(trace, site, n, *args)
         if n.op == "call_method":
@@ -117,10 +117,6 @@ class Analysis(fx.Interpreter):
             raise site.error(
                 "carries a parametrization; remove it first with torch.nn.utils.parametrize.remove_parametrizations"
             )
-        if kind in LAYERS and (module._forward_hooks or module._forward_pre_hooks):
-            raise site.error(
-                "carries a forward hook, which may change what it computes; remove it first (torch.nn.utils.prune.remove)"
-            )
         if kind in LAYERS and module in self.trace.whole:
             return mixing(self.trace, site, *args, **kwargs)
         return self._apply(MODULES.get(kind), site, args, kwargs)
@@ -139,6 +135,13 @@ class Analysis(fx.Interpreter):
                 raise ValueError(
                     f"compact: {n.name!r} changes {node.name!r} in place, which is read again later; use its result"
                 )
+
+
+def _title(n: fx.Node) -> str:
+    """The name of a call of a function or a method, and the module that makes it."""
+    inside = list(n.meta.get("nn_module_stack") or {})
+    title = f"{n.name!r} ({getattr(n.target, '__name__', n.target)})"
+    return f"{title} in {inside[-1]!r}" if inside else title
 
 
 def _used_twice(model: nn.Module, graph: fx.Graph) -> set[nn.Module]:

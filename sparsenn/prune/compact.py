@@ -13,9 +13,12 @@ from torch.nn.utils import parametrize
 from sparsenn.nn.convert import collapse
 from sparsenn.nn.indexed import IndexedLayer
 from sparsenn.prune.analysis import Analysis, trace_calls
+from sparsenn.prune.rules import LAYERS
 from sparsenn.prune.units import map_nested
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_LAYERS: Any = tuple(LAYERS)
 
 
 @torch.no_grad()
@@ -98,6 +101,12 @@ def _check(model: nn.Module, threshold: float, round_to: int) -> None:
             raise ValueError(f"compact: {name!r} is not initialized yet; run one batch through the model first")
         if tensor.is_meta:
             raise ValueError(f"compact: {name!r} is on the meta device and has no values")
+    for name, module in model.named_modules():
+        if isinstance(module, _LAYERS) and (module._forward_hooks or module._forward_pre_hooks):
+            raise ValueError(
+                f"compact: {name!r} ({type(module).__name__}) carries a forward hook, which may change what it computes; "
+                "remove it first, a mask of torch.nn.utils.prune by its function remove"
+            )
 
 
 def _copy(model: ModuleT, threshold: float) -> ModuleT:

@@ -1,9 +1,9 @@
 """What compaction knows of the tensors between layers: which units are constants, and which of them somebody needs.
 
 A *unit* is a position along one dimension of a tensor, a neuron or a channel. A unit is *known* where it has one value at all
-places and for all inputs of the network, else it is *live*. It is *needed* where it must be at its place, because something that
-is no constant is computed from it and reaches an output. Tensors that must keep the same units, such as the input and the output of an activation or the terms of a sum, share
-*atoms*: an atom stays or goes in all tensors at once.
+places and for all inputs of the network, else it is *live*. It is *needed* where it must be at its place, because something
+that is no constant is computed from it and reaches an output. Tensors that must keep the same units, such as the input and the
+output of an activation or the terms of a sum, share *atoms*: an atom stays or goes in all tensors at once.
 """
 
 from __future__ import annotations
