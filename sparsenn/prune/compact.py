@@ -155,10 +155,15 @@ def _compare(before: Any, small: nn.Module, example: tuple[Any, ...]) -> None:
     except Exception as error:
         raise ValueError(f"compact: the smaller copy fails on example_input ({error}); {cure}") from error
     for old, new in zip(_flat(before), _flat(after), strict=True):
-        scale = torch.finfo(old.dtype).eps ** 0.5 if old.is_floating_point() else 0.0
-        bound = scale * float(old.nan_to_num(0.0, 0.0, 0.0).abs().max()) if old.numel() and scale else 0.0
-        if old.shape != new.shape or not torch.allclose(new, old, rtol=0.0, atol=bound, equal_nan=True):
+        if old.shape != new.shape or old.dtype != new.dtype or not _close(old, new):
             raise ValueError(f"compact: the smaller copy gives another output for example_input; {cure}")
+
+
+def _close(old: Tensor, new: Tensor) -> bool:
+    if not (old.is_floating_point() or old.is_complex()):
+        return torch.equal(old, new)
+    largest = float(old.abs().nan_to_num(0.0, 0.0, 0.0).max()) if old.numel() else 0.0
+    return torch.allclose(new, old, rtol=0.0, atol=torch.finfo(old.dtype).eps ** 0.5 * largest, equal_nan=True)
 
 
 def _flat(outputs: Any) -> list[Tensor]:

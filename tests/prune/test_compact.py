@@ -505,6 +505,50 @@ def test_a_copy_that_computes_something_else_is_never_returned():
         compact(net, torch.randn(1, 4).double())
 
 
+class Hidden(nn.Module):
+    """Changes a tensor in place under another name, which a trace takes for a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = x
+        y += 1
+        return x * y
+
+
+def test_a_trace_that_is_not_what_runs_is_noticed():
+    with pytest.raises(ValueError, match="gives another output for example_input"):
+        compact(generic(Hidden()), torch.randn(1, 4).double())
+
+
+class Several(nn.Module):
+    """Outputs of several kinds, an argument with a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> dict[str, object]:
+        y = self.last(torch.relu(self.first(x)) * scale)
+        return {"y": y, "pair": (y.argmax(1), y > 0), "name": "y"}
+
+
+def test_outputs_of_several_kinds():
+    net = generic(Several())
+    zero(net.first.weight, 1, 3)
+    small = compact(net, torch.randn(1, 4).double())
+    x = torch.randn(9, 4).double()
+    old, new = net(x), small(x)
+    assert small.first.out_features == 4
+    assert torch.equal(old["pair"][0], new["pair"][0])
+    assert torch.equal(old["pair"][1], new["pair"][1])
+    torch.testing.assert_close(new["y"], old["y"], rtol=1e-12, atol=1e-12)
+    assert new["name"] == "y"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

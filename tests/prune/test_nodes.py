@@ -26,10 +26,12 @@ class Spectral(nn.Module):
 
 def test_the_relevance_of_a_plain_node_is_the_norm_of_its_weights():
     layer = nn.Linear(5, 4)
-    expected = torch.tensor([sum(float(w) ** 2 for w in row) ** 0.5 for row in layer.weight])
+    expected = torch.tensor([sum(float(w) ** 2 for w in row) ** 0.5 for row in layer.weight.tolist()])
     torch.testing.assert_close(node_relevance(layer), expected)
     conv = nn.Conv2d(3, 4, 3).double()
-    expected = torch.tensor([sum(float(w) ** 2 for w in row.flatten()) ** 0.5 for row in conv.weight], dtype=torch.float64)
+    expected = torch.tensor(
+        [sum(float(w) ** 2 for w in row) ** 0.5 for row in conv.weight.flatten(1).tolist()], dtype=torch.float64
+    )
     torch.testing.assert_close(node_relevance(conv), expected)
 
 
