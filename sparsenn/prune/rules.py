@@ -238,7 +238,7 @@ def read_width(trace: Trace, node: fx.Node, x: Units, dim: Any = None) -> None:
     else:
         items = [user.args[1] if user.target is operator.getitem else None for user in node.users]
         read = set(items) if all(isinstance(item, int) for item in items) else {x.axis}
-    if any(d % len(x.shape) == x.axis for d in read):
+    if x.width and any(d % len(x.shape) == x.axis for d in read):
         trace.pin(x.atoms)
 
 

@@ -79,6 +79,12 @@ def test_dead_inputs_leave_an_index():
     assert_same_function(net, small, torch.randn(50, 6).double())
 
 
+def test_a_single_dead_input_goes_too():
+    net = perceptron(10, 4, 2)
+    zero(net[0].weight, 9, dim=1)
+    assert compact(net, torch.randn(1, 10).double())[0].input_index.tolist() == list(range(9))
+
+
 def test_dead_pixels_and_colours_leave_an_index():
     dense = sparsenn.models.lenet_300_100(image_size=4)
     zero(dense[1].weight, 0, 3, 12, 15, dim=1)
@@ -151,6 +157,21 @@ def test_constants_that_are_zero_need_no_channel_before_a_padding():
     small = compact(net, torch.randn(1, 3, 9, 9).double())
     assert (small[0].out_channels, small[1].num_features, small[3].in_channels) == (5, 5, 5)
     assert_same_function(net, small, torch.randn(2, 3, 13, 7).double())
+
+
+def test_a_normalization_by_the_batch_makes_its_shift_of_a_constant():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.Sigmoid(), nn.Conv2d(4, 2, 3))
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    net = net.double().eval()
+    zero(net[0].weight, 1)
+    zero(norm.weight, 3)
+    small = compact(net, torch.randn(2, 2, 7, 7).double())
+    assert (small[0].out_channels, small[1].num_features) == (2, 2)
+    extra = (net[3].weight.sum((2, 3)) * norm.bias.sigmoid())[:, [1, 3]].sum(1)
+    torch.testing.assert_close(small[3].bias, net[3].bias + extra)
+    assert_same_function(net, small, torch.randn(5, 2, 7, 7).double())
 
 
 class Block(nn.Module):
