@@ -115,10 +115,12 @@ def _copy(model: ModuleT, threshold: float) -> ModuleT:
         type(m).__module__.startswith("sparsenn.nn.") or parametrize.is_parametrized(m) for m in model.modules()
     )
     small = copy.deepcopy(model, {} if own else {id(tensor): tensor for _, tensor in _tensors(model)})
-    for module in small.modules() if own else ():
-        if isinstance(module, IndexedLayer):
-            module.become_plain()
-    return collapse(small, threshold) if own else small
+    if own:
+        collapse(small, threshold)
+        for module in small.modules():
+            if isinstance(module, IndexedLayer):
+                module.become_plain()
+    return small
 
 
 def _is_layer(model: nn.Module) -> bool:

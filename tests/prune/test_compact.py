@@ -258,6 +258,19 @@ def test_factors_are_multiplied_out_first():
     assert len(list(factorized.parameters())) == 12
 
 
+def test_a_compacted_network_can_be_factorized_and_compacted_again():
+    net = perceptron(6, 8, 4)
+    zero(net[0].weight, 0, 1, dim=1)
+    zero(net[2].weight, 0, 1)
+    once = compact(net, torch.randn(1, 6).double())
+    factorized = sparsenn.factorize(once, depth=2, factor_init="root")
+    zero(factorized[0].parametrizations.weight.original0, 5)
+    again = compact(factorized, torch.randn(1, 6).double())
+    assert type(again[0]) is type(again[2]) is IndexedLinear
+    assert (again[0].weight.shape, again[2].weight.shape) == ((7, 4), (2, 7))
+    assert_same_function(factorized, again, torch.randn(50, 6).double())
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_every_dtype(dtype, device):
     torch.manual_seed(1)
@@ -379,6 +392,40 @@ def test_what_mixes_units_gets_all_of_them(middle):
     assert small.first.weight.shape == (4, 4)  # computed; the others are filled in
     assert small.first.outputs == 8
     assert_same_function(net, small, torch.randn(3, 5, 4).double())
+
+
+class Hardcoded(nn.Module):
+    """A width as a number in the code, one that is read from a tensor, and one that is left open."""
+
+    def __init__(self, sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.conv, self.fc = nn.Conv2d(2, 6, 3), nn.Linear(54, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x))
+        return self.fc(x.reshape(self.sizes(x)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "width"),
+    [
+        (lambda x: (-1, 54), 6),
+        (lambda x: (x.size(0), 54), 6),
+        (lambda x: (x.shape[0], x.shape[1] * 9), 6),
+        (lambda x: (x.shape[0], x.size(1) * x.size(2) * x.size(3)), 6),
+        (lambda x: (x.shape[0], -1), 4),
+        (lambda x: (x.size(0), -1), 4),
+    ],
+)
+def test_a_width_in_the_code_stays_and_the_layers_beside_it_are_indexed(sizes, width):
+    net = generic(Hardcoded(sizes))
+    zero(net.conv.weight, 0, 3)
+    small = compact(net, torch.randn(1, 2, 5, 5).double())
+    assert small.conv.weight.shape[0] == 4
+    assert small.fc.weight.shape == (2, 36)
+    assert getattr(small.conv, "outputs", 4) == width
+    assert_same_function(net, small, torch.randn(4, 2, 5, 5).double())
 
 
 class Twice(nn.Module):
