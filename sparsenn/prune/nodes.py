@@ -185,7 +185,7 @@ def nodes_by_metric(
         >>> net = torch.nn.Sequential(torch.nn.Linear(1, 4, bias=False), torch.nn.Linear(4, 1, bias=False))
         >>> net[0].weight.data = torch.tensor([[1.0], [2.0], [0.01], [0.02]])
         >>> _ = net[1].weight.data.fill_(1.0)
-        >>> sparsenn.prune.nodes_by_metric(net, lambda net: -abs(3.03 - float(net(torch.ones(1)))), tolerance=0.1, step=0.25)
+        >>> sparsenn.prune.nodes_by_metric(net, lambda net: -abs(3.03 - net(torch.ones(1)).item()), tolerance=0.1, step=0.25)
         NodePruning(killed={'0': (2, 3)}, nodes=4, threshold=0.01999...)
     """
     if not tolerance >= 0:

@@ -428,6 +428,24 @@ def test_a_width_in_the_code_stays_and_the_layers_beside_it_are_indexed(sizes, w
     assert_same_function(net, small, torch.randn(4, 2, 5, 5).double())
 
 
+@pytest.mark.parametrize("width", [lambda x: x.shape[1], lambda x: x.size(-1), lambda x: x.size()[1], lambda x: x.numel()])
+def test_a_number_of_units_that_is_read_stays(width):
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(x) * width(x)
+
+    net = generic(Scaled())
+    zero(net.first.weight, 0, 3)
+    small = compact(net, torch.randn(1, 4).double())
+    assert small.first.weight.shape == (4, 4)
+    assert_same_function(net, small, torch.randn(5, 4).double())
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
