@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sparsenn import data, init, metrics, models, nn, ops, optim, penalties, training
+    from sparsenn import data, init, metrics, models, nn, ops, optim, penalties, prune, training
     from sparsenn.nn.convert import collapse, factorize
 
-_ROOMS = ("data", "init", "metrics", "models", "nn", "ops", "optim", "penalties", "training")
+_ROOMS = ("data", "init", "metrics", "models", "nn", "ops", "optim", "penalties", "prune", "training")
 _NAMES = {"collapse": "sparsenn.nn.convert", "factorize": "sparsenn.nn.convert"}
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ops",
     "optim",
     "penalties",
+    "prune",
     "training",
 ]
 

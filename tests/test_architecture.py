@@ -22,7 +22,7 @@ ROWS = [
     {"nn"},
     {"penalties"},
     {"optim"},
-    {"metrics"},
+    {"prune", "metrics"},
     {"models", "data"},
     {"training"},
     {"papers"},

@@ -32,7 +32,7 @@ def lenet_300_100(num_classes: int = 10, in_channels: int = 1, image_size: int =
         >>> sum(p.numel() for p in lenet_300_100().parameters())
         266610
     """
-    _check_sizes("lenet_300_100", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    check_sizes("lenet_300_100", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     net = nn.Sequential(
         nn.Flatten(),
         nn.Linear(in_channels * image_size**2, 300),
@@ -70,7 +70,7 @@ def lenet5(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) ->
         >>> sum(p.numel() for p in lenet5().parameters())
         61750
     """
-    _check_sizes("lenet5", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    check_sizes("lenet5", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     if image_size < _SMALLEST_LENET5:
         raise ValueError(
             f"lenet5: image_size is {image_size}; it takes {_SMALLEST_LENET5} or more (two convolutions, two poolings); "
@@ -122,7 +122,8 @@ def kaiming_(net: _Net) -> _Net:
     return net
 
 
-def _check_sizes(model: str, **sizes: int) -> None:
+def check_sizes(model: str, **sizes: int) -> None:
+    """Refuse a size below 1 by its name."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{model}: {name} is {size}; it takes 1 or more")

@@ -7,8 +7,18 @@ from collections.abc import Callable
 from torch import nn
 
 from sparsenn.models.lenet import lenet5, lenet_300_100
+from sparsenn.models.resnet import resnet18, resnet34, wide_resnet16_8
+from sparsenn.models.vgg import vgg16, vgg19
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"lenet-300-100": lenet_300_100, "lenet-5": lenet5}
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "lenet-300-100": lenet_300_100,
+    "lenet-5": lenet5,
+    "vgg-16": vgg16,
+    "vgg-19": vgg19,
+    "resnet-18": resnet18,
+    "resnet-34": resnet34,
+    "wide-resnet-16-8": wide_resnet16_8,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -17,7 +27,7 @@ def names() -> tuple[str, ...]:
     Example:
         >>> import sparsenn
         >>> sparsenn.models.names()
-        ('lenet-300-100', 'lenet-5')
+        ('lenet-300-100', 'lenet-5', 'vgg-16', 'vgg-19', 'resnet-18', 'resnet-34', 'wide-resnet-16-8')
     """
     return tuple(_BUILDERS)
 

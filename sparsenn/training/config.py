@@ -185,7 +185,7 @@ def _preset(dataset: Any, model: Any) -> Preset:
     _require_known("model", model, MODELS)
     if (dataset, model) not in PRESETS:
         fitting = ", ".join(m for d, m in PRESETS if d == dataset)
-        raise ConfigError(f"model {model} does not fit the images of {dataset}; known for {dataset}: {fitting}")
+        raise ConfigError(f"model {model} has no settings for {dataset}; known for {dataset}: {fitting}")
     return PRESETS[dataset, model]
 
 

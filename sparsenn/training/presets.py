@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DATASETS = ("digits", "mnist", "fashion-mnist")
-MODELS = ("lenet-300-100", "lenet-5")
+MODELS = ("lenet-300-100", "lenet-5", "vgg-16", "vgg-19", "resnet-18", "resnet-34", "wide-resnet-16-8")
 METHODS = ("dwf", "prox", "l1-subgradient", "dense")
 SCHEDULES = ("cosine", "constant", "step")
 DTYPES = ("float32", "float64", "bfloat16")

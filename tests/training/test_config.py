@@ -129,7 +129,7 @@ def test_an_unknown_name_lists_the_known_ones(key, known, value):
 
 
 def test_a_network_that_does_not_fit_the_images_is_refused_with_those_that_do():
-    with pytest.raises(ConfigError, match="lenet-5 does not fit the images of digits; known for digits: lenet-300-100"):
+    with pytest.raises(ConfigError, match="lenet-5 has no settings for digits; known for digits: lenet-300-100"):
         configure(dataset="digits", model="lenet-5")
 
 

@@ -1,0 +1,137 @@
+"""What compaction refuses, by name, and what it never returns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_nets import assert_same_function, generic, zero
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as masks
+
+from sparsenn.prune import compact
+
+
+def test_normalization_in_training_mode_is_refused_where_a_constant_goes_through_it():
+    net = generic(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))).train()
+    zero(net[1].weight, 2)
+    assert compact(net, torch.randn(1, 2, 7, 7).double())[0].out_channels == 3  # gamma = 0: beta in both modes
+    zero(net[0].weight, 1, 2)
+    with pytest.raises(
+        ValueError, match=r"compact: '1' \(BatchNorm2d\) is in training mode, and constant channels reach it \(1\)"
+    ):
+        compact(net, torch.randn(1, 2, 7, 7).double())
+
+
+class Calls(nn.Module):
+    """A layer, then a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.inner(x), x)
+
+
+def branch(y: Tensor, x: Tensor) -> Tensor:
+    return y if y.sum() > 0 else -y
+
+
+def late(y: Tensor, x: Tensor) -> Tensor:
+    z = torch.relu_(y)
+    return z + y
+
+
+class Widths(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).unflatten(1, (2, 2)).flatten(1) * torch.ones(self.last.in_features).sum()
+
+
+REFUSED = {
+    "branch": (Calls(branch), "'inside' \\(Calls\\) cannot be traced by torch.fx"),
+    "unknown": (Calls(lambda y, x: torch.fft.fft(y).real), "'fft_fft' \\(fft_fft\\) in 'inside' is unknown to compaction"),
+    "method": (Calls(lambda y, x: y.lgamma()), "'lgamma' \\(lgamma\\) in 'inside' is unknown to compaction"),
+    "in place": (Calls(late), "'relu_' changes 'inside_inner' in place, which is read again later"),
+    "random": (Calls(lambda y, x: F.dropout(y)), "'dropout' \\(dropout\\) in 'inside' is random in eval mode too"),
+    "module": (nn.CrossMapLRN2d(3), "'inside' \\(CrossMapLRN2d\\) is unknown to compaction"),
+    "weight norm": (
+        parametrizations.weight_norm(nn.Linear(4, 4)),
+        "'inside' \\(ParametrizedLinear\\) carries a parametrization",
+    ),
+    "mask": (masks.random_unstructured(nn.Linear(4, 4), "weight", 0.5), "'inside' \\(Linear\\) carries a forward hook"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_named(name):
+    inside, message = REFUSED[name]
+    net = nn.Sequential()
+    net.add_module("before", nn.Linear(4, 4))
+    net.add_module("inside", inside)
+    x = torch.randn(2, 4) if name != "module" else torch.randn(1, 4, 4, 4)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match=f"^compact: {message}"):
+        compact(net.eval(), x)
+    assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in before.items())
+
+
+class Counts(nn.Module):
+    """Reads a width where no trace shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)) / self.first.out_features
+
+
+def test_a_copy_that_computes_something_else_is_never_returned():
+    net = generic(Counts())
+    assert_same_function(net, compact(net, torch.randn(1, 4).double()), torch.randn(5, 4).double())
+    zero(net.first.weight, 2)
+    with pytest.raises(ValueError, match="gives another output for example_input; the forward computes with widths"):
+        compact(net, torch.randn(1, 4).double())
+
+
+class Hidden(nn.Module):
+    """Changes a tensor in place under another name, which a trace takes for a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = x
+        y += 1
+        return x * y
+
+
+def test_a_trace_that_is_not_what_runs_is_noticed():
+    with pytest.raises(ValueError, match="gives another output for example_input"):
+        compact(generic(Hidden()), torch.randn(1, 4).double())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -1.0}, r"threshold is -1.0; it takes a number >= 0"),
+        ({"threshold": float("nan")}, r"threshold is nan; it takes a number >= 0"),
+        ({"round_to": 0}, r"round_to is 0; it takes an int >= 1"),
+        ({"round_to": 2.0}, r"round_to is 2.0; it takes an int >= 1"),
+    ],
+)
+def test_settings_out_of_range_are_named(options, message):
+    with pytest.raises(ValueError, match=f"^compact: {message}"):
+        compact(nn.Linear(2, 2), torch.randn(1, 2), **options)
+
+
+def test_a_model_without_values_is_refused():
+    with pytest.raises(ValueError, match=r"'0\.weight' is not initialized yet; run one batch"):
+        compact(nn.Sequential(nn.LazyLinear(3)), torch.randn(1, 2))
+    with pytest.raises(ValueError, match="'weight' is on the meta device"):
+        compact(nn.Linear(2, 2, device="meta"), torch.randn(1, 2))
