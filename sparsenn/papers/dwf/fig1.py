@@ -27,6 +27,7 @@ CURVES: dict[str, Row] = {
     "factorized, D = 3": {"method": "dwf", "depth": 3},
 }
 _COLORS = dict(zip(CURVES, ("#9a9a9a", "#d08a1d", "#1f5fa8", "#8c2d5a"), strict=True))
+_SHOWN = 0.2  # of the accuracy, below the best
 _KEY = ("curve", "lam", "seed")
 
 
@@ -133,7 +134,7 @@ def _line(row: Row, done: int, wanted: int) -> str:
     return f"{done}/{wanted}  {row['curve']}, λ {row['lam']:g}, seed {row['seed']}: {figures}{ratio}"
 
 
-def _draw(rows: Iterable[Row], title: str) -> bytes:
+def _draw(rows: list[Row], title: str) -> bytes:
     figure = require_extra("matplotlib.figure", "drawing pictures").Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for curve, color in _COLORS.items():
@@ -144,6 +145,8 @@ def _draw(rows: Iterable[Row], title: str) -> bytes:
         axes.plot(*_front(raw), color=color, lw=1.2)
     axes.plot((), (), ":", color="black", label="best after pruning the smallest weights")
     axes.set(title=f"Accuracy against compression, {title}", xlabel="all weights / weights left", ylabel="test accuracy (%)")
+    best = max((row["accuracy"] for row in rows if row["accuracy"] is not None), default=1.0)
+    axes.set_ylim(best - _SHOWN, best + 0.01)
     axes.set_xscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     axes.grid(alpha=0.3)
