@@ -7,6 +7,7 @@ and rounded once, as in the kernels.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -182,8 +183,9 @@ def composed_linear_gradients(
     grad: Tensor, x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     """The chain rule of `composed_linear`: gradients of phi, lambda_in, lambda_out, x and bias."""
-    wide, rows = _accumulator(grad), _accumulator(grad).reshape(-1, phi.shape[0])
-    through_weight = rows.mT @ _accumulator(x).reshape(-1, phi.shape[1])
+    wide, count = _accumulator(grad), math.prod(grad.shape[:-1])
+    rows = wide.reshape(count, phi.shape[0])
+    through_weight = rows.mT @ _accumulator(x).reshape(count, phi.shape[1])
     d_phi, d_in, d_out = composed_weight_gradients(through_weight, phi.to(through_weight), lambda_in, lambda_out)
     d_x = torch.matmul(wide, composed_weight(phi, lambda_in, lambda_out))
     cast = (None if d is None else d.to(phi.dtype) for d in (d_phi, d_in, d_out, d_x, rows.sum(0)))
