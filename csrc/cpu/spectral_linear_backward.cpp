@@ -19,7 +19,7 @@ constexpr int64_t kOutputs = 48;   // rows; every tile's divide it
 // next to (r + 1, c). read(r, c) gives an element.
 template <class A, class Read>
 std::vector<A> pack_rows(const Tiles<A>& tiles, int64_t rows, int64_t columns, const Read& read) {
-  std::vector<A> packed((rows + tiles.rows()) * columns + cpu::kTileSlack);
+  std::vector<A> packed((rows + tiles.rows()) * columns);
   cpu::for_each_part((rows + tiles.rows() - 1) / tiles.rows(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const int64_t first = group * tiles.rows(), real = std::min(tiles.rows(), rows - first);

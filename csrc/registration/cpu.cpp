@@ -21,28 +21,26 @@ struct CpuDevice {
   }
 
   // One kernel each: the weight is composed in the cache.
-  static Tensor linear(const Tensor& rows, const bindings::CheckedSpectrum& spectrum, const bindings::Vector& bias,
-                       std::vector<int64_t> sizes, void*) {
-    Tensor output = bindings::empty(rows, std::move(sizes));
+  static Tensor linear(const Tensor& input, int64_t rows, const bindings::CheckedSpectrum& spectrum,
+                       const bindings::Vector& bias, const std::vector<int64_t>& sizes, void*) {
+    Tensor output = bindings::empty(input, sizes);
     if (output.numel()) {
-      spectral_linear(rows.data_ptr(), spectrum.view, bias ? bias->data_ptr() : nullptr, rows.sizes()[0],
-                      output.data_ptr());
+      spectral_linear(input.data_ptr(), spectrum.view, bias ? bias->data_ptr() : nullptr, rows, output.data_ptr());
     }
     return output;
   }
 
-  static std::array<Tensor, 5> linear_backward(const Tensor& grad, const Tensor& rows,
+  static std::array<Tensor, 5> linear_backward(const Tensor& grad, const Tensor& input, int64_t rows,
                                                const bindings::CheckedSpectrum& spectrum, int64_t wanted, void*) {
-    const auto& [dtype, out, in, kernel, phi, lambda_in, lambda_out] = spectrum.view;
-    const int64_t batch = rows.sizes()[0];
-    std::array<Tensor, 5> made{bindings::empty_or_none(rows, wanted & bindings::kPhi, {out, in}),
-                               bindings::empty_or_none(rows, wanted & bindings::kLambdaIn, {in}),
-                               bindings::empty_or_none(rows, wanted & bindings::kLambdaOut, {out}),
-                               bindings::empty_or_none(rows, wanted & bindings::kInput, {batch, in}),
-                               bindings::empty_or_none(rows, wanted & bindings::kBias, {out})};
+    const int64_t in = spectrum.view.in, out = spectrum.view.out;
+    const std::vector<int64_t> sizes[5] = {{out, in}, {in}, {out}, bindings::sizes_of(input), {out}};
+    std::array<Tensor, 5> made;
     void* to[5];
-    for (int k = 0; k < 5; ++k) to[k] = bindings::data_or_null(made[k], wanted >> k & 1);
-    spectral_linear_backward(grad.data_ptr(), rows.data_ptr(), spectrum.view, batch, {to[0], to[1], to[2], to[3], to[4]});
+    for (int k = 0; k < 5; ++k) {
+      made[k] = bindings::empty_or_none(input, wanted >> k & 1, sizes[k]);
+      to[k] = bindings::data_or_null(made[k], wanted >> k & 1);
+    }
+    spectral_linear_backward(grad.data_ptr(), input.data_ptr(), spectrum.view, rows, {to[0], to[1], to[2], to[3], to[4]});
     return made;
   }
 };

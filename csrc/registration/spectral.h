@@ -20,6 +20,11 @@ inline void check_vector(const Tensor& vector, int64_t size, const Tensor& phi, 
                   "sparsenn: ", name, " takes ", size, " numbers of phi's dtype");
 }
 
+// Itself where it is row-major already, which spares a call of the dispatcher.
+inline Tensor row_major(const Tensor& tensor) {
+  return is_contiguous(view_of(tensor)) ? tensor : torch::stable::contiguous(tensor);
+}
+
 inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes) { return torch::stable::new_empty(like, sizes); }
 
 inline Tensor empty_or_none(const Tensor& like, bool wanted, std::vector<int64_t> sizes) {
@@ -35,14 +40,14 @@ struct CheckedSpectrum {
   Spectrum view;
 
   CheckedSpectrum(const Tensor& eigenvectors, const Vector& in, const Vector& out)
-      : phi(torch::stable::contiguous(eigenvectors)) {
+      : phi(row_major(eigenvectors)) {
     STD_TORCH_CHECK(phi.dim() >= 2, "sparsenn: phi has ", phi.dim(), " dimensions; it takes two or more");
     STD_TORCH_CHECK(in.has_value() || out.has_value(), "sparsenn: both eigenvalues are absent; one of them is needed");
     const auto sizes = phi.sizes();
     int64_t kernel = 1;
     for (int64_t i = 2; i < phi.dim(); ++i) kernel *= sizes[i];
-    if (in) check_vector(*in, sizes[1], phi, "lambda_in"), lambda_in = torch::stable::contiguous(*in);
-    if (out) check_vector(*out, sizes[0], phi, "lambda_out"), lambda_out = torch::stable::contiguous(*out);
+    if (in) check_vector(*in, sizes[1], phi, "lambda_in"), lambda_in = row_major(*in);
+    if (out) check_vector(*out, sizes[0], phi, "lambda_out"), lambda_out = row_major(*out);
     view = {dtype_of(phi),
             sizes[0],
             sizes[1],
@@ -110,31 +115,31 @@ std::tuple<Tensor, Tensor, Tensor> spectral_weight_backward_new(Tensor grad, Ten
   check_like(view_of(grad), view_of(phi), dtype_of(phi), "the gradient");
   const typename Device::Guard guard(phi);
   auto [d_phi, d_in, d_out] =
-      take_apart<Device>(torch::stable::contiguous(grad), spectrum, wanted, false, guard.stream());
+      take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
   return {wanted & kPhi ? in_layout_of(phi, d_phi) : d_phi, d_in, d_out};
 }
 
-// The input as rows, whatever its leading dimensions.
-inline Tensor rows_of(const Tensor& tensor, int64_t columns, const Tensor& phi, const char* name) {
+// How many rows of `columns` numbers a tensor has, whatever its leading dimensions.
+inline int64_t rows_of(const Tensor& tensor, int64_t columns, const Tensor& phi, const char* name) {
   check_device(tensor, phi.device());
   const auto sizes = tensor.sizes();
   STD_TORCH_CHECK(tensor.dim() > 0 && sizes[tensor.dim() - 1] == columns && tensor.scalar_type() == phi.scalar_type(),
                   "sparsenn::spectral_linear: ", name, " takes (..., ", columns, ") in phi's dtype");
   int64_t rows = 1;
   for (int64_t i = 0; i + 1 < tensor.dim(); ++i) rows *= sizes[i];
-  return torch::stable::contiguous(torch::stable::reshape(tensor, std::vector<int64_t>{rows, columns}));
+  return rows;
 }
 
 template <class Device>
 Tensor spectral_linear_new(Tensor input, Tensor phi, Vector lambda_in, Vector lambda_out, Vector bias) {
   STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear: phi takes two dimensions");
   const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
-  const Tensor rows = rows_of(input, spectrum.view.in, phi, "input");
-  if (bias) check_vector(*bias, spectrum.view.out, phi, "bias"), bias = torch::stable::contiguous(*bias);
+  const int64_t rows = rows_of(input, spectrum.view.in, phi, "input");
+  if (bias) check_vector(*bias, spectrum.view.out, phi, "bias"), bias = row_major(*bias);
   std::vector<int64_t> sizes = sizes_of(input);
   sizes.back() = spectrum.view.out;
   const typename Device::Guard guard(phi);
-  return Device::linear(rows, spectrum, bias, std::move(sizes), guard.stream());
+  return Device::linear(row_major(input), rows, spectrum, bias, sizes, guard.stream());
 }
 
 template <class Device>
@@ -143,14 +148,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spectral_linear_backward_new(
                                                                                 int64_t wanted) {
   STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear_backward: phi takes two dimensions");
   const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
-  const Tensor rows = rows_of(input, spectrum.view.in, phi, "input");
-  const Tensor upstream = rows_of(grad, spectrum.view.out, phi, "the gradient");
-  STD_TORCH_CHECK(rows.sizes()[0] == upstream.sizes()[0],
+  const int64_t rows = rows_of(input, spectrum.view.in, phi, "input");
+  STD_TORCH_CHECK(rows == rows_of(grad, spectrum.view.out, phi, "the gradient"),
                   "sparsenn::spectral_linear_backward: input and gradient have different numbers of rows");
   const typename Device::Guard guard(phi);
-  auto [d_phi, d_in, d_out, d_input, d_bias] =
-      Device::linear_backward(upstream, rows, spectrum, spectrum.available(wanted), guard.stream());
-  if (wanted & kInput) d_input = torch::stable::view(d_input, sizes_of(input));
+  auto [d_phi, d_in, d_out, d_input, d_bias] = Device::linear_backward(
+      row_major(grad), row_major(input), rows, spectrum, spectrum.available(wanted), guard.stream());
   return {d_phi, d_in, d_out, d_input, d_bias};
 }
 
