@@ -193,9 +193,7 @@ def composed_linear_gradients(
 
 
 def _only(wanted: int, gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    return [
-        like.new_empty(0) if g is None or not wanted >> k & 1 else g.contiguous().clone() for k, g in enumerate(gradients)
-    ]
+    return [like.new_empty(0) if g is None or not wanted >> k & 1 else g.contiguous().clone() for k, g in enumerate(gradients)]
 
 
 def spectral_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> Tensor:
@@ -211,9 +209,7 @@ def spectral_weight_backward(
     return torch.empty_like(phi).copy_(d_phi) if wanted & 1 else d_phi, d_in, d_out
 
 
-def spectral_linear(
-    x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def spectral_linear(x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, bias: Tensor | None) -> Tensor:
     """`composed_linear` as an operator."""
     return composed_linear(x, phi, lambda_in, lambda_out, bias).contiguous()
 

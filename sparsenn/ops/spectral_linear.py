@@ -127,9 +127,7 @@ def _register() -> None:
         return *cotangents_of(reference.composed_linear_gradients, ctx.saved_tensors, asked), None
 
     torch.library.register_autograd(f"{NAMESPACE}::spectral_linear", backward_linear, setup_context=setup_linear)
-    torch.library.register_autograd(
-        f"{NAMESPACE}::spectral_linear_backward", backward_gradients, setup_context=setup_gradients
-    )
+    torch.library.register_autograd(f"{NAMESPACE}::spectral_linear_backward", backward_gradients, setup_context=setup_gradients)
 
     @torch.library.register_fake(f"{NAMESPACE}::spectral_linear")
     def _(input: Tensor, phi: Tensor, lambda_in: Any, lambda_out: Any, bias: Any) -> Tensor:  # noqa: A002

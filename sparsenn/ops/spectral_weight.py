@@ -54,9 +54,7 @@ def spectral_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | 
 def check_spectrum(name: str, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> None:
     """Raise unless the eigenvalues fit the eigenvectors; `name` is the function that was called."""
     if phi.dim() < 2 or phi.dtype not in DTYPES:
-        raise ValueError(
-            f"{name}: phi is {kind_of(phi)}; it takes (out, in, ...) in float64, float32, bfloat16 or float16"
-        )
+        raise ValueError(f"{name}: phi is {kind_of(phi)}; it takes (out, in, ...) in float64, float32, bfloat16 or float16")
     if lambda_in is None and lambda_out is None:
         raise ValueError(f"{name}: lambda_in and lambda_out are both None, so that the weight would be 0; give one of them")
     for argument, value, axis in (("lambda_in", lambda_in, 1), ("lambda_out", lambda_out, 0)):
@@ -121,9 +119,7 @@ def _register() -> None:
         return *cotangents_of(reference.composed_weight_gradients, ctx.saved_tensors, asked), None
 
     torch.library.register_autograd(f"{NAMESPACE}::spectral_weight", backward_weight, setup_context=setup_weight)
-    torch.library.register_autograd(
-        f"{NAMESPACE}::spectral_weight_backward", backward_gradients, setup_context=setup_gradients
-    )
+    torch.library.register_autograd(f"{NAMESPACE}::spectral_weight_backward", backward_gradients, setup_context=setup_gradients)
 
     @torch.library.register_fake(f"{NAMESPACE}::spectral_weight")
     def _(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> Tensor:
