@@ -13,9 +13,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sparsenn import data, init, metrics, models, nn, ops, optim, prune, training
     from sparsenn.nn.convert import collapse, factorize
+    from sparsenn.nn.spectralize import spectralize
 
 _ROOMS = ("data", "init", "metrics", "models", "nn", "ops", "optim", "prune", "training")
-_NAMES = {"collapse": "sparsenn.nn.convert", "factorize": "sparsenn.nn.convert"}
+_NAMES = {"collapse": "sparsenn.nn.convert", "factorize": "sparsenn.nn.convert", "spectralize": "sparsenn.nn.spectralize"}
 
 __all__ = [
     "__version__",
@@ -29,6 +30,7 @@ __all__ = [
     "ops",
     "optim",
     "prune",
+    "spectralize",
     "training",
 ]
 

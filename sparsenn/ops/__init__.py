@@ -4,5 +4,7 @@ from sparsenn.ops import factorized_sgd as _factorized_sgd  # noqa: F401  (regis
 from sparsenn.ops import prox_sgd as _prox_sgd  # noqa: F401
 from sparsenn.ops.hadamard import hadamard_product
 from sparsenn.ops.library import backend
+from sparsenn.ops.spectral_linear import spectral_linear
+from sparsenn.ops.spectral_weight import spectral_weight
 
-__all__ = ["backend", "hadamard_product"]
+__all__ = ["backend", "hadamard_product", "spectral_linear", "spectral_weight"]

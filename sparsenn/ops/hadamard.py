@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
+from sparsenn.ops.modes import batched, differentiated, needs_definition
 from sparsenn.ops.schema import NAMESPACE
 
 _ops = torch.ops.sparsenn
@@ -57,39 +58,19 @@ def hadamard_product(factors: Sequence[Tensor], *, out: Tensor | None = None) ->
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
-    if _needs_definition():
+    if needs_definition():
         return reference.product(factors)
-    if torch.compiler.is_compiling() or not _differentiated(factors):
+    if torch.compiler.is_compiling() or not differentiated(factors):
         return _ops.hadamard(factors)
     return _Hadamard.apply(*factors)
 
 
 def _gradients(grad: Tensor, factors: Sequence[Tensor]) -> Sequence[Tensor]:
-    if _needs_definition():
+    if needs_definition():
         return reference.gradients(grad, factors)
-    if torch.compiler.is_compiling() or not _differentiated([grad, *factors]):
+    if torch.compiler.is_compiling() or not differentiated([grad, *factors]):
         return _ops.hadamard_backward(grad, factors)
     return _HadamardBackward.apply(grad, *factors)
-
-
-# Reverse mode runs the kernels: through a Function, which serves torch.func's transforms and costs less than the operator's own
-# autograd, or through the operator, which is what a compiler traces. Forward mode, and a transform inside a compiled function,
-# get the definition: nesting one forward mode in another turns a Function's tangents into zeros without a word.
-def _needs_definition() -> bool:
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    levels = torch._C._functorch.get_interpreter_stack() or []
-    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
-
-
-def _differentiated(tensors: Sequence[Tensor]) -> bool:
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _replaced(factors: Sequence[Tensor], d: int, value: Tensor) -> list[Tensor]:
@@ -181,20 +162,12 @@ def _register() -> None:
 
     @torch.library.register_vmap(f"{NAMESPACE}::hadamard")
     def _(info: Any, in_dims: Any, factors: Sequence[Tensor]) -> Any:
-        return _ops.hadamard(_batched(info, in_dims[0], factors)), 0
+        return _ops.hadamard(batched(info, in_dims[0], factors)), 0
 
     @torch.library.register_vmap(f"{NAMESPACE}::hadamard_backward")
     def _(info: Any, in_dims: Any, grad: Tensor, factors: Sequence[Tensor]) -> Any:
-        (grad,) = _batched(info, in_dims[:1], (grad,))
-        return _ops.hadamard_backward(grad, _batched(info, in_dims[1], factors)), [0] * len(factors)
-
-
-def _batched(info: Any, dims: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Every tensor with the batch dimension in front; one without it is expanded."""
-    dims = [None] * len(tensors) if dims is None else dims
-    return [
-        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, dims, strict=True)
-    ]
+        (grad,) = batched(info, in_dims[:1], (grad,))
+        return _ops.hadamard_backward(grad, batched(info, in_dims[1], factors)), [0] * len(factors)
 
 
 _register()
@@ -218,7 +191,7 @@ def _check_out(factors: Sequence[Tensor], out: Tensor) -> None:
     first = factors[0]
     if out.shape != first.shape or out.dtype != first.dtype or out.device != first.device:
         raise ValueError(f"hadamard_product: out is {_kind(out)}; the factors need {_kind(first)}")
-    if _needs_definition() or (torch.is_grad_enabled() and any(t.requires_grad for t in (*factors, out))):
+    if needs_definition() or (torch.is_grad_enabled() and any(t.requires_grad for t in (*factors, out))):
         raise RuntimeError(
             "hadamard_product: out= has no gradient, but an argument requires grad; call it under torch.no_grad()"
         )

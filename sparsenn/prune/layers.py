@@ -142,7 +142,7 @@ class Grouped:
 
 
 class Channels:
-    """Parameters and statistics with one number for each unit, of batch normalization or a PReLU."""
+    """Parameters and statistics with one number for each unit, of batch normalization, a PReLU, a gate."""
 
     def __init__(self, trace: Trace, module: nn.Module, units: Units, names: tuple[str, ...], width: str) -> None:
         self.module: Any = module
@@ -191,6 +191,15 @@ def batch_norm(trace: Trace, site: Site, x: Units) -> Units:
         known = torch.where(gamma == 0, beta, scale * (x.known - _double(norm.running_mean)) + beta)
     out = trace.like(x, known)
     Channels(trace, norm, out, ("weight", "bias", "running_mean", "running_var"), "num_features")
+    return out
+
+
+def gate(trace: Trace, site: Site, x: Units) -> Units:
+    """``SpectralGate``: y = λ x for each channel."""
+    x = trace.along(x, site.module.dim % len(x.shape))
+    eigenvalues = _double(site.module.lambda_out)
+    out = trace.like(x, torch.where(eigenvalues == 0, 0.0, eigenvalues * x.known))
+    Channels(trace, site.module, out, ("lambda_out",), "num_features")
     return out
 
 

@@ -11,7 +11,7 @@ from small_nets import BOUNDS, assert_same_function, generic, perceptron, zero
 from torch import Tensor, nn
 
 import sparsenn
-from sparsenn.nn import IndexedConv2d, IndexedLinear
+from sparsenn.nn import IndexedConv2d, IndexedLinear, SpectralGate, SpectralLinear
 from sparsenn.prune import compact
 
 
@@ -172,6 +172,29 @@ def test_a_normalization_by_the_batch_makes_its_shift_of_a_constant():
     extra = (net[3].weight.sum((2, 3)) * norm.bias.sigmoid())[:, [1, 3]].sum(1)
     torch.testing.assert_close(small[3].bias, net[3].bias + extra)
     assert_same_function(net, small, torch.randn(5, 2, 7, 7).double())
+
+
+def test_a_gate_that_is_zero_closes_a_channel():
+    net = generic(nn.Sequential(nn.Conv2d(2, 4, 3), SpectralGate(4), nn.Sigmoid(), nn.Conv2d(4, 2, 3)))
+    zero(net[0].weight, 1)
+    zero(net[1].lambda_out, 3)
+    small = compact(net, torch.randn(1, 2, 7, 7).double())
+    assert (small[0].out_channels, small[1].num_features, small[3].in_channels) == (2, 2, 2)
+    assert_same_function(net, small, torch.randn(5, 2, 7, 7).double())
+
+
+@pytest.mark.parametrize("train_lambda_in", [False, True])
+def test_spectral_layers_become_plain_and_lose_the_nodes_without_eigenvalue(train_lambda_in):
+    net = sparsenn.spectralize(perceptron(4, 8, 5, 2))
+    zero(net[0].lambda_out, 0, 3, 4)
+    if train_lambda_in:
+        net[0] = generic(SpectralLinear(4, 8, train_lambda_in=True))
+        zero(net[0].phi, 0, 3, 4)
+    small = compact(net, torch.randn(1, 4).double())
+    assert type(small[0]) is nn.Linear
+    assert [small[i].weight.shape for i in (0, 2, 4)] == [(5, 4), (5, 5), (2, 5)]
+    assert isinstance(net[0], SpectralLinear)
+    assert_same_function(net, small, torch.randn(50, 4).double())
 
 
 class Block(nn.Module):
