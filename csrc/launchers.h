@@ -90,6 +90,41 @@ void soft_threshold(const TensorView& input, const Threshold& threshold, const T
 template <class Device>
 void soft_threshold_backward(const TensorView& grad, const TensorView& input, const Threshold& threshold,
                              const TensorView& out, void* stream);
+// A spectral weight's eigenvectors, row-major (out, in, kernel), and eigenvalues; an absent vector is null. `kernel` is 1
+// for a linear layer.
+struct Spectrum {
+  DType dtype;
+  int64_t out, in, kernel;
+  const void *phi, *lambda_in, *lambda_out;
+};
+
+// Where gradients go, contiguous; null where one is not wanted. `input` and `bias` are those of spectral_linear.
+struct SpectralGradients {
+  void *phi, *lambda_in, *lambda_out, *input, *bias;
+};
+
+// weight = (lambda_in - lambda_out) phi
+template <class Device>
+void spectral_weight(const Spectrum& spectrum, void* weight, void* stream);
+
+// The gradients of phi, lambda_in and lambda_out in one pass over that of the weight, in whose place that of phi may
+// lie. `workspace` has room for spectral_weight_workspace(spectrum) bytes.
+template <class Device>
+int64_t spectral_weight_workspace(const Spectrum& spectrum);
+template <class Device>
+void spectral_weight_backward(const void* grad, const Spectrum& spectrum, const SpectralGradients& gradients,
+                              void* workspace, void* stream);
+
+// CPU: output = input weight^T + bias for a row-major (batch, in) input, without the weight in memory; bias may be
+// null.
+void spectral_linear(const void* input, const Spectrum& spectrum, const void* bias, int64_t batch, void* output);
+void spectral_linear_backward(const void* grad, const void* input, const Spectrum& spectrum, int64_t batch,
+                              const SpectralGradients& gradients);
+
+// CUDA: output = input * sign * scale + shift for rows of `columns` numbers, where scale and shift, each of which may
+// be null, belong to the columns; what is around the vendor's products.
+void scale_columns(DType dtype, const void* input, const void* scale, double sign, const void* shift, int64_t rows,
+                   int64_t columns, void* output, void* stream);
 
 // Splits [0, size) among threads; parts are multiples of `grain` but for the last. Serial until a binding installs its
 // own.

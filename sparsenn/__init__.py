@@ -13,9 +13,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sparsenn import data, init, metrics, models, nn, ops, optim, penalties, prune, training
     from sparsenn.nn.convert import collapse, factorize
+    from sparsenn.nn.spectralize import spectralize
 
 _ROOMS = ("data", "init", "metrics", "models", "nn", "ops", "optim", "penalties", "prune", "training")
-_NAMES = {"collapse": "sparsenn.nn.convert", "factorize": "sparsenn.nn.convert"}
+_NAMES = {"collapse": "sparsenn.nn.convert", "factorize": "sparsenn.nn.convert", "spectralize": "sparsenn.nn.spectralize"}
 
 __all__ = [
     "__version__",
@@ -30,6 +31,7 @@ __all__ = [
     "optim",
     "penalties",
     "prune",
+    "spectralize",
     "training",
 ]
 

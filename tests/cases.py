@@ -73,6 +73,7 @@ def operator_samples() -> Iterator[tuple[str, tuple]]:
         yield "factorized_sgd_", _step_arguments(depth, 0.9, nesterov=True)
     yield "factorized_sgd_", _step_arguments(2, 0.0, weight_decay=0.1, maximize=True)
     yield from _prox_samples()
+    yield from _spectral_samples()
 
 
 def _prox_samples() -> Iterator[tuple[str, tuple]]:
@@ -95,3 +96,27 @@ def _prox_samples() -> Iterator[tuple[str, tuple]]:
         yield "soft_threshold", (x, level)
         yield "soft_threshold_backward", (values((3, 4), torch.float64).requires_grad_(), x, level)
     yield "soft_threshold", (values((4, 3), torch.bfloat16).t(), torch.tensor(0.5))
+
+
+def spectrum(
+    shape: tuple[int, ...], dtype: torch.dtype, kind: str = "both", device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """phi of a shape, lambda_in and lambda_out; `kind` says which of the eigenvalues there are: "in", "out" or "both"."""
+    lambda_in = None if kind == "out" else values(shape[1:2], dtype, device)
+    lambda_out = None if kind == "in" else values(shape[:1], dtype, device)
+    return values(shape, dtype, device), lambda_in, lambda_out
+
+
+def _spectral_samples() -> Iterator[tuple[str, tuple]]:
+    for kind, wanted in (("both", 7), ("in", 3), ("out", 5)):
+        leaf = [None if t is None else t.requires_grad_() for t in spectrum((4, 3), torch.float64, kind)]
+        plain = spectrum((4, 3, 2), torch.float32, kind)
+        x, grad = (values((2, 5, n), torch.float64).requires_grad_() for n in (3, 4))
+        yield "spectral_weight", tuple(leaf)
+        yield "spectral_weight", (plain[0].transpose(0, 2).contiguous().transpose(0, 2), *plain[1:])
+        yield "spectral_weight_backward", (values((4, 3), torch.float64).requires_grad_(), *leaf, wanted)
+        yield "spectral_weight_backward", (values((4, 3, 2), torch.float32), *plain, wanted & 6)
+        yield "spectral_linear", (x, *leaf, values((4,), torch.float64).requires_grad_())
+        yield "spectral_linear", (values((3,), torch.float32), *spectrum((4, 3), torch.float32, kind), None)
+        yield "spectral_linear_backward", (grad, x, *leaf, wanted | 24)
+        yield "spectral_linear_backward", (grad, x, *leaf, 8)

@@ -30,6 +30,7 @@ def public_objects():
                 yield f"{room}.{name}", thing
     yield "collapse", sparsenn.collapse
     yield "factorize", sparsenn.factorize
+    yield "spectralize", sparsenn.spectralize
 
 
 @pytest.mark.parametrize(("name", "thing"), [pytest.param(n, t, id=n) for n, t in public_objects()])

@@ -13,6 +13,15 @@ constexpr int64_t kBlocksPerThread = 16;  // fewer are not worth waking a thread
 
 void parallel_for(int64_t size, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
+// Calls body(begin, end) for parts of [0, size), on any thread.
+template <class Body>
+void for_each_part(int64_t size, int64_t grain, const Body& body) {
+  parallel_for(
+      size, grain,
+      [](int64_t begin, int64_t end, void* opaque) { (*static_cast<const Body*>(opaque))(begin, end); },
+      const_cast<Body*>(&body));
+}
+
 // Calls body(tensor, begin, size) for every block of every tensor, where each thread gets a body of its own from
 // make_body(). The work is elementwise: the bits don't depend on the threads.
 template <class MakeBody>

@@ -12,6 +12,7 @@
 // One function, compiled for each level of x86-64; the loader picks. Inside, everything is inlined into each copy.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__) && \
     !defined(SPARSENN_ONE_ISA)
+#define SPARSENN_HAS_CLONES
 #define SPARSENN_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define SPARSENN_CLONES

@@ -1,20 +1,47 @@
 // The CPU kernels as implementations of the operators. Loading this library registers them.
 #include "registration/bindings.h"
+#include "registration/spectral.h"
 
 namespace sparsenn {
 namespace {
+
+using torch::stable::Tensor;
 
 struct CpuDevice {
   using Tag = Cpu;
 
   struct Guard {
-    explicit Guard(const torch::stable::Tensor&) {}
+    explicit Guard(const Tensor&) {}
     void* stream() const { return nullptr; }
   };
 
-  static Scalar scalar(const torch::stable::Tensor& tensor, const torch::stable::Tensor& model) {
+  static Scalar scalar(const Tensor& tensor, const Tensor& model) {
     bindings::check_device(tensor, model.device());
     return bindings::host_scalar(tensor);
+  }
+
+  // One kernel each: the weight is composed in the cache.
+  static Tensor linear(const Tensor& input, int64_t rows, const bindings::CheckedSpectrum& spectrum,
+                       const bindings::Vector& bias, const std::vector<int64_t>& sizes, void*) {
+    Tensor output = bindings::empty(input, sizes);
+    if (output.numel()) {
+      spectral_linear(input.data_ptr(), spectrum.view, bias ? bias->data_ptr() : nullptr, rows, output.data_ptr());
+    }
+    return output;
+  }
+
+  static std::array<Tensor, 5> linear_backward(const Tensor& grad, const Tensor& input, int64_t rows,
+                                               const bindings::CheckedSpectrum& spectrum, int64_t wanted, void*) {
+    const int64_t in = spectrum.view.in, out = spectrum.view.out;
+    const std::vector<int64_t> sizes[5] = {{out, in}, {in}, {out}, bindings::sizes_of(input), {out}};
+    std::array<Tensor, 5> made;
+    void* to[5];
+    for (int k = 0; k < 5; ++k) {
+      made[k] = bindings::empty_or_none(input, wanted >> k & 1, sizes[k]);
+      to[k] = bindings::data_or_null(made[k], wanted >> k & 1);
+    }
+    spectral_linear_backward(grad.data_ptr(), input.data_ptr(), spectrum.view, rows, {to[0], to[1], to[2], to[3], to[4]});
+    return made;
   }
 };
 
@@ -28,4 +55,5 @@ void torch_parallel_for(int64_t size, int64_t grain, void (*body)(int64_t, int64
 STABLE_TORCH_LIBRARY_IMPL(sparsenn, CPU, m) {
   sparsenn::set_parallel_for(sparsenn::torch_parallel_for);
   sparsenn::bindings::implement<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_spectral<sparsenn::CpuDevice>(m);
 }

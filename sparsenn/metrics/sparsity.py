@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparsenn.nn.spectral import SPECTRUM, SpectralLayer
+
 
 @dataclass(frozen=True)
 class LayerSparsity:
@@ -138,8 +140,8 @@ def sparsity_report(model: nn.Module, threshold: float | None = None) -> Sparsit
     """Count the zeros of a model: per weight tensor and in total, exact ones and those below a threshold apart.
 
     Every parameter is counted, frozen ones too, each once however many modules share it. Parametrized tensors are counted by
-    the value that the module computes with, so factorized weights by their product and not by their factors. Buffers are not
-    counted. The model is not changed.
+    the value that the module computes with, so factorized weights by their product and not by their factors, and spectral
+    layers by the weight that they compose. Buffers are not counted. The model is not changed.
 
     Args:
         model: Any module.
@@ -191,6 +193,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 originals = tuple(id(p) for p in parametrization._parameters.values() if p is not None)
                 if originals:
                     found.append((name, originals))
+        if isinstance(module, SpectralLayer):
+            spectrum = tuple(key for name, own in found if name in SPECTRUM for key in own)
+            found = [("weight", spectrum), *((name, key) for name, key in found if name not in SPECTRUM)]
         for name, key in found:
             if key not in seen:
                 seen.add(key)

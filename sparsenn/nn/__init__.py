@@ -1,8 +1,9 @@
-"""Layers whose weights are products of factors, the parametrization that makes any module such a layer, and indexed layers."""
+"""Layers whose weights are products of factors or composed of a spectrum, the ways to them, and indexed layers."""
 
 from sparsenn.nn.factorized import HadamardConv1d, HadamardConv2d, HadamardLinear
 from sparsenn.nn.indexed import IndexedConv1d, IndexedConv2d, IndexedConv3d, IndexedLinear
 from sparsenn.nn.parametrizations import HadamardProduct
+from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralGate, SpectralLinear
 
 __all__ = [
     "HadamardConv1d",
@@ -13,4 +14,8 @@ __all__ = [
     "IndexedConv2d",
     "IndexedConv3d",
     "IndexedLinear",
+    "SpectralConv1d",
+    "SpectralConv2d",
+    "SpectralGate",
+    "SpectralLinear",
 ]

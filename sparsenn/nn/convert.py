@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +21,9 @@ from sparsenn.nn.parametrizations import (
     own_class,
     parametrizations_of,
 )
+from sparsenn.nn.selection import Rule, join, matches, rules, walk
+from sparsenn.nn.spectral import SPECTRUM, SpectralGate, SpectralLayer
 
-Rule = str | type[nn.Module]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _ORDER = "_sparsenn_parameter_order"
@@ -90,7 +90,7 @@ def factorize(
     """
     HadamardProduct(depth, factor_init)
     slots = list(_slots(model))
-    selected = _select(slots, _rules("include", include), _rules("exclude", exclude) or ())
+    selected = _select(slots, rules("factorize", "include", include), rules("factorize", "exclude", exclude) or ())
     for slot in selected:
         if reason := _refusal(slot):
             raise ValueError(f"factorize: {slot.title!r} {reason}, or leave it out with exclude={slot.title!r}")
@@ -109,6 +109,9 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
     :class:`sparsenn.optim.FactorizedSGD`: factors only come near zero, this makes the zeros exact. A zero is +0; NaN stays NaN.
     Tied parameters stay tied, frozen ones stay frozen, and the parameters stand in the order they had before
     :func:`factorize`. Buffers and parameters behind other parametrizations are left alone. Make a new optimizer afterwards.
+
+    ``Spectral*`` layers become plain ones that hold the composed weight. The threshold acts neither on φ and λ nor on what is
+    composed of them, unless φ or λ were factorized themselves; a ``SpectralGate`` stays as it is.
 
     Args:
         model: The model, changed in place (the object stays, so a lone ``HadamardLinear`` changes its class).
@@ -132,7 +135,7 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
     """
     if not threshold >= 0:
         raise ValueError(f"collapse: threshold is {threshold!r}; it takes a number >= 0")
-    modules = {id(module): (path, module) for path, module, _ in _walk(model)}
+    modules = {id(module): (path, module) for path, module, _ in walk(model)}
     for path, module in modules.values():
         _refuse_chains(path, module)
     products: dict[tuple[int, ...], nn.Parameter] = {}
@@ -149,17 +152,43 @@ def collapse_module(module: nn.Module, threshold: float, products: dict[tuple[in
     A class whose parameters are not weights, so that the threshold must not touch them, registers a rule of its own:
     ``@collapse_module.register``.
     """
+    _multiply_out(module, products)
+    _zero_below(threshold, _own(module).values())
+    if isinstance(module, FactorizedLayer):
+        module.become_plain()
+
+
+@collapse_module.register
+def _(module: SpectralLayer, threshold: float, products: dict[tuple[int, ...], nn.Parameter]) -> None:
+    """The composed weight takes the spectrum's place as it is; small is only what was factorized."""
+    factorized = {name for name, _ in hadamard_parametrizations_of(module)}
+    _multiply_out(module, products)
+    if type(module).__dict__.get("plain") is not None and not parametrize.is_parametrized(module):
+        module.become_plain(module.weight)
+    small = {"weight" if name in SPECTRUM else name for name in factorized}
+    _zero_below(threshold, (p for name, p in _own(module).items() if name in small))
+
+
+@collapse_module.register
+def _(module: SpectralGate, threshold: float, products: dict[tuple[int, ...], nn.Parameter]) -> None:
+    """A gate stays: the eigenvalues of what lies before it are no weights of its own."""
+    _multiply_out(module, products)
+
+
+def _multiply_out(module: nn.Module, products: dict[tuple[int, ...], nn.Parameter]) -> None:
+    """Put products in the place of factors."""
     for name, parametrization in list(hadamard_parametrizations_of(module)):
         key = tuple(id(factor) for factor in factors_of(parametrization))
         if key not in products:
             products[key] = _product(parametrization)
         _unregister(module, name, products[key])
     _restore_order(module)
-    for parameter in _own(module).values():
+
+
+def _zero_below(threshold: float, parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
         if _has_values(parameter):
             parameter.masked_fill_(parameter.abs() <= threshold, 0.0)
-    if isinstance(module, FactorizedLayer):
-        module.become_plain()
 
 
 def _product(parametrization: parametrize.ParametrizationList) -> nn.Parameter:
@@ -174,7 +203,7 @@ def _has_values(parameter: Tensor) -> bool:
 def _refuse_chains(path: str, module: nn.Module) -> None:
     for name, parametrization in hadamard_parametrizations_of(module):
         if len(parametrization) > 1:
-            title = _join(path, name)
+            title = join(path, name)
             raise ValueError(
                 f"collapse: {title!r} carries {type(parametrization[1]).__name__} on top of its factors; remove it first with "
                 f"torch.nn.utils.parametrize.remove_parametrizations"
@@ -207,48 +236,22 @@ class _Slot:
         return [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
 
     def matches(self, rule: Rule) -> bool:
-        if isinstance(rule, str):
-            # the leading dot lets "*.bias" name a bias of the root module too
-            return any(fnmatchcase(path, rule) or fnmatchcase(f".{path}", rule) for path in self.paths)
-        return any(isinstance(module, rule) for module in self.inside)
-
-
-def _walk(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module, tuple]]:
-    """Every module by every path, with the modules it lies in; what lies below a parametrization is no part of the model."""
-    inside = (*above, module)
-    yield path, module, inside
-    for name, child in module._modules.items():
-        if child is not None and not (name == "parametrizations" and parametrize.is_parametrized(module)):
-            yield from _walk(child, _join(path, name), inside)
+        return matches(rule, self.paths, self.inside)
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
 def _slots(model: nn.Module) -> Iterator[_Slot]:
     slots: dict[tuple[int, str], _Slot] = {}
-    for path, module, inside in _walk(model):
+    for path, module, inside in walk(model):
         own = _own(module)
         for name in [*dict(parametrizations_of(module)), *own]:
             slot = slots.setdefault((id(module), name), _Slot(module, name, own.get(name)))
-            slot.paths.append(_join(path, name))
+            slot.paths.append(join(path, name))
             slot.inside.extend(inside)
     return (slot for slot in slots.values() if slot.stored)
-
-
-def _rules(argument: str, value: Rule | Sequence[Rule] | None) -> tuple[Rule, ...] | None:
-    if value is None:
-        return None
-    rules: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    for rule in rules:
-        if not isinstance(rule, str) and not (isinstance(rule, type) and issubclass(rule, nn.Module)):
-            raise ValueError(f"factorize: {argument} holds {rule!r}; it takes name patterns such as '*.bias' and module types")
-    return rules
 
 
 def _select(slots: list[_Slot], include: tuple[Rule, ...] | None, exclude: tuple[Rule, ...]) -> list[_Slot]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,3 +43,34 @@ def batched(info: Any, dims: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [
         t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, dims, strict=True)
     ]
+
+
+def one_by_one(info: Any, in_dims: Any, operator: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """A batching rule: the operator on one element of the batch after the other, the results stacked in front."""
+    found = [
+        operator(*(a if dim is None else a.select(dim, n) for a, dim in zip(arguments, in_dims, strict=True)))
+        for n in range(info.batch_size)
+    ]
+    if isinstance(found[0], Tensor):
+        return torch.stack(found), 0
+    return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * len(found[0])
+
+
+def cotangents_of(
+    definition: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """What a definition's results hand back to each of its tensors; differentiable in turn.
+
+    Results whose gradient is None take no part, and neither do tensors that are None.
+    """
+    given = [k for k, t in enumerate(tensors) if t is not None]
+    used = [k for k, g in enumerate(grads) if g is not None]
+
+    def results(*values: Tensor) -> tuple[Tensor, ...]:
+        arguments = dict(zip(given, values, strict=True))
+        found = definition(*(arguments.get(k) for k in range(len(tensors))))
+        return tuple(found[k] for k in used)  # type: ignore[misc]
+
+    _, pull = torch.func.vjp(results, *(tensors[k] for k in given))
+    handed = dict(zip(given, pull(tuple(grads[k] for k in used)), strict=True)) if used else {}
+    return [handed.get(k) for k in range(len(tensors))]

@@ -7,6 +7,7 @@ and rounded once, as in the kernels.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -173,3 +174,76 @@ def soft_threshold(input: Tensor, threshold: Tensor) -> Tensor:  # noqa: A002  (
 def soft_threshold_backward(grad: Tensor, input: Tensor, threshold: Tensor) -> Tensor:  # noqa: A002
     """`thresholded_gradient` as an operator: a new tensor in the input's layout."""
     return torch.empty_like(input).copy_(thresholded_gradient(grad, input, threshold))
+
+
+def composed_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> Tensor:
+    """The definition: w_oi = (lambda_in_i - lambda_out_o) phi_oi (Giambagli et al. 2023, Equation 4), in the accumulator's dtype.
+
+    phi is (out, in) or, for a convolution, (out, in, *kernel). An absent eigenvalue is 0.
+    """
+    ones = (1,) * (phi.dim() - 2)
+    scale = -_accumulator(lambda_out).view(-1, 1, *ones) if lambda_out is not None else None
+    if lambda_in is not None:
+        start = _accumulator(lambda_in).view(1, -1, *ones)
+        scale = start if scale is None else start + scale
+    return scale * _accumulator(phi)
+
+
+def composed_linear(x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The definition: z = x w^T + bias with the composed weight (Equation 5), rounded once."""
+    z = torch.matmul(_accumulator(x), composed_weight(phi, lambda_in, lambda_out).mT)
+    return (z if bias is None else z + _accumulator(bias)).to(x.dtype)
+
+
+def composed_weight_gradients(
+    grad: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The chain rule of `composed_weight`: gradients of phi, lambda_in, lambda_out; None for an absent eigenvalue."""
+    grad = _accumulator(grad)
+    pull = grad * _accumulator(phi)
+    kernel = tuple(range(2, phi.dim()))
+    d_in = pull.sum((0, *kernel)).to(phi.dtype) if lambda_in is not None else None
+    d_out = -pull.sum((1, *kernel)).to(phi.dtype) if lambda_out is not None else None
+    return composed_weight(grad, lambda_in, lambda_out).to(phi.dtype), d_in, d_out
+
+
+def composed_linear_gradients(
+    grad: Tensor, x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """The chain rule of `composed_linear`: gradients of phi, lambda_in, lambda_out, x and bias."""
+    wide, count = _accumulator(grad), math.prod(grad.shape[:-1])
+    rows = wide.reshape(count, phi.shape[0])
+    through_weight = rows.mT @ _accumulator(x).reshape(count, phi.shape[1])
+    d_phi, d_in, d_out = composed_weight_gradients(through_weight, phi.to(through_weight), lambda_in, lambda_out)
+    d_x = torch.matmul(wide, composed_weight(phi, lambda_in, lambda_out))
+    cast = (None if d is None else d.to(phi.dtype) for d in (d_phi, d_in, d_out, d_x, rows.sum(0)))
+    return tuple(cast)  # type: ignore[return-value]
+
+
+def _only(wanted: int, gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    return [like.new_empty(0) if g is None or not wanted >> k & 1 else g.contiguous().clone() for k, g in enumerate(gradients)]
+
+
+def spectral_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> Tensor:
+    """`composed_weight` as an operator: a new tensor in phi's layout."""
+    return torch.empty_like(phi).copy_(composed_weight(phi, lambda_in, lambda_out))
+
+
+def spectral_weight_backward(
+    grad: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, wanted: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`composed_weight_gradients` as an operator: that of phi in phi's layout."""
+    d_phi, d_in, d_out = _only(wanted, composed_weight_gradients(grad, phi, lambda_in, lambda_out), phi)
+    return torch.empty_like(phi).copy_(d_phi) if wanted & 1 else d_phi, d_in, d_out
+
+
+def spectral_linear(x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`composed_linear` as an operator."""
+    return composed_linear(x, phi, lambda_in, lambda_out, bias).contiguous()
+
+
+def spectral_linear_backward(
+    grad: Tensor, x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, wanted: int
+) -> tuple[Tensor, ...]:
+    """`composed_linear_gradients` as an operator: contiguous tensors."""
+    return tuple(_only(wanted, composed_linear_gradients(grad, x, phi, lambda_in, lambda_out), phi))

@@ -35,4 +35,18 @@ SCHEMAS = {
     "soft_threshold": "(Tensor input, Tensor threshold) -> Tensor",
     # grad where |input| > threshold, else 0; where one of the two is NaN, grad
     "soft_threshold_backward": "(Tensor grad, Tensor input, Tensor threshold) -> Tensor",
+    # w[o, i, ...] = (lambda_in[i] - lambda_out[o]) phi[o, i, ...]; an absent eigenvalue counts as 0, and one of the two is there.
+    "spectral_weight": "(Tensor phi, Tensor? lambda_in, Tensor? lambda_out) -> Tensor",
+    # The gradients of phi, lambda_in and lambda_out from that of w. wanted is a sum of 1 (phi), 2 (lambda_in), 4 (lambda_out);
+    # what is not wanted comes back with no elements.
+    "spectral_weight_backward": (
+        "(Tensor grad, Tensor phi, Tensor? lambda_in, Tensor? lambda_out, int wanted) -> (Tensor, Tensor, Tensor)"
+    ),
+    # z = x w^T + bias for x (..., in) and phi (out, in), without w in memory where a kernel can do so
+    "spectral_linear": "(Tensor input, Tensor phi, Tensor? lambda_in, Tensor? lambda_out, Tensor? bias) -> Tensor",
+    # The gradients of phi, lambda_in, lambda_out, input and bias; wanted as above, with 8 (input) and 16 (bias).
+    "spectral_linear_backward": (
+        "(Tensor grad, Tensor input, Tensor phi, Tensor? lambda_in, Tensor? lambda_out, int wanted) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
 }

@@ -23,6 +23,10 @@ class Tracer(fx.Tracer):
 
     failed: str | None = None
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """What has a rule is one call, whatever it does inside."""
+        return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call of a submodule, as in ``torch.fx``."""
         try:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from sparsenn.nn.convert import collapse
 from sparsenn.nn.indexed import IndexedLayer
 from sparsenn.prune.analysis import Analysis, trace_calls
-from sparsenn.prune.rules import LAYERS
+from sparsenn.prune.rules import LAYERS, MODULES
 from sparsenn.prune.units import map_nested
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -124,7 +124,7 @@ def _copy(model: ModuleT, threshold: float) -> ModuleT:
 
 
 def _is_layer(model: nn.Module) -> bool:
-    return type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential)
+    return type(model) in MODULES
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsenn.nn.parametrizations import HadamardProduct, factors_of
+from sparsenn.nn.spectral import SpectralLayer
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -65,10 +66,8 @@ def node_relevance(layer: Any) -> Tensor:
         >>> sparsenn.prune.node_relevance(layer).tolist()
         [5.0, 0.0, 2.0]
     """
-    if _is_spectral(layer):
-        rows = layer.phi if layer.lambda_out is not None else layer.phi * _columns(layer.lambda_in, layer.phi)
-        scale = 1.0 if layer.lambda_out is None else layer.lambda_out.detach().flatten().abs()
-        return _norms(rows) * scale
+    if isinstance(layer, SpectralLayer) and layer.lambda_out is not None:
+        return _norms(layer.phi) * layer.lambda_out.detach().abs()
     if not isinstance(layer, _PLAIN):
         kind = type(layer).__name__
         raise ValueError(f"node_relevance: layer is a {kind}; it takes linear layers and convolutions, plain or spectral")
@@ -208,21 +207,13 @@ def nodes_by_metric(
     return nodes(model, fraction=best, layers=names, keep=keep)
 
 
-def _is_spectral(layer: Any) -> bool:
-    return isinstance(getattr(layer, "phi", None), Tensor) and hasattr(layer, "lambda_in") and hasattr(layer, "lambda_out")
-
-
-def _columns(eigenvalues: Tensor, phi: Tensor) -> Tensor:
-    return eigenvalues.reshape(1, -1, *[1] * (phi.dim() - 2))
-
-
 def _norms(weight: Tensor) -> Tensor:
     wide = weight.detach().flatten(1)
     return torch.linalg.vector_norm(wide if wide.dtype == torch.float64 else wide.float(), dim=1)
 
 
 def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    found = {name: module for name, module in model.named_modules() if isinstance(module, _PLAIN) or _is_spectral(module)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, _PLAIN)}
     if names is None:
         return dict(list(found.items())[:-1])
     for name in names:
@@ -234,7 +225,7 @@ def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modul
 
 
 def _check_parametrizations(name: str, layer: Any) -> None:
-    for tensor in ("weight", "bias"):
+    for tensor in _names(layer):
         if parametrize.is_parametrized(layer, tensor):
             parametrization = layer.parametrizations[tensor]
             if len(parametrization) > 1 or not isinstance(parametrization[0], HadamardProduct):
@@ -249,11 +240,17 @@ def _kill(layer: Any, dead: Tensor) -> None:
         tensor.index_fill_(0, rows.to(tensor.device), 0)
 
 
+def _names(layer: Any) -> tuple[str, ...]:
+    """The tensors that must be zero for a node to be: without λ_in the weights of a spectral one are λ_out φ."""
+    if not isinstance(layer, SpectralLayer):
+        return ("weight", "bias")
+    return ("lambda_out", "bias") if layer.lambda_in is None else ("lambda_out", "phi", "bias")
+
+
 def _stored(layer: Any) -> list[Tensor]:
     """The tensors that hold a row, or a number, for each node."""
-    names = ("phi", "lambda_out", "bias") if _is_spectral(layer) else ("weight", "bias")
     found: list[Tensor] = []
-    for name in names:
+    for name in _names(layer):
         if parametrize.is_parametrized(layer, name):
             found += factors_of(layer.parametrizations[name])
         elif getattr(layer, name) is not None:

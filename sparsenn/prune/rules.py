@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from sparsenn.prune.layers import Site, batch_norm, dense, prelu
+from sparsenn.nn.spectral import SpectralGate
+from sparsenn.prune.layers import Site, batch_norm, dense, gate, prelu
 from sparsenn.prune.units import Trace, Units, live_units, map_nested
 
 Rule = Callable[..., Any]
@@ -288,6 +289,7 @@ LAYERS: dict[type[nn.Module], Rule] = {
     **dict.fromkeys(_modules("Linear Conv1d Conv2d Conv3d"), dense),
     **dict.fromkeys(_modules("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm"), batch_norm),
     nn.PReLU: prelu,
+    SpectralGate: gate,
 }
 MODULES: dict[type[nn.Module], Rule] = {
     **LAYERS,

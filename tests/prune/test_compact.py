@@ -11,7 +11,7 @@ from small_nets import BOUNDS, assert_same_function, generic, perceptron, zero
 from torch import Tensor, nn
 
 import sparsenn
-from sparsenn.nn import IndexedConv2d, IndexedLinear
+from sparsenn.nn import IndexedConv2d, IndexedLinear, SpectralGate, SpectralLinear
 from sparsenn.prune import compact
 
 
@@ -172,6 +172,29 @@ def test_a_normalization_by_the_batch_makes_its_shift_of_a_constant():
     extra = (net[3].weight.sum((2, 3)) * norm.bias.sigmoid())[:, [1, 3]].sum(1)
     torch.testing.assert_close(small[3].bias, net[3].bias + extra)
     assert_same_function(net, small, torch.randn(5, 2, 7, 7).double())
+
+
+def test_a_gate_that_is_zero_closes_a_channel():
+    net = generic(nn.Sequential(nn.Conv2d(2, 4, 3), SpectralGate(4), nn.Sigmoid(), nn.Conv2d(4, 2, 3)))
+    zero(net[0].weight, 1)
+    zero(net[1].lambda_out, 3)
+    small = compact(net, torch.randn(1, 2, 7, 7).double())
+    assert (small[0].out_channels, small[1].num_features, small[3].in_channels) == (2, 2, 2)
+    assert_same_function(net, small, torch.randn(5, 2, 7, 7).double())
+
+
+@pytest.mark.parametrize("train_lambda_in", [False, True])
+def test_spectral_layers_become_plain_and_lose_the_nodes_without_eigenvalue(train_lambda_in):
+    net = sparsenn.spectralize(perceptron(4, 8, 5, 2))
+    zero(net[0].lambda_out, 0, 3, 4)
+    if train_lambda_in:
+        net[0] = generic(SpectralLinear(4, 8, train_lambda_in=True))
+        zero(net[0].phi, 0, 3, 4)
+    small = compact(net, torch.randn(1, 4).double())
+    assert type(small[0]) is nn.Linear
+    assert [small[i].weight.shape for i in (0, 2, 4)] == [(5, 4), (5, 5), (2, 5)]
+    assert isinstance(net[0], SpectralLinear)
+    assert_same_function(net, small, torch.randn(50, 4).double())
 
 
 class Block(nn.Module):
@@ -343,135 +366,6 @@ def test_the_copy_can_be_trained_and_saved():
     found = torch.autograd.grad(small(x).square().sum(), [small[0].weight, small[2].weight])
     torch.testing.assert_close(found[0], expected[0][:, [1, 2, 4, 5]])
     torch.testing.assert_close(found[1], expected[1][3:])
-
-
-class Mixed(nn.Module):
-    """Between two layers something that needs every unit."""
-
-    def __init__(self, middle: nn.Module) -> None:
-        super().__init__()
-        self.first, self.middle, self.last = nn.Linear(4, 8), middle, nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.middle(torch.relu(self.first(x))))
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x, x, x, need_weights=False)[0]
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.GRU(8, 8, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)[0]
-
-
-class Chunks(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat([right, left], -1) / x.shape[-1]
-
-
-@pytest.mark.parametrize(
-    "middle",
-    [nn.Softmax(-1), nn.LayerNorm(8), Attention(), Recurrent(), Chunks(), nn.GroupNorm(1, 5)],
-    ids=lambda middle: type(middle).__name__,
-)
-def test_what_mixes_units_gets_all_of_them(middle):
-    net = generic(Mixed(middle))
-    zero(net.first.weight, 0, 1, 2, 5)
-    small = compact(net, torch.randn(1, 5, 4).double())
-    assert small.first.weight.shape == (4, 4)  # computed; the others are filled in
-    assert small.first.outputs == 8
-    assert_same_function(net, small, torch.randn(3, 5, 4).double())
-
-
-class Hardcoded(nn.Module):
-    """A width as a number in the code, one that is read from a tensor, and one that is left open."""
-
-    def __init__(self, sizes) -> None:
-        super().__init__()
-        self.sizes = sizes
-        self.conv, self.fc = nn.Conv2d(2, 6, 3), nn.Linear(54, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.conv(x))
-        return self.fc(x.reshape(self.sizes(x)))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "width"),
-    [
-        (lambda x: (-1, 54), 6),
-        (lambda x: (x.size(0), 54), 6),
-        (lambda x: (x.shape[0], x.shape[1] * 9), 6),
-        (lambda x: (x.shape[0], x.size(1) * x.size(2) * x.size(3)), 6),
-        (lambda x: (x.shape[0], -1), 4),
-        (lambda x: (x.size(0), -1), 4),
-    ],
-)
-def test_a_width_in_the_code_stays_and_the_layers_beside_it_are_indexed(sizes, width):
-    net = generic(Hardcoded(sizes))
-    zero(net.conv.weight, 0, 3)
-    small = compact(net, torch.randn(1, 2, 5, 5).double())
-    assert small.conv.weight.shape[0] == 4
-    assert small.fc.weight.shape == (2, 36)
-    assert getattr(small.conv, "outputs", 4) == width
-    assert_same_function(net, small, torch.randn(4, 2, 5, 5).double())
-
-
-@pytest.mark.parametrize("width", [lambda x: x.shape[1], lambda x: x.size(-1), lambda x: x.size()[1], lambda x: x.numel()])
-def test_a_number_of_units_that_is_read_stays(width):
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.relu(self.first(x))
-            return self.last(x) * width(x)
-
-    net = generic(Scaled())
-    zero(net.first.weight, 0, 3)
-    small = compact(net, torch.randn(1, 4).double())
-    assert small.first.weight.shape == (4, 4)
-    assert_same_function(net, small, torch.randn(5, 4).double())
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.again, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(self.again(torch.relu(self.again(torch.relu(self.first(x)))))))
-
-
-def test_a_layer_that_is_called_twice_stays_as_it_is():
-    net = generic(Twice())
-    for layer in (net.first, net.again, net.last):
-        zero(layer.weight, 0, 1, 2)
-    small = compact(net, torch.randn(1, 4).double())
-    assert small.first.weight.shape == (5, 4)
-    assert small.again.weight.shape == (8, 8)
-    assert_same_function(net, small, torch.randn(9, 4).double())
-
-
-def test_tied_layers_stay_tied():
-    net = generic(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
-    net[2].weight = net[0].weight
-    zero(net[0].weight, 0)
-    small = compact(net, torch.randn(1, 4).double())
-    assert small[0].weight is small[2].weight
-    assert_same_function(net, small, torch.randn(9, 4).double())
 
 
 class Several(nn.Module):

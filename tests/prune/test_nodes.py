@@ -2,26 +2,23 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import sparsenn
+from sparsenn.nn import SpectralLinear
 from sparsenn.prune import compact, node_relevance, nodes, nodes_by_metric
 
 
-class Spectral(nn.Module):
-    """What the relevance knows of a spectral layer: w_ij = (lambda_in_j - lambda_out_i) phi_ij."""
-
-    def __init__(self, lambda_in: Tensor | None, lambda_out: Tensor | None) -> None:
-        super().__init__()
-        self.phi = nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 0.0], [6.0, 8.0]]))
-        self.bias = nn.Parameter(torch.ones(3))
-        self.lambda_in = None if lambda_in is None else nn.Parameter(lambda_in)
-        self.lambda_out = None if lambda_out is None else nn.Parameter(lambda_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        of_inputs = 0 if self.lambda_in is None else self.lambda_in
-        of_outputs = 0 if self.lambda_out is None else self.lambda_out[:, None]
-        return x @ ((of_inputs - of_outputs) * self.phi).T + self.bias
+def spectral(lambda_in: list[float] | None, lambda_out: list[float] | None) -> SpectralLinear:
+    layer = SpectralLinear(2, 3, train_lambda_in=lambda_in is not None, train_lambda_out=lambda_out is not None)
+    if lambda_out is None:
+        layer = SpectralLinear(2, 3, train_lambda_in=True, train_lambda_out=False, lambda_out_init=0.0)
+    values = {"phi": [[3.0, 4.0], [1.0, 0.0], [6.0, 8.0]], "lambda_in": lambda_in, "lambda_out": lambda_out, "bias": [1.0] * 3}
+    with torch.no_grad():
+        for name, value in values.items():
+            if value is not None:
+                getattr(layer, name).copy_(torch.tensor(value))
+    return layer
 
 
 def test_the_relevance_of_a_plain_node_is_the_norm_of_its_weights():
@@ -36,9 +33,9 @@ def test_the_relevance_of_a_plain_node_is_the_norm_of_its_weights():
 
 
 def test_the_relevance_of_a_spectral_node_is_its_eigenvalue_times_the_norm_of_its_vector():
-    assert node_relevance(Spectral(None, torch.tensor([-2.0, 0.5, 0.0]))).tolist() == [10.0, 0.5, 0.0]
-    assert node_relevance(Spectral(torch.tensor([7.0, 9.0]), torch.tensor([-2.0, 0.5, 0.0]))).tolist() == [10.0, 0.5, 0.0]
-    assert node_relevance(Spectral(torch.tensor([0.0, -2.0]), None)).tolist() == [8.0, 0.0, 16.0]
+    assert node_relevance(spectral(None, [-2.0, 0.5, 0.0])).tolist() == [10.0, 0.5, 0.0]
+    assert node_relevance(spectral([7.0, 9.0], [-2.0, 0.5, 0.0])).tolist() == [10.0, 0.5, 0.0]
+    assert node_relevance(spectral([0.0, -2.0], None)).tolist() == [8.0, 0.0, 16.0]
 
 
 def test_the_relevance_of_a_factorized_node_is_that_of_the_product():
@@ -101,13 +98,16 @@ def test_the_least_relevant_nodes_die(options, first, second):
     assert report.fraction == sum(map(len, expected.values())) / (5 if first is not None else 2)
 
 
-@pytest.mark.parametrize("lambda_in", [None, torch.tensor([1.0, 2.0])], ids=["out", "in and out"])
+@pytest.mark.parametrize("lambda_in", [None, [1.0, 2.0]], ids=["out", "in and out"])
 def test_a_spectral_node_dies_with_its_eigenvalue(lambda_in):
-    layer = Spectral(lambda_in, torch.tensor([-2.0, 0.5, 1.0]))
+    layer = spectral(lambda_in, [-2.0, 0.5, 1.0])
     net = nn.Sequential(layer, nn.Linear(3, 2))
     assert nodes(net, threshold=0.5).killed == {"0": (1,)}
     assert layer.lambda_out.tolist() == [-2.0, 0.0, 1.0]
     assert torch.equal(layer(torch.randn(9, 2))[:, 1], torch.zeros(9))
+    assert layer.phi[1].tolist() == ([1.0, 0.0] if lambda_in is None else [0.0, 0.0])
+    small = compact(net.eval(), torch.randn(1, 2))
+    assert (type(small[0]), small[0].out_features) == (nn.Linear, 2)
 
 
 def test_a_factorized_node_dies_with_all_its_factors():

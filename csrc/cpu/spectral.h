@@ -1,0 +1,87 @@
+// Rows of a spectral weight, and what the gradient of a row becomes.
+#pragma once
+
+#include <vector>
+
+#include "cpu/simd.h"
+#include "cpu/tiles.h"
+#include "launchers.h"
+#include "math/spectral.h"
+
+namespace sparsenn::cpu {
+
+// The spectrum with its element type; lambda_in as the accumulator has it, once for each entry of a row.
+template <class T>
+struct Eigen {
+  using A = accumulator_t<T>;
+
+  explicit Eigen(const Spectrum& spectrum)
+      : phi(static_cast<const T*>(spectrum.phi)),
+        lambda_out(static_cast<const T*>(spectrum.lambda_out)),
+        rows(spectrum.out),
+        columns(spectrum.in * spectrum.kernel) {
+    const T* lambda_in = static_cast<const T*>(spectrum.lambda_in);
+    if (!lambda_in) return;
+    starts.reserve(columns);
+    for (int64_t i = 0; i < spectrum.in; ++i) starts.insert(starts.end(), spectrum.kernel, load(lambda_in[i]));
+  }
+
+  const T* row(int64_t o) const { return phi + o * columns; }
+  const A* start() const { return starts.empty() ? nullptr : starts.data(); }
+  A end(int64_t o) const { return lambda_out ? load(lambda_out[o]) : A(0); }
+
+  const T *phi, *lambda_out;
+  int64_t rows, columns;
+  std::vector<A> starts;
+};
+
+// weight = (start - end) phi for a part of a row; start is null where lambda_in is absent. To: T or its accumulator.
+template <class T, class To>
+struct Compose {
+  const T* phi;
+  const accumulator_t<T>* start;
+  accumulator_t<T> end;
+  int64_t size;
+  To* weight;
+};
+
+void compose(const Compose<double, double>& row);
+void compose(const Compose<float, float>& row);
+void compose(const Compose<bfloat16, bfloat16>& row);
+void compose(const Compose<float16, float16>& row);
+void compose(const Compose<bfloat16, float>& row);
+void compose(const Compose<float16, float>& row);
+
+// The chain rule for a part of a row, in one pass over its gradient: phi's is grad * (start - end), which may lie in
+// grad's place; grad * phi is added to `columns`, which become lambda_in's, and to kPartials sums, which become
+// -lambda_out's. What is not wanted is null.
+template <class T, class G>
+struct Pull {
+  const G* grad;
+  const T* phi;
+  const accumulator_t<T>* start;
+  accumulator_t<T> end;
+  int64_t size;
+  T* phi_grad;
+  accumulator_t<T>*columns, *partials;
+};
+
+void pull(const Pull<double, double>& row);
+void pull(const Pull<float, float>& row);
+void pull(const Pull<bfloat16, bfloat16>& row);
+void pull(const Pull<float16, float16>& row);
+void pull(const Pull<bfloat16, float>& row);
+void pull(const Pull<float16, float>& row);
+
+// Partial sums added in pairs, in one order.
+template <class A>
+A total(const A* partials) {
+  A sums[kPartials<A>];
+  std::copy_n(partials, kPartials<A>, sums);
+  for (int64_t half = kPartials<A> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
+}
+
+}  // namespace sparsenn::cpu

@@ -1,0 +1,165 @@
+// The product of an input and a weight that is composed where it is needed, a block of rows at a time, and never
+// written out.
+//
+// Up to kFewRows rows of input, sums run along the memory of both (Dots). From there on the input is packed, so that a
+// vector holds one column of many of its rows, and the composed weights are splat (Tile); then the work is that of a
+// matrix product, and composing costs a share of 1 / batch of it.
+#include "cpu/parallel.h"
+#include "cpu/spectral.h"
+#include "cpu/tiles.h"
+
+namespace sparsenn {
+namespace {
+
+using cpu::kDepth;
+using cpu::kPartials;
+using cpu::Tiles;
+
+constexpr int64_t kFewRows = 12;
+constexpr int64_t kBatch = 256;     // rows of input that are packed at a time
+constexpr int64_t kOutputs = 48;     // outputs that a thread takes at a time; every tile's rows divide it
+constexpr int64_t kFewOutputs = 24;  // the same for a few rows
+
+template <class T>
+struct Forward {
+  const T *input, *bias;
+  T* output;
+  int64_t batch;
+  const cpu::Eigen<T>& eigen;
+};
+
+template <class A>
+int64_t aligned(int64_t size) {
+  return (size + kPartials<A> - 1) / kPartials<A> * kPartials<A>;
+}
+
+// Composes entries [begin, begin + size) of rows [first, first + count) into rows of kDepth.
+template <class T, class A>
+void compose_rows(const cpu::Eigen<T>& eigen, int64_t first, int64_t count, int64_t begin, int64_t size, A* weights) {
+  for (int64_t r = 0; r < count; ++r) {
+    cpu::compose(cpu::Compose<T, A>{eigen.row(first + r) + begin, eigen.start() ? eigen.start() + begin : nullptr,
+                                    eigen.end(first + r), size, weights + r * kDepth});
+  }
+}
+
+// `count` rows of `size` numbers as the accumulator has them, with zeros around them up to `rows` rows of `padded`.
+template <class T, class A>
+void copy_padded(const T* from, int64_t stride, int64_t count, int64_t size, A* to, int64_t rows, int64_t padded) {
+  std::fill_n(to, rows * padded, A(0));
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t i = 0; i < size; ++i) to[r * padded + i] = load(from[r * stride + i]);
+  }
+}
+
+template <class T>
+void few_rows(const Forward<T>& problem) {
+  using A = accumulator_t<T>;
+  constexpr bool kDirect = std::is_same_v<T, A>;  // else phi is converted first, and so is the end of its rows
+  const auto& [input, bias, output, batch, eigen] = problem;
+  const cpu::Dots<A>& dots = cpu::tiles<A>().dots;
+  const int64_t in = eigen.columns, out = eigen.rows, padded = aligned<A>(in);
+  std::vector<A> x(batch * padded), starts(eigen.start() ? padded : 0);
+  copy_padded(input, in, batch, in, x.data(), batch, padded);
+  if (eigen.start()) copy_padded(eigen.start(), in, 1, in, starts.data(), 1, padded);
+  cpu::for_each_part((out + kFewOutputs - 1) / kFewOutputs, 1, [&](int64_t begin, int64_t end) {
+    std::vector<A> ends(dots.rows), sums(dots.rows * dots.columns[0]), converted(dots.rows * padded);
+    for (int64_t o = begin * kFewOutputs; o < std::min(out, end * kFewOutputs); o += dots.rows) {
+      const int64_t count = std::min(dots.rows, out - o);
+      const int64_t direct = kDirect && count == dots.rows ? in / kPartials<A> * kPartials<A> : 0, rest = padded - direct;
+      copy_padded(eigen.row(o) + direct, in, count, in - direct, converted.data(), dots.rows, rest);
+      for (int64_t r = 0; r < count; ++r) ends[r] = eigen.end(o + r);
+      for (int64_t b = 0; b < batch;) {
+        const int kind = dots.kind_for(batch - b);
+        const int64_t columns = dots.columns[kind];
+        const A *const from = starts.empty() ? nullptr : starts.data(), *const right = x.data() + b * padded;
+        const cpu::Piece<A> pieces[2] = {
+            {direct, reinterpret_cast<const A*>(eigen.row(o)), in, from, right, padded},
+            {rest, converted.data(), rest, from ? from + direct : nullptr, right + direct, padded}};
+        dots.run[kind](pieces, ends.data(), sums.data());
+        for (int64_t n = 0; n < columns; ++n, ++b) {
+          for (int64_t r = 0; r < count; ++r) {
+            const A sum = sums[r * columns + n];
+            output[b * out + o + r] = store<T>(bias ? sum + load(bias[o + r]) : sum);
+          }
+        }
+      }
+    }
+  });
+}
+
+// Packs rows [first, first + count) of the input: for each depth of kDepth strips of columns, one for each row, next to
+// each other. Rows that fill up the last strip are zeros.
+template <class T, class A>
+void pack_columns(const Tiles<A>& tiles, const T* input, int64_t in, int64_t first, int64_t count, A* packed) {
+  const int64_t padded = tiles.padded(count);
+  cpu::for_each_part((in + kDepth - 1) / kDepth, 1, [&](int64_t begin, int64_t end) {
+    std::vector<A> rows(tiles.width() * kDepth);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t k0 = chunk * kDepth, size = std::min(kDepth, in - k0);
+      for (int64_t b0 = 0; b0 < padded; b0 += tiles.width()) {
+        const int64_t width = std::min(tiles.width(), padded - b0), real = std::min(width, count - b0);
+        A* const strip = packed + k0 * padded + b0 * size;
+        const T* const from = input + (first + b0) * in + k0;
+        const cpu::Transpose<A> transpose = tiles.transpose[width > tiles.lanes];
+        if (std::is_same_v<T, A> && real == width) {
+          transpose(size, reinterpret_cast<const A*>(from), in, strip);
+        } else {
+          copy_padded(from, in, real, size, rows.data(), width, size);
+          transpose(size, rows.data(), size, strip);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void many_rows(const Forward<T>& problem) {
+  using A = accumulator_t<T>;
+  const auto& [input, bias, output, batch, eigen] = problem;
+  const Tiles<A>& tiles = cpu::tiles<A>();
+  const int64_t in = eigen.columns, out = eigen.rows;
+  std::vector<A> packed(in * tiles.padded(std::min(batch, kBatch)));
+  for (int64_t first = 0; first < batch; first += kBatch) {
+    const int64_t count = std::min(kBatch, batch - first), padded = tiles.padded(count);
+    pack_columns(tiles, input, in, first, count, packed.data());
+    cpu::for_each_part((out + kOutputs - 1) / kOutputs, 1, [&](int64_t begin, int64_t end) {
+      std::vector<A> weights(kOutputs * kDepth), sums(kOutputs * padded);
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t o0 = block * kOutputs, outputs = std::min(kOutputs, out - o0);
+        std::fill(sums.begin(), sums.end(), A(0));
+        for (int64_t k = 0; k < in; k += kDepth) {
+          const int64_t size = std::min(kDepth, in - k);
+          compose_rows(eigen, o0, outputs, k, size, weights.data());
+          for (int64_t o = 0; o < outputs; o += tiles.rows()) {
+            const cpu::Tile<A>& tile = tiles.with(std::min(tiles.rows(), outputs - o));
+            for (int64_t b = 0; b < padded; b += tiles.width()) {
+              tile.by_row[padded - b > tiles.lanes](size, weights.data() + o * kDepth, packed.data() + k * padded + b * size,
+                                                    sums.data() + o * padded + b, padded);
+            }
+          }
+        }
+        for (int64_t b = 0; b < count; ++b) {
+          T* const to = output + (first + b) * out + o0;
+          for (int64_t o = 0; o < outputs; ++o) {
+            const A sum = sums[o * padded + b];
+            to[o] = store<T>(bias ? sum + load(bias[o0 + o]) : sum);
+          }
+        }
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void spectral_linear(const void* input, const Spectrum& spectrum, const void* bias, int64_t batch, void* output) {
+  dispatch_dtype(spectrum.dtype, [&](auto element) {
+    using T = decltype(element);
+    const cpu::Eigen<T> eigen(spectrum);
+    const Forward<T> problem{static_cast<const T*>(input), static_cast<const T*>(bias), static_cast<T*>(output), batch,
+                             eigen};
+    batch <= kFewRows ? few_rows(problem) : many_rows(problem);
+  });
+}
+
+}  // namespace sparsenn

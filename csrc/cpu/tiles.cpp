@@ -1,0 +1,278 @@
+#include "cpu/tiles.h"
+
+#include "cpu/simd.h"
+#include "math/scalar.h"
+
+namespace sparsenn::cpu {
+namespace {
+
+template <class T, int kLanes>
+struct Vector {
+  typedef T type __attribute__((vector_size(sizeof(T) * kLanes)));
+  typedef T in_memory __attribute__((vector_size(sizeof(T) * kLanes), aligned(sizeof(T)), may_alias));
+};
+
+template <class T, int kLanes>
+using vector_t = typename Vector<T, kLanes>::type;
+
+template <int kLanes, class T>
+SPARSENN_INLINE void read(vector_t<T, kLanes>& to, const T* from) {
+  to = *reinterpret_cast<const typename Vector<T, kLanes>::in_memory*>(from);
+}
+
+template <int kLanes, class T>
+SPARSENN_INLINE void write(T* to, const vector_t<T, kLanes>& from) {
+  *reinterpret_cast<typename Vector<T, kLanes>::in_memory*>(to) = from;
+}
+
+template <int kLanes, class T>
+SPARSENN_INLINE void splat(vector_t<T, kLanes>& to, const T* from) {
+#if defined(SPARSENN_HAS_CLONES)
+  // Left alone, GCC loads a whole vector and broadcasts its first lane.
+  if constexpr (sizeof(to) >= 32 && sizeof(T) == 4) {
+    asm("vbroadcastss %1, %0" : "=v"(to) : "m"(*from));
+    return;
+  } else if constexpr (sizeof(to) >= 32) {
+    asm("vbroadcastsd %1, %0" : "=v"(to) : "m"(*from));
+    return;
+  }
+#endif
+  to = *from - vector_t<T, kLanes>{};
+}
+
+// Holds a vector in a register: left alone, GCC loads it again for each of its uses.
+template <class V>
+SPARSENN_INLINE void keep(V& vector) {
+#if defined(SPARSENN_HAS_CLONES)
+  if constexpr (sizeof(vector) >= 32) asm("" : "+v"(vector));
+#endif
+}
+
+// Lane by lane, which compilers make one instruction of.
+template <int kLanes, class Sum, class Factor>
+SPARSENN_INLINE void accumulate(Sum& sum, const Factor& a, const Factor& b) {
+  Sum result;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) result[i] = multiply_add(a[i], b[i], sum[i]);
+  sum = result;
+}
+
+template <class T, int kLanes, int kRows, int kVectors, bool kByRow>
+SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride) {
+  using V = vector_t<T, kLanes>;
+  V sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) read<kLanes>(sums[m][n], c + m * c_stride + n * kLanes);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[kVectors];
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) read<kLanes>(right[n], b + (k * kVectors + n) * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      V left;
+      splat<kLanes>(left, a + (kByRow ? m * kDepth + k : k * kRows + m));
+#pragma GCC unroll 2
+      for (int n = 0; n < kVectors; ++n) accumulate<kLanes>(sums[m][n], left, right[n]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) write<kLanes>(c + m * c_stride + n * kLanes, sums[m][n]);
+  }
+}
+
+template <class T, int kLanes>
+using indices_t = vector_t<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
+
+// The sums of count <= kLanes vectors' lanes, as one vector. Each round halves the vectors' number and the lanes that are
+// still to be added: of lanes in blocks of `size`, those of the upper half of each block go to the lower half.
+template <class T, int kLanes, int kCount>
+SPARSENN_INLINE void add_lanes(vector_t<T, kLanes> (&vectors)[kCount], T* to) {
+  using V = vector_t<T, kLanes>;
+  V rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) rows[i] = i < kCount ? vectors[i] : V{};
+#pragma GCC unroll 4
+  for (int size = kLanes; size > 1; size /= 2) {
+    indices_t<T, kLanes> lower, upper;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      const int half = size / 2, block = i / half, in_block = i % half;  // of the result, which has twice the blocks
+      lower[i] = block / 2 * size + in_block + block % 2 * kLanes;
+      upper[i] = lower[i] + half;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < size / 2; ++i) {
+      rows[i] = __builtin_shuffle(rows[i], rows[i + size / 2], lower) +
+                __builtin_shuffle(rows[i], rows[i + size / 2], upper);
+    }
+  }
+  T sums[kLanes];
+  write<kLanes>(sums, rows[0]);
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) to[i] = sums[i];
+}
+
+template <class T, int kLanes, int kRows, int kColumns, bool kStarts>
+SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], const T* ends, T* to) {
+  using V = vector_t<T, kLanes>;
+  constexpr int kParts = kPartials<T> / kLanes, kSums = kRows * kColumns;
+  V sums[kRows][kColumns][kParts] = {}, scales[kRows];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) scales[m] = (kStarts ? ends[m] : -ends[m]) - V{};
+  for (const auto& [depth, phi, stride, starts, x, x_stride] : pieces) {
+    for (int64_t k = 0; k < depth; k += kPartials<T>) {
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) {
+        const int64_t at = k + part * kLanes;
+        V start, weights[kRows];
+        if constexpr (kStarts) read<kLanes>(start, starts + at);
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) {
+          read<kLanes>(weights[m], phi + m * stride + at);
+          weights[m] *= kStarts ? start - scales[m] : scales[m];
+        }
+#pragma GCC unroll 8
+        for (int n = 0; n < kColumns; ++n) {
+          V right;
+          read<kLanes>(right, x + n * x_stride + at);
+          keep(right);
+#pragma GCC unroll 8
+          for (int m = 0; m < kRows; ++m) accumulate<kLanes>(sums[m][n][part], weights[m], right);
+        }
+      }
+    }
+  }
+  V whole[kSums];
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i) {
+    V(&parts)[kParts] = sums[i / kColumns][i % kColumns];
+#pragma GCC unroll 4
+    for (int half = kParts / 2; half > 0; half /= 2) {
+#pragma GCC unroll 4
+      for (int part = 0; part < half; ++part) parts[part] += parts[part + half];
+    }
+    whole[i] = parts[0];
+  }
+  constexpr int kFirst = kSums < kLanes ? kSums : kLanes;
+#pragma GCC unroll 8
+  for (int first = 0; first + kFirst <= kSums; first += kFirst) {
+    add_lanes<T, kLanes>(reinterpret_cast<V(&)[kFirst]>(whole[first]), to + first);
+  }
+  if constexpr (kSums % kFirst) {
+    add_lanes<T, kLanes>(reinterpret_cast<V(&)[kSums % kFirst]>(whole[kSums / kFirst * kFirst]), to + kSums / kFirst * kFirst);
+  }
+}
+
+// Interleaving the first half of the vectors with the second, log2(kLanes) times.
+template <class T, int kLanes>
+SPARSENN_INLINE void transpose_square(const T* from, int64_t stride, T* to, int64_t to_stride) {
+  using V = vector_t<T, kLanes>;
+  indices_t<T, kLanes> low, high;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+  V rows[kLanes], next[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) read<kLanes>(rows[i], from + i * stride);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) write<kLanes>(to + i * to_stride, rows[i]);
+}
+
+template <class T, int kLanes, int kVectors>
+SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* to) {
+  constexpr int kWidth = kVectors * kLanes;
+  int64_t k = 0;
+  for (; k + kLanes <= depth; k += kLanes) {
+    for (int n = 0; n < kWidth; n += kLanes) {
+      transpose_square<T, kLanes>(from + n * stride + k, stride, to + k * kWidth + n, kWidth);
+    }
+  }
+  for (; k < depth; ++k) {
+    for (int n = 0; n < kWidth; ++n) to[k * kWidth + n] = from[n * stride + k];
+  }
+}
+
+// The same for one instruction set: its attribute, its vectors' bytes, the shape of dots, and the tiles' rows.
+#define SPARSENN_TILES_FOR(NAME, TARGET, BYTES, DOT_ROWS, DOT_COLUMNS, ...)                                          \
+  template <class T, int kRows, int kVectors, bool kByRow>                                                           \
+  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride) {                           \
+    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride);                                   \
+  }                                                                                                                  \
+  template <class T, int kColumns>                                                                                   \
+  TARGET void dots_##NAME(const Piece<T>(&pieces)[2], const T* ends, T* sums) {                                      \
+    if (pieces[0].starts) {                                                                                          \
+      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, true>(pieces, ends, sums);                                      \
+    } else {                                                                                                         \
+      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, false>(pieces, ends, sums);                                     \
+    }                                                                                                                \
+  }                                                                                                                  \
+  template <class T, int kVectors>                                                                                   \
+  TARGET void transpose_##NAME(int64_t depth, const T* from, int64_t stride, T* to) {                                \
+    transpose<T, BYTES / sizeof(T), kVectors>(depth, from, stride, to);                                              \
+  }                                                                                                                  \
+  template <class T, int... kRows>                                                                                   \
+  const Tiles<T>& make_##NAME() {                                                                                    \
+    constexpr int kMost = DOT_COLUMNS, kSome = (kMost + 1) / 2;                                                      \
+    static constexpr Tile<T> all[] = {{kRows,                                                                        \
+                                       {tile_##NAME<T, kRows, 1, true>, tile_##NAME<T, kRows, 2, true>},             \
+                                       {tile_##NAME<T, kRows, 1, false>, tile_##NAME<T, kRows, 2, false>}}...};      \
+    static constexpr Tiles<T> made{                                                                                  \
+        BYTES / sizeof(T),                                                                                           \
+        sizeof...(kRows),                                                                                            \
+        all,                                                                                                         \
+        {DOT_ROWS, {kMost, kSome, 1}, {dots_##NAME<T, kMost>, dots_##NAME<T, kSome>, dots_##NAME<T, 1>}},            \
+        {transpose_##NAME<T, 1>, transpose_##NAME<T, 2>}};                                                           \
+    return made;                                                                                                     \
+  }                                                                                                                  \
+  template <class T>                                                                                                 \
+  const Tiles<T>& tiles_##NAME() {                                                                                   \
+    return make_##NAME<T, __VA_ARGS__>();                                                                            \
+  }
+
+SPARSENN_TILES_FOR(base, , 16, 2, 1, 2, 4, 6)
+#if defined(SPARSENN_HAS_CLONES)
+SPARSENN_TILES_FOR(v3, __attribute__((target("arch=x86-64-v3"))), 32, 2, 2, 2, 4, 6)
+SPARSENN_TILES_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64, 3, 8, 2, 4, 8, 12)
+#endif
+
+template <class T>
+const Tiles<T>& choose() {
+#if defined(SPARSENN_HAS_CLONES)
+  if (__builtin_cpu_supports("x86-64-v4")) return tiles_v4<T>();
+  if (__builtin_cpu_supports("x86-64-v3")) return tiles_v3<T>();
+#endif
+  return tiles_base<T>();
+}
+
+}  // namespace
+
+template <>
+const Tiles<float>& tiles() {
+  static const Tiles<float>& chosen = choose<float>();
+  return chosen;
+}
+
+template <>
+const Tiles<double>& tiles() {
+  static const Tiles<double>& chosen = choose<double>();
+  return chosen;
+}
+
+}  // namespace sparsenn::cpu

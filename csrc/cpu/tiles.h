@@ -1,0 +1,82 @@
+// Small matrix products that are held in registers, which larger ones are made of.
+//
+// A sum over k is formed by fused multiply-adds one after the other in `Tile`, and in `Dots` in 16 partial sums (8 in
+// float64), of which the upper half is added to the lower until one is left. So its bits depend neither on the tiles'
+// sizes nor, therefore, on the processor.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsenn::cpu {
+
+constexpr int64_t kDepth = 256;       // how much of a sum a block of rows holds
+template <class T>
+constexpr int64_t kPartials = 64 / sizeof(T);
+
+// c[m][n] += sum_k a(m, k) b[k][n] for m < rows and n < width, where c has rows of c_stride elements and b of `width`.
+template <class T>
+struct Tile {
+  using Run = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride);
+  int64_t rows;
+  Run by_row[2];    // a(m, k) is a[m * kDepth + k]; the width is one vector, or two
+  Run by_column[2]; // a(m, k) is a[k * rows + m]
+};
+
+// Pieces of a few rows of weights and of the inputs that they meet. The weight in row r is
+// w[r][k] = (starts[k] - ends[r]) phi[r * stride + k], composed in registers; starts is null where they are 0. depth is a
+// multiple of kPartials.
+template <class T>
+struct Piece {
+  int64_t depth;
+  const T* phi;
+  int64_t stride;
+  const T *starts, *x;
+  int64_t x_stride;
+};
+
+// sums[r * columns + b] = sum_k w[r][k] x[b * x_stride + k] over two pieces, of which the second may have no depth.
+template <class T>
+struct Dots {
+  using Run = void (*)(const Piece<T> (&pieces)[2], const T* ends, T* sums);
+  static constexpr int kKinds = 3;
+  int64_t rows, columns[kKinds];  // of each kind, the last of which has one column
+  Run run[kKinds];
+
+  int kind_for(int64_t columns_left) const {
+    int kind = 0;
+    while (columns[kind] > columns_left) ++kind;
+    return kind;
+  }
+};
+
+// to[k * width + n] = from[n * stride + k] for k < depth and n < width, which is one vector, or two.
+template <class T>
+using Transpose = void (*)(int64_t depth, const T* from, int64_t stride, T* to);
+
+// What suits this processor.
+template <class T>
+struct Tiles {
+  int64_t lanes;  // of a vector register
+  int64_t count;
+  const Tile<T>* tiles;  // with ascending numbers of rows
+  Dots<T> dots;
+  Transpose<T> transpose[2];
+
+  int64_t rows() const { return tiles[count - 1].rows; }
+  int64_t width() const { return 2 * lanes; }
+
+  // The smallest tile with so many rows, at most rows().
+  const Tile<T>& with(int64_t rows) const {
+    const Tile<T>* tile = tiles;
+    while (tile->rows < rows) ++tile;
+    return *tile;
+  }
+
+  // The room that `size` columns take in strips of width(), of which the last may be half as wide.
+  int64_t padded(int64_t size) const { return (size + lanes - 1) / lanes * lanes; }
+};
+
+template <class T>
+const Tiles<T>& tiles();
+
+}  // namespace sparsenn::cpu

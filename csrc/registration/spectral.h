@@ -1,0 +1,168 @@
+// The spectral operators as torch calls them, for both devices.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+#include "registration/bindings.h"
+
+namespace sparsenn::bindings {
+
+using Vector = std::optional<Tensor>;
+
+// Bits of `wanted`.
+enum Wanted : int64_t { kPhi = 1, kLambdaIn = 2, kLambdaOut = 4, kInput = 8, kBias = 16 };
+
+inline void check_vector(const Tensor& vector, int64_t size, const Tensor& phi, const char* name) {
+  check_device(vector, phi.device());
+  STD_TORCH_CHECK(vector.dim() == 1 && vector.sizes()[0] == size && vector.scalar_type() == phi.scalar_type(),
+                  "sparsenn: ", name, " takes ", size, " numbers of phi's dtype");
+}
+
+// Itself where it is row-major already, which spares a call of the dispatcher.
+inline Tensor row_major(const Tensor& tensor) {
+  return is_contiguous(view_of(tensor)) ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes) { return torch::stable::new_empty(like, sizes); }
+
+inline Tensor empty_or_none(const Tensor& like, bool wanted, std::vector<int64_t> sizes) {
+  return empty(like, wanted ? std::move(sizes) : std::vector<int64_t>{0});
+}
+
+inline void* data_or_null(const Tensor& tensor, bool wanted) { return wanted ? tensor.data_ptr() : nullptr; }
+
+// A checked spectrum, and the row-major tensors that it points to.
+struct CheckedSpectrum {
+  Tensor phi;
+  Vector lambda_in, lambda_out;
+  Spectrum view;
+
+  CheckedSpectrum(const Tensor& eigenvectors, const Vector& in, const Vector& out)
+      : phi(row_major(eigenvectors)) {
+    STD_TORCH_CHECK(phi.dim() >= 2, "sparsenn: phi has ", phi.dim(), " dimensions; it takes two or more");
+    STD_TORCH_CHECK(in.has_value() || out.has_value(), "sparsenn: both eigenvalues are absent; one of them is needed");
+    const auto sizes = phi.sizes();
+    int64_t kernel = 1;
+    for (int64_t i = 2; i < phi.dim(); ++i) kernel *= sizes[i];
+    if (in) check_vector(*in, sizes[1], phi, "lambda_in"), lambda_in = row_major(*in);
+    if (out) check_vector(*out, sizes[0], phi, "lambda_out"), lambda_out = row_major(*out);
+    view = {dtype_of(phi),
+            sizes[0],
+            sizes[1],
+            kernel,
+            phi.data_ptr(),
+            lambda_in ? lambda_in->data_ptr() : nullptr,
+            lambda_out ? lambda_out->data_ptr() : nullptr};
+  }
+
+  // Only what is there has a gradient.
+  int64_t available(int64_t wanted) const {
+    return wanted & ~((lambda_in ? 0 : kLambdaIn) | (lambda_out ? 0 : kLambdaOut));
+  }
+};
+
+// `made` in the layout of `like`; made is row-major.
+inline Tensor in_layout_of(const Tensor& like, const Tensor& made) {
+  if (is_contiguous(view_of(like))) return made;
+  Tensor result = torch::stable::empty_like(like);
+  torch::stable::copy_(result, made);
+  return result;
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+template <class Device>
+Tensor compose(const CheckedSpectrum& spectrum, void* stream) {
+  Tensor weight = empty(spectrum.phi, sizes_of(spectrum.phi));
+  if (weight.numel()) spectral_weight<typename Device::Tag>(spectrum.view, weight.data_ptr(), stream);
+  return weight;
+}
+
+template <class Device>
+Tensor spectral_weight_new(Tensor phi, Vector lambda_in, Vector lambda_out) {
+  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
+  const typename Device::Guard guard(phi);
+  return in_layout_of(phi, compose<Device>(spectrum, guard.stream()));
+}
+
+// grad becomes the gradient of phi where that is `in_place`.
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> take_apart(const Tensor& grad, const CheckedSpectrum& spectrum, int64_t wanted,
+                                              bool in_place, void* stream) {
+  wanted = spectrum.available(wanted);
+  const Spectrum& view = spectrum.view;
+  Tensor phi = in_place && (wanted & kPhi) ? grad : empty_or_none(spectrum.phi, wanted & kPhi, sizes_of(spectrum.phi));
+  Tensor in = empty_or_none(spectrum.phi, wanted & kLambdaIn, {view.in});
+  Tensor out = empty_or_none(spectrum.phi, wanted & kLambdaOut, {view.out});
+  const SpectralGradients gradients{data_or_null(phi, wanted & kPhi), data_or_null(in, wanted & kLambdaIn),
+                                    data_or_null(out, wanted & kLambdaOut), nullptr, nullptr};
+  const Tensor workspace = torch::stable::new_empty(
+      spectrum.phi, std::vector<int64_t>{spectral_weight_workspace<typename Device::Tag>(view)}, ScalarType::Byte);
+  spectral_weight_backward<typename Device::Tag>(grad.data_ptr(), view, gradients, workspace.data_ptr(), stream);
+  return {phi, in, out};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> spectral_weight_backward_new(Tensor grad, Tensor phi, Vector lambda_in,
+                                                                Vector lambda_out, int64_t wanted) {
+  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
+  check_device(grad, phi.device());
+  check_like(view_of(grad), view_of(phi), dtype_of(phi), "the gradient");
+  const typename Device::Guard guard(phi);
+  auto [d_phi, d_in, d_out] =
+      take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
+  return {wanted & kPhi ? in_layout_of(phi, d_phi) : d_phi, d_in, d_out};
+}
+
+// How many rows of `columns` numbers a tensor has, whatever its leading dimensions.
+inline int64_t rows_of(const Tensor& tensor, int64_t columns, const Tensor& phi, const char* name) {
+  check_device(tensor, phi.device());
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(tensor.dim() > 0 && sizes[tensor.dim() - 1] == columns && tensor.scalar_type() == phi.scalar_type(),
+                  "sparsenn::spectral_linear: ", name, " takes (..., ", columns, ") in phi's dtype");
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < tensor.dim(); ++i) rows *= sizes[i];
+  return rows;
+}
+
+template <class Device>
+Tensor spectral_linear_new(Tensor input, Tensor phi, Vector lambda_in, Vector lambda_out, Vector bias) {
+  STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear: phi takes two dimensions");
+  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
+  const int64_t rows = rows_of(input, spectrum.view.in, phi, "input");
+  if (bias) check_vector(*bias, spectrum.view.out, phi, "bias"), bias = row_major(*bias);
+  std::vector<int64_t> sizes = sizes_of(input);
+  sizes.back() = spectrum.view.out;
+  const typename Device::Guard guard(phi);
+  return Device::linear(row_major(input), rows, spectrum, bias, sizes, guard.stream());
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spectral_linear_backward_new(Tensor grad, Tensor input, Tensor phi,
+                                                                                Vector lambda_in, Vector lambda_out,
+                                                                                int64_t wanted) {
+  STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear_backward: phi takes two dimensions");
+  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
+  const int64_t rows = rows_of(input, spectrum.view.in, phi, "input");
+  STD_TORCH_CHECK(rows == rows_of(grad, spectrum.view.out, phi, "the gradient"),
+                  "sparsenn::spectral_linear_backward: input and gradient have different numbers of rows");
+  const typename Device::Guard guard(phi);
+  auto [d_phi, d_in, d_out, d_input, d_bias] = Device::linear_backward(
+      row_major(grad), row_major(input), rows, spectrum, spectrum.available(wanted), guard.stream());
+  return {d_phi, d_in, d_out, d_input, d_bias};
+}
+
+template <class Device>
+void implement_spectral(torch::stable::detail::StableLibrary& m) {
+  m.impl("spectral_weight", TORCH_BOX(&spectral_weight_new<Device>));
+  m.impl("spectral_weight_backward", TORCH_BOX(&spectral_weight_backward_new<Device>));
+  m.impl("spectral_linear", TORCH_BOX(&spectral_linear_new<Device>));
+  m.impl("spectral_linear_backward", TORCH_BOX(&spectral_linear_backward_new<Device>));
+}
+
+}  // namespace sparsenn::bindings
