@@ -94,7 +94,7 @@ def _level_gradient(grad: Tensor, x: Tensor, level: Tensor) -> Tensor:
     dims = [*range(lead), *(lead + i for i, size in enumerate(level.shape) if size == 1)]
     total = -(grad * x.sign())
     if dims:
-        total = total.sum(dims, keepdim=True, dtype=torch.float32 if x.dtype in _HALF else x.dtype)
+        total = total.sum(dims, keepdim=True, dtype=level.dtype)
     return total.reshape(level.shape).to(level.device, level.dtype)
 
 

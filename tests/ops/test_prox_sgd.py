@@ -153,9 +153,9 @@ def test_it_stops_at_the_minimizer_of_loss_plus_penalty(backend, rule):
 
 def test_zeros_are_positive_and_nan_is_neither_made_nor_lost(backend, device):
     for dtype in DTYPES:
-        tiny = torch.finfo(state_dtype(dtype)).tiny  # rounds to zero in half types
-        w = torch.tensor([0.0, -0.0, -1.0, 1.0, -tiny, torch.nan, 1.0, -5.0], dtype=dtype, device=device)
-        g = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, torch.nan, torch.inf], dtype=dtype, device=device)
+        least = torch.finfo(dtype).tiny * torch.finfo(dtype).eps  # a tenth of it rounds to zero
+        w = torch.tensor([0.0, -0.0, -1.0, 1.0, 0.0, torch.nan, 1.0, -5.0], dtype=dtype, device=device)
+        g = torch.tensor([0.0, 0.0, 0.0, 0.0, least, 0.0, torch.nan, torch.inf], dtype=dtype, device=device)
         for lam in (scalar(1e-45, torch.float32), scalar(20.0), torch.zeros(8, dtype=dtype, device=device)):
             got, zeros = w.clone(), torch.zeros(1, dtype=torch.int64, device=device)
             step([got], [], [g], [lam], zeros)

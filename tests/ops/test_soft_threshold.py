@@ -80,10 +80,17 @@ def test_zeros_are_positive_and_nan_and_infinity_propagate(backend, device):
         assert soft_threshold(x, 0).nan_to_num(9.0, 7.0, -7.0).tolist() == [0.0, 0.0, -0.5, 1.0, 7.0, -7.0, 9.0]
         assert soft_threshold(x, inf).nan_to_num(9.0).tolist() == [0.0] * 6 + [9.0]
         assert soft_threshold(x[:4], torch.full((4,), nan, dtype=dtype, device=device)).isnan().all()
-        tiny = torch.full((3,), -torch.finfo(torch.float32).tiny, dtype=torch.float32, device=device).to(dtype)
         for t in (0.0, 0.5, 1e-45):
-            result = soft_threshold(torch.cat([x[:3], tiny]), t)
+            result = soft_threshold(x, t)
             assert not torch.signbit(result[result == 0]).any()
+
+
+def test_what_rounds_to_zero_is_a_positive_zero(backend, device):
+    for dtype in (torch.bfloat16, torch.float16):
+        least = torch.finfo(dtype).tiny
+        result = soft_threshold(torch.tensor([-least, least], dtype=dtype, device=device), least * (1 - 2.0**-20))
+        assert result.tolist() == [0.0, 0.0]
+        assert not torch.signbit(result).any()
 
 
 def test_the_gradient_is_zero_where_the_result_is(backend):
@@ -97,12 +104,14 @@ def test_the_gradient_is_zero_where_the_result_is(backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_gradients_of_a_threshold_are_summed_in_float32(backend, dtype):
-    x = torch.full((3, 4000), 2.0, dtype=dtype, requires_grad=True)
-    for t, count in ((0.5, 12000), ([[0.5]] * 3, 4000)):
-        level = torch.tensor(t, dtype=dtype, requires_grad=True)
-        soft_threshold(x, level).sum().backward()
-        assert level.grad.dtype == dtype
-        assert (level.grad == -torch.tensor(float(count), dtype=dtype)).all()
+    x = torch.full((3, 4001), 2.0, dtype=dtype, requires_grad=True)
+    for t, count in ((0.5, 12003), ([0.5], 12003), ([[0.5]] * 3, 4001)):
+        for own in (dtype, torch.float32):
+            level = torch.tensor(t, dtype=own, requires_grad=True)
+            if own == dtype or level.dim():
+                soft_threshold(x, level).backward(torch.ones_like(x))
+                assert level.grad.dtype == own
+                assert (level.grad == -torch.tensor(float(count), dtype=own)).all()
 
 
 LEVELS = {"0-d": (), "elements": (2, 3), "columns": (3,), "rows": (2, 1), "one": (1, 1)}
