@@ -78,7 +78,7 @@ def sparse_gradient(owner: str) -> RuntimeError:
 def current_dampening(group: dict[str, Any], state: dict[str, Any]) -> float:
     """Torch's first momentum is the gradient itself: a momentum that starts from zeros is not dampened at its first step."""
     dampening = group["dampening"]
-    return dampening if dampening and group["momentum"] and state.get("momentum_started") else 0.0
+    return dampening if dampening and state.get("momentum_started") else 0.0
 
 
 def saved_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[Any, Tensor]:

@@ -199,8 +199,8 @@ class ProxSGD(Optimizer):
                 loss = closure()
         compiling = torch.compiler.is_compiling()
         if compiling:
-            self._compiled = True
-        elif self._compiled:
+            self._last_step["compiled"] = True
+        elif self._last_step["compiled"]:
             self._forget()
         # Everything is gathered, and so checked, before anything is written.
         work = []
@@ -278,7 +278,6 @@ class ProxSGD(Optimizer):
                 common.check_shapes(_NAME, saved[index], entries, _is_ours)
         super().load_state_dict(state_dict)
         common.restore_precision(self, saved, state_dict, _is_ours)
-        self._forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -290,13 +289,14 @@ class ProxSGD(Optimizer):
         self._settings: dict[int, _Setting] = {}
         self._plans: dict[int, _Plan] = {}
         self._counts: dict[Tensor, Tensor] = {}
-        self._compiled = False  # the last step was a compiled one, which counts nothing
+        # Whether it was a compiled one, which counts nothing; in a dict, for torch.compile drops what it sets on an optimizer.
+        self._last_step = {"compiled": False}
 
     def _all_params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _count(self, p: Tensor) -> Tensor:
-        counted = None if self._compiled else self._counts.get(p)
+        counted = None if self._last_step["compiled"] else self._counts.get(p)
         return (shards.local(p) == 0).sum() if counted is None else counted
 
     def _momentum_state(self, p: Tensor) -> dict[str, Any]:

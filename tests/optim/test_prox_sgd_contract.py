@@ -213,6 +213,11 @@ def test_a_compiled_step_is_compiled_once_for_a_whole_schedule(kernels, spread):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=0)
         assert optimizer.zeros(p) == eager.zeros(q) == (p == 0).sum()
     assert optimizer.sparsity() > 0
+    gradients(model, 8)
+    lam.fill_(10.0)
+    step()  # and compiled ones after eager ones
+    assert optimizer.sparsity() == 1.0
+    assert counter.frame_count == 1
 
 
 def test_a_compiled_step_dampens_as_an_eager_one(kernels):
@@ -401,7 +406,7 @@ def test_a_parameter_that_starts_late_has_an_undampened_first_step(backend):
 
 
 def test_a_state_that_was_emptied_or_replaced_is_used(backend):
-    for reset in ("clear", "replace", "entry"):
+    for reset in ("clear", "replace", "exchange", "entry"):
         model, fresh = net(), net()
         optimizer = ProxSGD(model.parameters(), 0.1, lam=0.01, momentum=0.9)
         train(model, optimizer, range(3))
@@ -409,6 +414,9 @@ def test_a_state_that_was_emptied_or_replaced_is_used(backend):
             optimizer.state.clear()
         elif reset == "replace":
             optimizer.state = defaultdict(dict)
+        elif reset == "exchange":
+            buffers = {p: {"momentum_buffer": torch.zeros_like(p), "momentum_started": True} for p in model.parameters()}
+            optimizer.state = defaultdict(dict, buffers)
         else:
             for p in model.parameters():
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
