@@ -90,6 +90,43 @@ def test_the_diagonal_metric_is_solved_to_rounding(name, seed, log_lam, decades)
     assert distance.max() <= 1e-13 * (float((w / s).abs().max()) + w.numel() * 10**log_lam)
 
 
+@pytest.mark.parametrize("name", SEPARABLE)
+@pytest.mark.parametrize("step", STEPS)
+def test_jumps_are_where_two_minima_tie(name, step):
+    """Along a ray of weights, against every share of the weight in steps of half a percent."""
+    lam, w = 0.7, torch.linspace(0, 12, 1201, dtype=torch.float64)
+    x = CASES[name].make(lam).prox(w, step)
+    shares = torch.linspace(0, 1, 201, dtype=torch.float64)
+    table = {}
+
+    def cost(y: float, at: float) -> float:
+        if y not in table:
+            table[y] = CASES[name].formula(lam, y)
+        return (y - at) ** 2 / (2 * step) + table[y]
+
+    for at, mine in zip(w.tolist()[::7], x.tolist()[::7], strict=True):
+        assert cost(mine, at) <= min(cost(at * share, at) for share in shares.tolist()) + 1e-12 * (1 + at * at / step)
+
+
+@pytest.mark.parametrize("name", ["rows", "filters", "heads_in"])
+def test_groups_halfway_to_zero_in_a_wide_metric(name):
+    generator = torch.Generator().manual_seed(8)
+    for decades in (1.0, 6.0, 10.0):
+        w = torch.randn(CASES[name].shape, generator=generator, dtype=torch.float64)
+        w, s = w * steps_for(w, 1, decades), steps_for(w, 2, decades)
+        vanishing = CASES[name].make(1.0).lambda_max(w / s)  # a group is zero where |w / s| <= lam omega
+        for share in (0.5, 1e-3):
+            penalty = CASES[name].make(float(vanishing) * share)
+            x = penalty.prox(w, s)
+            assert (penalty.norms(x) > 0).any()
+            # x_i (1 + s_i c / |x|) = w_i, element by element: small ones are not hidden behind large ones
+            for group, before, step in zip(*map(CASES[name].members, (x, w, s)), strict=True):
+                norm = group.norm()
+                if norm > 0:
+                    c = penalty.lam * math.sqrt(group.numel())
+                    torch.testing.assert_close(group * (1 + step * c / norm), before, rtol=1e-11, atol=0)
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_a_constant_tensor_of_steps_is_the_number(name):
     w = weights(name, scale=2.0)
