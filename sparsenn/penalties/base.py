@@ -138,11 +138,6 @@ def signed(magnitude: Tensor, sign_of: Tensor) -> Tensor:
     return torch.copysign(magnitude, sign_of) + 0.0
 
 
-def soft_thresholded(magnitude: Tensor, threshold: Tensor) -> Tensor:
-    """max(m - t, 0), without a difference of infinities and with NaN kept."""
-    return magnitude - torch.minimum(magnitude, threshold.expand_as(magnitude))
-
-
 def broadcasts_to(x: Tensor, w: Tensor) -> bool:
     """Whether x has w's shape once it is expanded to it."""
     try:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsenn.ops import soft_threshold
 from sparsenn.penalties import roots
-from sparsenn.penalties.base import Penalty, accumulator, like, signed, soft_thresholded
+from sparsenn.penalties.base import Penalty, accumulator, like
 from sparsenn.penalties.separable import checked_ratio
 
 # name: dimensions that the weight may have, and which of them numbers the groups
@@ -125,7 +126,7 @@ class _Grouped(Penalty):
         one_step = reach.numel() == 1
         reach = reach.reshape(()) if one_step else self._split(reach.expand_as(x))
         rows = self._split(x)
-        sparse = signed(soft_thresholded(rows.abs(), self._tau * reach), rows) if self._tau else rows
+        sparse = soft_threshold(rows, self._tau * reach) if self._tau else rows
         group_reach = (1 - self._tau) * self._group_weight(rows) * reach
         share = roots.kept_share(sparse, group_reach) if one_step else roots.kept_share_diagonal(sparse, group_reach)
         return torch.empty_like(x).copy_(self._join(sparse * share, x.shape) + 0.0)
@@ -136,7 +137,7 @@ class _Grouped(Penalty):
         norms = roots.row_norms(rows)
         alive = norms[:, None] != 0
         group = (1 - tau) * weight * lam * torch.where(alive, rows / torch.where(alive, norms[:, None], 1.0), 0.0)
-        zero = soft_thresholded(g.abs(), tau * lam) if tau else g.abs()
+        zero = soft_threshold(g.abs(), tau * lam) if tau else g.abs()
         # beside a weight that is not 0, a zero one feels the group's pull not at all, and L1's as a dead zone
         distance = roots.row_norms(torch.where(rows != 0, g + tau * lam * rows.sign() + group, zero))
         return torch.where(alive[:, 0], distance, (distance - (1 - tau) * weight * lam).clamp(min=0))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsenn.penalties.base import soft_thresholded
+from sparsenn.ops import soft_threshold
 from sparsenn.penalties.separable import Separable
 
 _NEWTON_STEPS = 6  # from the worst start to the last bit of float64: each squares an error that begins below 1/3
@@ -194,7 +194,7 @@ class MCP(Separable):
     def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
         firm = step < self.gamma
         narrowing = torch.where(firm, 1 - step / self.gamma, 1.0)
-        inner = torch.where(firm, soft_thresholded(m, lam * step) / narrowing, 0.0)
+        inner = torch.where(firm, soft_threshold(m, lam * step) / narrowing, 0.0)
         knee = torch.where(firm, self.gamma * lam, lam * (self.gamma * step).sqrt())
         return torch.where(m <= knee, torch.minimum(inner, m), m)
 
@@ -250,7 +250,7 @@ class SCAD(Separable):
     def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
         a = self.a
         convex = step < a - 1
-        soft = soft_thresholded(m, lam * step)
+        soft = soft_threshold(m, lam * step)
         # written as a fall from m, which is rounded relative to the fall
         fall = step * (a * lam - m) / torch.where(convex, a - 1 - step, 1.0)
         inner = torch.where(convex & (m > lam * (1 + step)), m - fall, soft)

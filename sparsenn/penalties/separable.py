@@ -7,7 +7,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from sparsenn.penalties.base import Penalty, like, signed, soft_thresholded
+from sparsenn.ops import soft_threshold
+from sparsenn.penalties.base import Penalty, like, signed
 
 
 class Separable(Penalty):
@@ -74,7 +75,7 @@ class L1(Separable):
         return lam.expand_as(m)
 
     def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
-        return soft_thresholded(m, lam * step)
+        return soft_threshold(m, lam * step)
 
 
 class ElasticNet(Separable):
@@ -118,7 +119,7 @@ class ElasticNet(Separable):
 
     def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
         reach = lam * step
-        return soft_thresholded(m, self.l1_ratio * reach) / (1 + (1 - self.l1_ratio) * reach)
+        return soft_threshold(m, self.l1_ratio * reach) / (1 + (1 - self.l1_ratio) * reach)
 
     def _options(self) -> dict[str, object]:
         return {"l1_ratio": self.l1_ratio}

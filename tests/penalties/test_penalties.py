@@ -51,6 +51,7 @@ def test_distance_is_that_to_the_set_of_subgradients(name):
     lam, grid = 0.7, torch.linspace(-3, 3, 61, dtype=torch.float64)
     penalty = CASES[name].make(lam)
     at_zero = penalty.subdiff_distance(torch.zeros_like(grid), grid)
+    assert (at_zero >= 0).all()
     below = [all(CASES[name].formula(lam, h) >= abs(float(g)) * h - 1e-9 * h for h in (1e-12, 1e-10)) for g in grid]
     for g, distance, inside in zip(grid.tolist(), at_zero.tolist(), below, strict=True):
         nearest = min((abs(g - float(other)) for other, ok in zip(grid, below, strict=True) if ok), default=None)

@@ -90,6 +90,38 @@ def test_the_diagonal_metric_is_solved_to_rounding(name, seed, log_lam, decades)
     assert distance.max() <= 1e-13 * (float((w / s).abs().max()) + w.numel() * 10**log_lam)
 
 
+@pytest.mark.parametrize("name", SEPARABLE)
+@pytest.mark.parametrize("step", STEPS)
+def test_jumps_are_where_two_minima_tie(name, step):
+    """Along a ray of weights, against every share of the weight in steps of half a percent."""
+    lam, w = 0.7, torch.linspace(0, 12, 1201, dtype=torch.float64)
+    x = CASES[name].make(lam).prox(w, step)
+    shares = torch.linspace(0, 1, 201, dtype=torch.float64)
+    table = {}
+
+    def cost(y: float, at: float) -> float:
+        if y not in table:
+            table[y] = CASES[name].formula(lam, y)
+        return (y - at) ** 2 / (2 * step) + table[y]
+
+    for at, mine in zip(w.tolist()[::7], x.tolist()[::7], strict=True):
+        assert cost(mine, at) <= min(cost(at * share, at) for share in shares.tolist()) + 1e-12 * (1 + at * at / step)
+
+
+@pytest.mark.parametrize("decades", [1.0, 6.0, 12.0, 20.0])
+def test_many_groups_halfway_to_zero_in_a_wide_metric(decades):
+    generator = torch.Generator().manual_seed(8)
+    w = torch.randn(2000, 40, generator=generator, dtype=torch.float64)
+    w, s = w * steps_for(w, 1, decades), steps_for(w, 2, decades)
+    w = w / (w / s).norm(dim=1, keepdim=True)  # a group is zero where |w / s| <= lam: each at lam = 1
+    for lam in (1 - 1e-9, 0.5, 1e-3):
+        x = p.GroupL1(lam, "rows", weighted=False).prox(w, s)
+        norm = x.norm(dim=1, keepdim=True)
+        assert (norm > 0).all()
+        # x_i (1 + s_i lam / |x|) = w_i, element by element: small ones are not hidden behind large ones
+        torch.testing.assert_close(x * (1 + s * lam / norm), w, rtol=1e-6 if lam > 0.9 else 1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_a_constant_tensor_of_steps_is_the_number(name):
     w = weights(name, scale=2.0)
