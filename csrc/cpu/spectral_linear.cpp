@@ -16,7 +16,7 @@ using cpu::kPartials;
 using cpu::Tiles;
 
 constexpr int64_t kFewRows = 12;
-constexpr int64_t kBatch = 256;     // rows of input that are packed at a time
+constexpr int64_t kBatch = 256;      // rows of input that are packed at a time
 constexpr int64_t kOutputs = 48;     // outputs that a thread takes at a time; every tile's rows divide it
 constexpr int64_t kFewOutputs = 24;  // the same for a few rows
 
@@ -65,7 +65,8 @@ void few_rows(const Forward<T>& problem) {
     std::vector<A> ends(dots.rows), sums(dots.rows * dots.columns[0]), converted(dots.rows * padded);
     for (int64_t o = begin * kFewOutputs; o < std::min(out, end * kFewOutputs); o += dots.rows) {
       const int64_t count = std::min(dots.rows, out - o);
-      const int64_t direct = kDirect && count == dots.rows ? in / kPartials<A> * kPartials<A> : 0, rest = padded - direct;
+      const int64_t direct = kDirect && count == dots.rows ? in / kPartials<A> * kPartials<A> : 0,
+                    rest = padded - direct;
       copy_padded(eigen.row(o) + direct, in, count, in - direct, converted.data(), dots.rows, rest);
       for (int64_t r = 0; r < count; ++r) ends[r] = eigen.end(o + r);
       for (int64_t b = 0; b < batch;) {
@@ -133,8 +134,9 @@ void many_rows(const Forward<T>& problem) {
           for (int64_t o = 0; o < outputs; o += tiles.rows()) {
             const cpu::Tile<A>& tile = tiles.with(std::min(tiles.rows(), outputs - o));
             for (int64_t b = 0; b < padded; b += tiles.width()) {
-              tile.by_row[padded - b > tiles.lanes](size, weights.data() + o * kDepth, packed.data() + k * padded + b * size,
-                                                    sums.data() + o * padded + b, padded);
+              tile.by_row[padded - b > tiles.lanes](size, weights.data() + o * kDepth,
+                                                    packed.data() + k * padded + b * size, sums.data() + o * padded + b,
+                                                    padded);
             }
           }
         }

@@ -12,8 +12,8 @@ using cpu::kDepth;
 using cpu::kPartials;
 using cpu::Tiles;
 
-constexpr int64_t kStrip = 256;    // columns
-constexpr int64_t kOutputs = 48;   // rows; every tile's divide it
+constexpr int64_t kStrip = 256;   // columns
+constexpr int64_t kOutputs = 48;  // rows; every tile's divide it
 
 // Columns [0, rows) of `columns` rows each, as tiles take them: element (r, c) of each group of tiles.rows() rows lies
 // next to (r + 1, c). read(r, c) gives an element.
@@ -44,12 +44,14 @@ struct Backward {
   const Tiles<A>& tiles = cpu::tiles<A>();
   int64_t in = eigen.columns, out = eigen.rows, strips = (in + kStrip - 1) / kStrip;
   bool of_weight = phi_grad || in_grad || out_grad;
-  std::vector<A> by_output, by_batch;  // grad, packed for the weight's gradient and for the input's
-  std::vector<A> row_sums;             // lambda_out's gradient, less its sign, of each strip
+  std::vector<A> by_output{}, by_batch{};  // grad, packed for the weight's gradient and for the input's
+  std::vector<A> row_sums{};             // lambda_out's gradient, less its sign, of each strip
 
   void run() {
-    if (of_weight) by_output = pack_rows(tiles, out, batch, [&](int64_t o, int64_t b) { return load(grad[b * out + o]); });
-    if (input_grad) by_batch = pack_rows(tiles, batch, out, [&](int64_t b, int64_t o) { return load(grad[b * out + o]); });
+    if (of_weight)
+      by_output = pack_rows(tiles, out, batch, [&](int64_t o, int64_t b) { return load(grad[b * out + o]); });
+    if (input_grad)
+      by_batch = pack_rows(tiles, batch, out, [&](int64_t b, int64_t o) { return load(grad[b * out + o]); });
     if (out_grad) row_sums.resize(strips * out);
     cpu::for_each_part(strips, 1, [&](int64_t begin, int64_t end) {
       Strip strip(*this);
@@ -110,8 +112,8 @@ struct Backward {
       A composed[kStrip];
       for (int64_t r = 0; r < count; ++r) {
         cpu::compose(cpu::Compose<T, A>{of.eigen.row(o + r) + begin,
-                                        of.eigen.start() ? of.eigen.start() + begin : nullptr, of.eigen.end(o + r), size,
-                                        composed});
+                                        of.eigen.start() ? of.eigen.start() + begin : nullptr, of.eigen.end(o + r),
+                                        size, composed});
         std::fill(composed + size, composed + padded, A(0));
         for (int64_t i = 0; i < padded; i += of.tiles.width()) {
           const int64_t width = std::min(of.tiles.width(), padded - i);

@@ -9,7 +9,7 @@
 
 namespace sparsenn::cpu {
 
-constexpr int64_t kDepth = 256;       // how much of a sum a block of rows holds
+constexpr int64_t kDepth = 256;  // how much of a sum a block of rows holds
 template <class T>
 constexpr int64_t kPartials = 64 / sizeof(T);
 
@@ -18,13 +18,13 @@ template <class T>
 struct Tile {
   using Run = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride);
   int64_t rows;
-  Run by_row[2];    // a(m, k) is a[m * kDepth + k]; the width is one vector, or two
-  Run by_column[2]; // a(m, k) is a[k * rows + m]
+  Run by_row[2];     // a(m, k) is a[m * kDepth + k]; the width is one vector, or two
+  Run by_column[2];  // a(m, k) is a[k * rows + m]
 };
 
 // Pieces of a few rows of weights and of the inputs that they meet. The weight in row r is
-// w[r][k] = (starts[k] - ends[r]) phi[r * stride + k], composed in registers; starts is null where they are 0. depth is a
-// multiple of kPartials.
+// w[r][k] = (starts[k] - ends[r]) phi[r * stride + k], composed in registers; starts is null where they are 0. depth is
+// a multiple of kPartials.
 template <class T>
 struct Piece {
   int64_t depth;

@@ -39,8 +39,7 @@ struct CheckedSpectrum {
   Vector lambda_in, lambda_out;
   Spectrum view;
 
-  CheckedSpectrum(const Tensor& eigenvectors, const Vector& in, const Vector& out)
-      : phi(row_major(eigenvectors)) {
+  CheckedSpectrum(const Tensor& eigenvectors, const Vector& in, const Vector& out) : phi(row_major(eigenvectors)) {
     STD_TORCH_CHECK(phi.dim() >= 2, "sparsenn: phi has ", phi.dim(), " dimensions; it takes two or more");
     STD_TORCH_CHECK(in.has_value() || out.has_value(), "sparsenn: both eigenvalues are absent; one of them is needed");
     const auto sizes = phi.sizes();
@@ -114,8 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> spectral_weight_backward_new(Tensor grad, Ten
   check_device(grad, phi.device());
   check_like(view_of(grad), view_of(phi), dtype_of(phi), "the gradient");
   const typename Device::Guard guard(phi);
-  auto [d_phi, d_in, d_out] =
-      take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
+  auto [d_phi, d_in, d_out] = take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
   return {wanted & kPhi ? in_layout_of(phi, d_phi) : d_phi, d_in, d_out};
 }
 

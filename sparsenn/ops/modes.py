@@ -12,9 +12,9 @@ from torch import Tensor
 def needs_definition(*, of_batches: bool = False) -> bool:
     """Whether a public function must run the plain PyTorch definition.
 
-    Reverse mode runs the kernels: through a Function, which serves torch.func's transforms and costs less than the operator's own
-    autograd, or through the operator, which is what a compiler traces. Forward mode, and a transform inside a compiled function,
-    get the definition: nesting one forward mode in another turns a Function's tangents into zeros without a word.
+    Reverse mode runs the kernels: through a Function, which serves torch.func's transforms and costs less than the operator's
+    own autograd, or through the operator, which is what a compiler traces. Forward mode, and a transform inside a compiled
+    function, get the definition: nesting one forward mode in another turns a Function's tangents into zeros without a word.
 
     Args:
         of_batches: For operators without a kernel for batches of their arguments: the definition serves vmap too.
@@ -71,6 +71,6 @@ def cotangents_of(
         found = definition(*(arguments.get(k) for k in range(len(tensors))))
         return tuple(found[k] for k in used)  # type: ignore[misc]
 
-    _, pull = torch.func.vjp(results, *(tensors[k] for k in given))
+    _, pull, *_ = torch.func.vjp(results, *(tensors[k] for k in given))
     handed = dict(zip(given, pull(tuple(grads[k] for k in used)), strict=True)) if used else {}
     return [handed.get(k) for k in range(len(tensors))]
