@@ -90,8 +90,9 @@ void soft_threshold(const TensorView& input, const Threshold& threshold, const T
 template <class Device>
 void soft_threshold_backward(const TensorView& grad, const TensorView& input, const Threshold& threshold,
                              const TensorView& out, void* stream);
-// A spectral weight's eigenvectors, row-major (out, in, kernel), and eigenvalues; an absent vector is null. `kernel` is 1
-// for a linear layer.
+
+// A spectral weight's eigenvectors, row-major (out, in, kernel), and eigenvalues; an absent vector is null. `kernel` is
+// 1 for a linear layer.
 struct Spectrum {
   DType dtype;
   int64_t out, in, kernel;
@@ -121,8 +122,8 @@ void spectral_linear(const void* input, const Spectrum& spectrum, const void* bi
 void spectral_linear_backward(const void* grad, const void* input, const Spectrum& spectrum, int64_t batch,
                               const SpectralGradients& gradients);
 
-// CUDA: output = input * sign * scale + shift for rows of `columns` numbers, where scale and shift, each of which may
-// be null, belong to the columns; what is around the vendor's products.
+// CUDA: output = input * sign * scale + shift for rows of `columns` numbers, where scale and shift, one of which may be
+// null, belong to the columns; what is around the vendor's products.
 void scale_columns(DType dtype, const void* input, const void* scale, double sign, const void* shift, int64_t rows,
                    int64_t columns, void* output, void* stream);
 

@@ -115,9 +115,11 @@ def short_names(names: list[str]) -> dict[str, str]:
     text = subprocess.run([demangle], input="\n".join(names), capture_output=True, text=True, check=True).stdout
     readable = {}
     for name, full in zip(names, text.splitlines(), strict=True):
-        full = full.removeprefix("void ").partition(">(")[0].removeprefix("sparsenn::cuda::kernel<").strip()
+        full = full.removeprefix("void ").partition(">(")[0].strip()
+        walks = full.startswith("sparsenn::cuda::kernel<")
+        full = full.removeprefix("sparsenn::cuda::kernel<").removeprefix("sparsenn::cuda::phases<").strip()
         full = re.sub(r"sparsenn::(\(anonymous namespace\)::|cuda::)?|\(anonymous namespace\)::", "", full)
-        walk, table, operation = full.split(", ", 2) if full.count(", ") >= 2 else ("", "", full)
+        walk, table, operation = full.split(", ", 2) if walks else ("", "Table<0>", full)
         readable[name] = f"{operation} {walk.lower()}{', large table' if int(table.strip('Table<>')) > 512 else ''}"
     return readable
 

@@ -17,8 +17,7 @@ void parallel_for(int64_t size, int64_t grain, void (*body)(int64_t, int64_t, vo
 template <class Body>
 void for_each_part(int64_t size, int64_t grain, const Body& body) {
   parallel_for(
-      size, grain,
-      [](int64_t begin, int64_t end, void* opaque) { (*static_cast<const Body*>(opaque))(begin, end); },
+      size, grain, [](int64_t begin, int64_t end, void* opaque) { (*static_cast<const Body*>(opaque))(begin, end); },
       const_cast<Body*>(&body));
 }
 

@@ -73,6 +73,15 @@ void pull(const Pull<float16, float16>& row);
 void pull(const Pull<bfloat16, float>& row);
 void pull(const Pull<float16, float>& row);
 
+// `count` rows of `size` numbers as the accumulator has them, with zeros around them up to `rows` rows of `padded`.
+template <class T, class A>
+void copy_padded(const T* from, int64_t stride, int64_t count, int64_t size, A* to, int64_t rows, int64_t padded) {
+  std::fill_n(to, rows * padded, A(0));
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t i = 0; i < size; ++i) to[r * padded + i] = load(from[r * stride + i]);
+  }
+}
+
 // Partial sums added in pairs, in one order.
 template <class A>
 A total(const A* partials) {

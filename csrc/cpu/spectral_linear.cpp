@@ -16,7 +16,7 @@ using cpu::kPartials;
 using cpu::Tiles;
 
 constexpr int64_t kFewRows = 12;
-constexpr int64_t kBatch = 256;     // rows of input that are packed at a time
+constexpr int64_t kBatch = 256;      // rows of input that are packed at a time
 constexpr int64_t kOutputs = 48;     // outputs that a thread takes at a time; every tile's rows divide it
 constexpr int64_t kFewOutputs = 24;  // the same for a few rows
 
@@ -42,15 +42,6 @@ void compose_rows(const cpu::Eigen<T>& eigen, int64_t first, int64_t count, int6
   }
 }
 
-// `count` rows of `size` numbers as the accumulator has them, with zeros around them up to `rows` rows of `padded`.
-template <class T, class A>
-void copy_padded(const T* from, int64_t stride, int64_t count, int64_t size, A* to, int64_t rows, int64_t padded) {
-  std::fill_n(to, rows * padded, A(0));
-  for (int64_t r = 0; r < count; ++r) {
-    for (int64_t i = 0; i < size; ++i) to[r * padded + i] = load(from[r * stride + i]);
-  }
-}
-
 template <class T>
 void few_rows(const Forward<T>& problem) {
   using A = accumulator_t<T>;
@@ -59,14 +50,15 @@ void few_rows(const Forward<T>& problem) {
   const cpu::Dots<A>& dots = cpu::tiles<A>().dots;
   const int64_t in = eigen.columns, out = eigen.rows, padded = aligned<A>(in);
   std::vector<A> x(batch * padded), starts(eigen.start() ? padded : 0);
-  copy_padded(input, in, batch, in, x.data(), batch, padded);
-  if (eigen.start()) copy_padded(eigen.start(), in, 1, in, starts.data(), 1, padded);
+  cpu::copy_padded(input, in, batch, in, x.data(), batch, padded);
+  if (eigen.start()) cpu::copy_padded(eigen.start(), in, 1, in, starts.data(), 1, padded);
   cpu::for_each_part((out + kFewOutputs - 1) / kFewOutputs, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> ends(dots.rows), sums(dots.rows * dots.columns[0]), converted(dots.rows * padded);
     for (int64_t o = begin * kFewOutputs; o < std::min(out, end * kFewOutputs); o += dots.rows) {
       const int64_t count = std::min(dots.rows, out - o);
-      const int64_t direct = kDirect && count == dots.rows ? in / kPartials<A> * kPartials<A> : 0, rest = padded - direct;
-      copy_padded(eigen.row(o) + direct, in, count, in - direct, converted.data(), dots.rows, rest);
+      const int64_t direct = kDirect && count == dots.rows ? in / kPartials<A> * kPartials<A> : 0,
+                    rest = padded - direct;
+      cpu::copy_padded(eigen.row(o) + direct, in, count, in - direct, converted.data(), dots.rows, rest);
       for (int64_t r = 0; r < count; ++r) ends[r] = eigen.end(o + r);
       for (int64_t b = 0; b < batch;) {
         const int kind = dots.kind_for(batch - b);
@@ -104,7 +96,7 @@ void pack_columns(const Tiles<A>& tiles, const T* input, int64_t in, int64_t fir
         if (std::is_same_v<T, A> && real == width) {
           transpose(size, reinterpret_cast<const A*>(from), in, strip);
         } else {
-          copy_padded(from, in, real, size, rows.data(), width, size);
+          cpu::copy_padded(from, in, real, size, rows.data(), width, size);
           transpose(size, rows.data(), size, strip);
         }
       }
@@ -133,8 +125,9 @@ void many_rows(const Forward<T>& problem) {
           for (int64_t o = 0; o < outputs; o += tiles.rows()) {
             const cpu::Tile<A>& tile = tiles.with(std::min(tiles.rows(), outputs - o));
             for (int64_t b = 0; b < padded; b += tiles.width()) {
-              tile.by_row[padded - b > tiles.lanes](size, weights.data() + o * kDepth, packed.data() + k * padded + b * size,
-                                                    sums.data() + o * padded + b, padded);
+              tile.by_row[padded - b > tiles.lanes](size, weights.data() + o * kDepth,
+                                                    packed.data() + k * padded + b * size, sums.data() + o * padded + b,
+                                                    padded);
             }
           }
         }

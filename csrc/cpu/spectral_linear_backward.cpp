@@ -1,6 +1,9 @@
 // The gradients of a spectral layer in one walk over phi: strips of columns, and in each blocks of rows, whose weights
 // are composed for the input's gradient, and for which the gradient of the weight is formed and at once taken apart
 // into those of phi and the eigenvalues. Neither the weight nor its gradient is ever whole in memory.
+//
+// Up to kFewRows rows of input a sweep over a few rows of phi does all of it in registers; from there on it is done by
+// tiles, in blocks that stay in the cache. Both add in the same order: the bits are the same.
 #include "cpu/parallel.h"
 #include "cpu/spectral.h"
 #include "cpu/tiles.h"
@@ -12,8 +15,9 @@ using cpu::kDepth;
 using cpu::kPartials;
 using cpu::Tiles;
 
-constexpr int64_t kStrip = 256;    // columns
-constexpr int64_t kOutputs = 48;   // rows; every tile's divide it
+constexpr int64_t kStrip = 256;  // columns
+constexpr int64_t kFewRows = 16;
+constexpr int64_t kOutputs = 48;  // rows; every tile's divide it
 
 // Columns [0, rows) of `columns` rows each, as tiles take them: element (r, c) of each group of tiles.rows() rows lies
 // next to (r + 1, c). read(r, c) gives an element.
@@ -44,16 +48,27 @@ struct Backward {
   const Tiles<A>& tiles = cpu::tiles<A>();
   int64_t in = eigen.columns, out = eigen.rows, strips = (in + kStrip - 1) / kStrip;
   bool of_weight = phi_grad || in_grad || out_grad;
-  std::vector<A> by_output, by_batch;  // grad, packed for the weight's gradient and for the input's
-  std::vector<A> row_sums;             // lambda_out's gradient, less its sign, of each strip
+  std::vector<A> by_output{}, by_batch{};  // grad, packed for the weight's gradient and for the input's
+  std::vector<A> row_sums{};               // lambda_out's gradient, less its sign, of each strip
 
   void run() {
-    if (of_weight) by_output = pack_rows(tiles, out, batch, [&](int64_t o, int64_t b) { return load(grad[b * out + o]); });
-    if (input_grad) by_batch = pack_rows(tiles, batch, out, [&](int64_t b, int64_t o) { return load(grad[b * out + o]); });
     if (out_grad) row_sums.resize(strips * out);
+    if (of_weight && batch <= kFewRows) {
+      run_strips<Sweeps>();
+      return;
+    }
+    if (of_weight)
+      by_output = pack_rows(tiles, out, batch, [&](int64_t o, int64_t b) { return load(grad[b * out + o]); });
+    if (input_grad)
+      by_batch = pack_rows(tiles, batch, out, [&](int64_t b, int64_t o) { return load(grad[b * out + o]); });
+    run_strips<Blocks>();
+  }
+
+  template <class Strip>
+  void run_strips() {
     cpu::for_each_part(strips, 1, [&](int64_t begin, int64_t end) {
       Strip strip(*this);
-      for (int64_t n = begin; n < end; ++n) strip.run(n);
+      for (int64_t n = begin; n < end; ++n) strip.run(n, n * kStrip, std::min(kStrip, in - n * kStrip));
     });
     for (int64_t o = 0; out_grad && o < out; ++o) {
       A sum(0);
@@ -62,13 +77,82 @@ struct Backward {
     }
   }
 
-  // What one thread needs.
-  struct Strip {
+  // What a strip has summed up over all rows: `size` columns from `begin` on, the input's in rows of kStrip.
+  void write(int64_t begin, int64_t size, const A* input_sums, const A* column_sums) const {
+    for (int64_t b = 0; input_grad && b < batch; ++b) {
+      T* const to = input_grad + b * in + begin;
+      for (int64_t i = 0; i < size; ++i) to[i] = store<T>(input_sums[b * kStrip + i]);
+    }
+    for (int64_t i = 0; in_grad && i < size; ++i) in_grad[begin + i] = store<T>(column_sums[i]);
+  }
+
+  // What one thread needs to sweep over strips. What is not wanted is computed all the same, and left in `unwanted`.
+  struct Sweeps {
+    Backward& of;
+    const cpu::Sweep<A>& sweep = of.tiles.sweep;
+    std::vector<A> x, x_grads, starts, columns, phi, unwanted, grads, ends, partials;
+
+    explicit Sweeps(Backward& of)
+        : of(of),
+          x(of.batch * kStrip),
+          x_grads(of.batch * kStrip),
+          starts(of.eigen.start() ? kStrip : 0),
+          columns(kStrip),
+          phi(sweep.rows * kStrip),
+          unwanted(sweep.rows * kStrip),
+          grads(of.batch * sweep.rows),
+          ends(sweep.rows),
+          partials(sweep.rows * kPartials<A>) {}
+
+    void run(int64_t n, int64_t begin, int64_t size) {
+      constexpr bool kDirect = std::is_same_v<T, A>;
+      const int64_t padded = (size + kPartials<A> - 1) / kPartials<A> * kPartials<A>;
+      cpu::copy_padded(of.input + begin, of.in, of.batch, size, x.data(), of.batch, kStrip);
+      if (of.eigen.start()) cpu::copy_padded(of.eigen.start() + begin, size, 1, size, starts.data(), 1, kStrip);
+      std::fill(x_grads.begin(), x_grads.end(), A(0));
+      std::fill(columns.begin(), columns.end(), A(0));
+      for (int64_t o = 0; o < of.out; o += sweep.rows) {
+        const int64_t count = std::min(sweep.rows, of.out - o), at = o * of.in + begin;
+        cpu::copy_padded(of.grad + o, of.out, of.batch, count, grads.data(), of.batch, sweep.rows);
+        for (int64_t r = 0; r < count; ++r) ends[r] = of.eigen.end(o + r);
+        std::fill(partials.begin(), partials.end(), A(0));
+        // phi itself as far as it fills vectors, then a copy of what is left
+        const int64_t direct = kDirect && count == sweep.rows ? size / kPartials<A> * kPartials<A> : 0;
+        const int64_t rest = padded - direct;
+        if (direct) {
+          A* const to = reinterpret_cast<A*>(of.phi_grad);
+          add(0, direct, reinterpret_cast<const A*>(of.eigen.phi) + at, of.in, to ? to + at : unwanted.data(),
+              to ? of.in : kStrip);
+        }
+        if (rest) {
+          cpu::copy_padded(of.eigen.phi + at + direct, of.in, count, size - direct, phi.data(), sweep.rows, rest);
+          add(direct, rest, phi.data(), rest, unwanted.data(), rest);
+          for (int64_t r = 0; of.phi_grad && r < count; ++r) {
+            T* const to = of.phi_grad + at + r * of.in + direct;
+            for (int64_t i = 0; i < size - direct; ++i) to[i] = store<T>(unwanted[r * rest + i]);
+          }
+        }
+        for (int64_t r = 0; of.out_grad && r < count; ++r) {
+          of.row_sums[n * of.out + o + r] = cpu::total(partials.data() + r * kPartials<A>);
+        }
+      }
+      of.write(begin, size, x_grads.data(), columns.data());
+    }
+
+    void add(int64_t from, int64_t size, const A* rows, int64_t stride, A* phi_grad, int64_t phi_grad_stride) {
+      sweep.run({size, of.batch, rows, stride, starts.empty() ? nullptr : starts.data() + from, ends.data(),
+                 grads.data(), x.data() + from, kStrip, x_grads.data() + from, phi_grad, phi_grad_stride,
+                 columns.data() + from, partials.data()});
+    }
+  };
+
+  // What one thread needs to work on strips in blocks of rows.
+  struct Blocks {
     Backward& of;
     std::vector<A> inputs, weights, weight_grads, input_grads, columns;
     int64_t begin = 0, size = 0, padded = 0;
 
-    explicit Strip(Backward& of)
+    explicit Blocks(Backward& of)
         : of(of),
           inputs(of.of_weight ? of.batch * kStrip : 0),
           weights(of.input_grad ? kOutputs * kStrip : 0),
@@ -76,8 +160,8 @@ struct Backward {
           input_grads(of.input_grad ? (of.batch + of.tiles.rows()) * kStrip : 0),
           columns(kStrip) {}
 
-    void run(int64_t n) {
-      begin = n * kStrip, size = std::min(kStrip, of.in - begin), padded = of.tiles.padded(size);
+    void run(int64_t n, int64_t first, int64_t count_of_columns) {
+      begin = first, size = count_of_columns, padded = of.tiles.padded(size);
       if (of.of_weight) pack(inputs.data(), of.batch, [&](int64_t b) { return of.input + b * of.in + begin; });
       std::fill(input_grads.begin(), input_grads.end(), A(0));
       std::fill(columns.begin(), columns.end(), A(0));
@@ -86,11 +170,7 @@ struct Backward {
         if (of.input_grad) add_to_input(o, count);
         if (of.of_weight) take_apart(n, o, count);
       }
-      for (int64_t b = 0; of.input_grad && b < of.batch; ++b) {
-        T* const to = of.input_grad + b * of.in + begin;
-        for (int64_t i = 0; i < size; ++i) to[i] = store<T>(input_grads[b * kStrip + i]);
-      }
-      for (int64_t i = 0; of.in_grad && i < size; ++i) of.in_grad[begin + i] = store<T>(columns[i]);
+      of.write(begin, size, input_grads.data(), columns.data());
     }
 
     // The strip's columns of `rows` rows in strips of a tile's width, zeros behind them.
@@ -110,8 +190,8 @@ struct Backward {
       A composed[kStrip];
       for (int64_t r = 0; r < count; ++r) {
         cpu::compose(cpu::Compose<T, A>{of.eigen.row(o + r) + begin,
-                                        of.eigen.start() ? of.eigen.start() + begin : nullptr, of.eigen.end(o + r), size,
-                                        composed});
+                                        of.eigen.start() ? of.eigen.start() + begin : nullptr, of.eigen.end(o + r),
+                                        size, composed});
         std::fill(composed + size, composed + padded, A(0));
         for (int64_t i = 0; i < padded; i += of.tiles.width()) {
           const int64_t width = std::min(of.tiles.width(), padded - i);

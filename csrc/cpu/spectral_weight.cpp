@@ -84,11 +84,12 @@ void spectral_weight<Cpu>(const Spectrum& spectrum, void* weight, void*) {
   dispatch_dtype(spectrum.dtype, [&](auto element) {
     using T = decltype(element);
     const cpu::Eigen<T> eigen(spectrum);
-    const int64_t grain = std::max<int64_t>(1, cpu::kBlocksPerThread * cpu::kBlock / std::max<int64_t>(1, eigen.columns));
+    const int64_t grain =
+        std::max<int64_t>(1, cpu::kBlocksPerThread * cpu::kBlock / std::max<int64_t>(1, eigen.columns));
     cpu::for_each_part(eigen.rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; ++o) {
-        cpu::compose({eigen.row(o), eigen.start(), eigen.end(o), eigen.columns,
-                      static_cast<T*>(weight) + o * eigen.columns});
+        cpu::compose(
+            {eigen.row(o), eigen.start(), eigen.end(o), eigen.columns, static_cast<T*>(weight) + o * eigen.columns});
       }
     });
   });

@@ -88,8 +88,8 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
 template <class T, int kLanes>
 using indices_t = vector_t<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
 
-// The sums of count <= kLanes vectors' lanes, as one vector. Each round halves the vectors' number and the lanes that are
-// still to be added: of lanes in blocks of `size`, those of the upper half of each block go to the lower half.
+// The sums of count <= kLanes vectors' lanes, as one vector. Each round halves the vectors' number and the lanes that
+// are still to be added: of lanes in blocks of `size`, those of the upper half of each block go to the lower half.
 template <class T, int kLanes, int kCount>
 SPARSENN_INLINE void add_lanes(vector_t<T, kLanes> (&vectors)[kCount], T* to) {
   using V = vector_t<T, kLanes>;
@@ -107,8 +107,8 @@ SPARSENN_INLINE void add_lanes(vector_t<T, kLanes> (&vectors)[kCount], T* to) {
     }
 #pragma GCC unroll 8
     for (int i = 0; i < size / 2; ++i) {
-      rows[i] = __builtin_shuffle(rows[i], rows[i + size / 2], lower) +
-                __builtin_shuffle(rows[i], rows[i + size / 2], upper);
+      rows[i] =
+          __builtin_shuffle(rows[i], rows[i + size / 2], lower) + __builtin_shuffle(rows[i], rows[i + size / 2], upper);
     }
   }
   T sums[kLanes];
@@ -164,7 +164,65 @@ SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], const T* ends, T* to) {
     add_lanes<T, kLanes>(reinterpret_cast<V(&)[kFirst]>(whole[first]), to + first);
   }
   if constexpr (kSums % kFirst) {
-    add_lanes<T, kLanes>(reinterpret_cast<V(&)[kSums % kFirst]>(whole[kSums / kFirst * kFirst]), to + kSums / kFirst * kFirst);
+    add_lanes<T, kLanes>(reinterpret_cast<V(&)[kSums % kFirst]>(whole[kSums / kFirst * kFirst]),
+                         to + kSums / kFirst * kFirst);
+  }
+}
+
+template <class T, int kLanes, int kRows, bool kStarts>
+SPARSENN_INLINE void sweep(const Rows<T>& rows) {
+  using V = vector_t<T, kLanes>;
+  constexpr int kParts = kPartials<T> / kLanes;
+  V sums[kRows][kParts], ends[kRows];
+#pragma GCC unroll 4
+  for (int m = 0; m < kRows; ++m) {
+    ends[m] = (kStarts ? rows.ends[m] : -rows.ends[m]) - V{};
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) read<kLanes>(sums[m][part], rows.partials + (m * kParts + part) * kLanes);
+  }
+  for (int64_t k = 0; k < rows.size; k += kPartials<T>) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t at = k + part * kLanes;
+      V start, phi[kRows], scales[kRows], weights[kRows], gradients[kRows];
+      if constexpr (kStarts) read<kLanes>(start, rows.starts + at);
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m) {
+        read<kLanes>(phi[m], rows.phi + m * rows.stride + at);
+        scales[m] = kStarts ? start - ends[m] : ends[m];
+        weights[m] = scales[m] * phi[m];
+        gradients[m] = V{};
+      }
+      for (int64_t b = 0; b < rows.batch; ++b) {
+        V x, x_grad;
+        read<kLanes>(x, rows.x + b * rows.x_stride + at);
+        read<kLanes>(x_grad, rows.x_grad + b * rows.x_stride + at);
+#pragma GCC unroll 4
+        for (int m = 0; m < kRows; ++m) {
+          V grad;
+          splat<kLanes>(grad, rows.grad + b * kRows + m);
+          accumulate<kLanes>(gradients[m], grad, x);
+          accumulate<kLanes>(x_grad, grad, weights[m]);
+        }
+        write<kLanes>(rows.x_grad + b * rows.x_stride + at, x_grad);
+      }
+      V columns;
+      read<kLanes>(columns, rows.columns + at);
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m) {
+        accumulate<kLanes>(columns, gradients[m], phi[m]);
+        accumulate<kLanes>(sums[m][part], gradients[m], phi[m]);
+        const V phi_grad = scales[m] * gradients[m];
+        write<kLanes>(rows.phi_grad + m * rows.phi_grad_stride + at, phi_grad);
+      }
+      write<kLanes>(rows.columns + at, columns);
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part)
+      write<kLanes>(rows.partials + (m * kParts + part) * kLanes, sums[m][part]);
   }
 }
 
@@ -209,47 +267,59 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
   }
 }
 
-// The same for one instruction set: its attribute, its vectors' bytes, the shape of dots, and the tiles' rows.
-#define SPARSENN_TILES_FOR(NAME, TARGET, BYTES, DOT_ROWS, DOT_COLUMNS, ...)                                          \
-  template <class T, int kRows, int kVectors, bool kByRow>                                                           \
-  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride) {                           \
-    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride);                                   \
-  }                                                                                                                  \
-  template <class T, int kColumns>                                                                                   \
-  TARGET void dots_##NAME(const Piece<T>(&pieces)[2], const T* ends, T* sums) {                                      \
-    if (pieces[0].starts) {                                                                                          \
-      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, true>(pieces, ends, sums);                                      \
-    } else {                                                                                                         \
-      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, false>(pieces, ends, sums);                                     \
-    }                                                                                                                \
-  }                                                                                                                  \
-  template <class T, int kVectors>                                                                                   \
-  TARGET void transpose_##NAME(int64_t depth, const T* from, int64_t stride, T* to) {                                \
-    transpose<T, BYTES / sizeof(T), kVectors>(depth, from, stride, to);                                              \
-  }                                                                                                                  \
-  template <class T, int... kRows>                                                                                   \
-  const Tiles<T>& make_##NAME() {                                                                                    \
-    constexpr int kMost = DOT_COLUMNS, kSome = (kMost + 1) / 2;                                                      \
-    static constexpr Tile<T> all[] = {{kRows,                                                                        \
-                                       {tile_##NAME<T, kRows, 1, true>, tile_##NAME<T, kRows, 2, true>},             \
-                                       {tile_##NAME<T, kRows, 1, false>, tile_##NAME<T, kRows, 2, false>}}...};      \
-    static constexpr Tiles<T> made{                                                                                  \
-        BYTES / sizeof(T),                                                                                           \
-        sizeof...(kRows),                                                                                            \
-        all,                                                                                                         \
-        {DOT_ROWS, {kMost, kSome, 1}, {dots_##NAME<T, kMost>, dots_##NAME<T, kSome>, dots_##NAME<T, 1>}},            \
-        {transpose_##NAME<T, 1>, transpose_##NAME<T, 2>}};                                                           \
-    return made;                                                                                                     \
-  }                                                                                                                  \
-  template <class T>                                                                                                 \
-  const Tiles<T>& tiles_##NAME() {                                                                                   \
-    return make_##NAME<T, __VA_ARGS__>();                                                                            \
+// The same for one instruction set: its attribute, its vectors' bytes, the shape of dots, the rows of a sweep and those
+// of the tiles.
+// clang-format off
+#define SPARSENN_TILES_FOR(NAME, TARGET, BYTES, DOT_ROWS, DOT_COLUMNS, SWEEP_ROWS, ...)                            \
+  template <class T, int kRows, int kVectors, bool kByRow>                                                         \
+  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride) {                         \
+    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride);                                 \
+  }                                                                                                                \
+  template <class T, int kColumns>                                                                                 \
+  TARGET void dots_##NAME(const Piece<T> (&pieces)[2], const T* ends, T* sums) {                                   \
+    if (pieces[1].starts) {                                                                                        \
+      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, true>(pieces, ends, sums);                                    \
+    } else {                                                                                                       \
+      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, false>(pieces, ends, sums);                                   \
+    }                                                                                                              \
+  }                                                                                                                \
+  template <class T>                                                                                               \
+  TARGET void sweep_##NAME(const Rows<T>& rows) {                                                                  \
+    if (rows.starts) {                                                                                             \
+      sweep<T, BYTES / sizeof(T), SWEEP_ROWS, true>(rows);                                                         \
+    } else {                                                                                                       \
+      sweep<T, BYTES / sizeof(T), SWEEP_ROWS, false>(rows);                                                        \
+    }                                                                                                              \
+  }                                                                                                                \
+  template <class T, int kVectors>                                                                                 \
+  TARGET void transpose_##NAME(int64_t depth, const T* from, int64_t stride, T* to) {                              \
+    transpose<T, BYTES / sizeof(T), kVectors>(depth, from, stride, to);                                            \
+  }                                                                                                                \
+  template <class T, int... kRows>                                                                                 \
+  const Tiles<T>& make_##NAME() {                                                                                  \
+    constexpr int kMost = DOT_COLUMNS, kSome = (kMost + 1) / 2;                                                    \
+    static constexpr Tile<T> all[] = {{kRows,                                                                      \
+                                       {tile_##NAME<T, kRows, 1, true>, tile_##NAME<T, kRows, 2, true>},           \
+                                       {tile_##NAME<T, kRows, 1, false>, tile_##NAME<T, kRows, 2, false>}}...};    \
+    static constexpr Tiles<T> made{                                                                                \
+        BYTES / sizeof(T),                                                                                         \
+        sizeof...(kRows),                                                                                          \
+        all,                                                                                                       \
+        {DOT_ROWS, {kMost, kSome, 1}, {dots_##NAME<T, kMost>, dots_##NAME<T, kSome>, dots_##NAME<T, 1>}},          \
+        {SWEEP_ROWS, sweep_##NAME<T>},                                                                             \
+        {transpose_##NAME<T, 1>, transpose_##NAME<T, 2>}};                                                         \
+    return made;                                                                                                   \
+  }                                                                                                                \
+  template <class T>                                                                                               \
+  const Tiles<T>& tiles_##NAME() {                                                                                 \
+    return make_##NAME<T, __VA_ARGS__>();                                                                          \
   }
+// clang-format on
 
-SPARSENN_TILES_FOR(base, , 16, 2, 1, 2, 4, 6)
+SPARSENN_TILES_FOR(base, , 16, 2, 1, 2, 2, 4, 6)
 #if defined(SPARSENN_HAS_CLONES)
-SPARSENN_TILES_FOR(v3, __attribute__((target("arch=x86-64-v3"))), 32, 2, 2, 2, 4, 6)
-SPARSENN_TILES_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64, 3, 8, 2, 4, 8, 12)
+SPARSENN_TILES_FOR(v3, __attribute__((target("arch=x86-64-v3"))), 32, 2, 2, 2, 2, 4, 6)
+SPARSENN_TILES_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64, 3, 8, 4, 2, 4, 8, 12)
 #endif
 
 template <class T>

@@ -9,7 +9,7 @@
 
 namespace sparsenn::cpu {
 
-constexpr int64_t kDepth = 256;       // how much of a sum a block of rows holds
+constexpr int64_t kDepth = 256;  // how much of a sum a block of rows holds
 template <class T>
 constexpr int64_t kPartials = 64 / sizeof(T);
 
@@ -18,13 +18,13 @@ template <class T>
 struct Tile {
   using Run = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride);
   int64_t rows;
-  Run by_row[2];    // a(m, k) is a[m * kDepth + k]; the width is one vector, or two
-  Run by_column[2]; // a(m, k) is a[k * rows + m]
+  Run by_row[2];     // a(m, k) is a[m * kDepth + k]; the width is one vector, or two
+  Run by_column[2];  // a(m, k) is a[k * rows + m]
 };
 
 // Pieces of a few rows of weights and of the inputs that they meet. The weight in row r is
-// w[r][k] = (starts[k] - ends[r]) phi[r * stride + k], composed in registers; starts is null where they are 0. depth is a
-// multiple of kPartials.
+// w[r][k] = (starts[k] - ends[r]) phi[r * stride + k], composed in registers; starts is null where they are 0. depth is
+// a multiple of kPartials.
 template <class T>
 struct Piece {
   int64_t depth;
@@ -49,6 +49,30 @@ struct Dots {
   }
 };
 
+// A few rows of phi and the gradients of their outputs, for a small batch: everything that they give in one pass over
+// them. With w as above and g[r][k] = sum_b grad[b * rows + r] x[b * x_stride + k],
+//   x_grad[b * x_stride + k] += grad[b * rows + r] w[r][k]
+//   phi_grad[r * phi_grad_stride + k] = (starts[k] - ends[r]) g[r][k]
+//   columns[k] += g[r][k] phi[r][k], and the same to partial sum k % kPartials of partials[r]
+// for r and b in ascending order and k < size, a multiple of kPartials.
+template <class T>
+struct Rows {
+  int64_t size, batch;
+  const T* phi;
+  int64_t stride;
+  const T *starts, *ends, *grad, *x;
+  int64_t x_stride;
+  T *x_grad, *phi_grad;
+  int64_t phi_grad_stride;
+  T *columns, *partials;
+};
+
+template <class T>
+struct Sweep {
+  int64_t rows;
+  void (*run)(const Rows<T>& rows);
+};
+
 // to[k * width + n] = from[n * stride + k] for k < depth and n < width, which is one vector, or two.
 template <class T>
 using Transpose = void (*)(int64_t depth, const T* from, int64_t stride, T* to);
@@ -60,6 +84,7 @@ struct Tiles {
   int64_t count;
   const Tile<T>* tiles;  // with ascending numbers of rows
   Dots<T> dots;
+  Sweep<T> sweep;
   Transpose<T> transpose[2];
 
   int64_t rows() const { return tiles[count - 1].rows; }

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "cuda/grid.h"
+#include "cuda/phases.h"
 
 namespace sparsenn::cuda {
 
@@ -129,6 +130,30 @@ inline void launch(const void* kernel, const void* table, const void* op, int64_
   config.stream = static_cast<cudaStream_t>(stream);
   void* parameters[] = {const_cast<void*>(table), const_cast<void*>(op)};
   check(cudaLaunchKernelExC(&config, kernel, parameters), "a CUDA kernel could not be launched");
+}
+
+// Where phases follow each other; see phases.h.
+template <class Op>
+__global__ void __launch_bounds__(kThreads) phases(const __grid_constant__ Op op) {
+  __shared__ typename Op::Shared shared;
+  for (int64_t block = blockIdx.x; block < op.blocks; block += gridDim.x) {
+    for_each_phase<Op::kPhases>([&](auto phase) {
+      op.template phase<phase>(block, threadIdx.x, shared);
+      __syncthreads();
+    });
+  }
+}
+
+template <class Op>
+void launch_phases(const Op& op, void* stream) {
+  if (op.blocks == 0) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(std::min(op.blocks, multiprocessors() * kBlocksPerMultiprocessor));
+  config.blockDim = kThreads;
+  config.stream = static_cast<cudaStream_t>(stream);
+  void* parameters[] = {const_cast<Op*>(&op)};
+  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(&phases<Op>), parameters),
+        "a CUDA kernel could not be launched");
 }
 
 }  // namespace sparsenn::cuda

@@ -40,7 +40,8 @@ struct CpuDevice {
       made[k] = bindings::empty_or_none(input, wanted >> k & 1, sizes[k]);
       to[k] = bindings::data_or_null(made[k], wanted >> k & 1);
     }
-    spectral_linear_backward(grad.data_ptr(), input.data_ptr(), spectrum.view, rows, {to[0], to[1], to[2], to[3], to[4]});
+    spectral_linear_backward(grad.data_ptr(), input.data_ptr(), spectrum.view, rows,
+                             {to[0], to[1], to[2], to[3], to[4]});
     return made;
   }
 };

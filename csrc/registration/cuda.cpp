@@ -3,9 +3,14 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "registration/bindings.h"
+#include "registration/spectral.h"
 
 namespace sparsenn {
 namespace {
+
+using bindings::CheckedSpectrum;
+using bindings::Vector;
+using torch::stable::Tensor;
 
 struct CudaDevice {
   using Tag = Cuda;
@@ -13,7 +18,7 @@ struct CudaDevice {
   // Makes the tensor's device the current one, and finds the stream that is current there.
   class Guard {
    public:
-    explicit Guard(const torch::stable::Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {}
+    explicit Guard(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {}
 
     void* stream() const {
       void* stream = nullptr;
@@ -27,15 +32,93 @@ struct CudaDevice {
   };
 
   // A number on the CPU is read now, one on the device by the kernel: nothing waits for the device.
-  static Scalar scalar(const torch::stable::Tensor& tensor, const torch::stable::Tensor& model) {
+  static Scalar scalar(const Tensor& tensor, const Tensor& model) {
     if (tensor.is_cpu()) return bindings::host_scalar(tensor);
     bindings::check_device(tensor, model.device());
     const DType dtype = bindings::scalar_dtype(tensor);
     return {0.0, tensor.data_ptr(), dtype == DType::float64};
+  }
+
+  // The products are the vendor's. An eigenvalue that stands alone scales the rows or columns of what is multiplied,
+  // which touches less memory than composing the weight while there are no more rows than it has columns (or rows).
+  static Tensor linear(const Tensor& input, int64_t rows, const CheckedSpectrum& spectrum, const Vector& bias,
+                       const std::vector<int64_t>& sizes, void* stream) {
+    const auto& [in, out] = std::pair{spectrum.view.in, spectrum.view.out};
+    const Tensor x = matrix(input, rows, in);
+    Tensor z;
+    if (!spectrum.lambda_in && rows <= in) {
+      z = product(x, transposed(spectrum.phi));
+      scale(z, spectrum.lambda_out, -1, bias, z, stream);
+    } else {
+      if (!spectrum.lambda_out && rows <= out) {
+        const Tensor scaled = bindings::empty(x, {rows, in});
+        scale(x, spectrum.lambda_in, 1, {}, scaled, stream);
+        z = product(scaled, transposed(spectrum.phi));
+      } else {
+        z = product(x, transposed(bindings::compose<CudaDevice>(spectrum, stream)));
+      }
+      if (bias) scale(z, {}, 1, bias, z, stream);
+    }
+    return torch::stable::view(z, sizes);
+  }
+
+  // The gradient of the weight becomes that of phi in its place.
+  static std::array<Tensor, 5> linear_backward(const Tensor& grad, const Tensor& input, int64_t rows,
+                                               const CheckedSpectrum& spectrum, int64_t wanted, void* stream) {
+    const auto& [in, out] = std::pair{spectrum.view.in, spectrum.view.out};
+    const Tensor g = matrix(grad, rows, out), none = bindings::empty(g, {0});
+    std::array<Tensor, 5> made{none, none, none, none, none};
+    if (wanted & (bindings::kPhi | bindings::kLambdaIn | bindings::kLambdaOut)) {
+      const Tensor of_weight = bindings::row_major(product(transposed(g), matrix(input, rows, in)));
+      std::tie(made[0], made[1], made[2]) = bindings::take_apart<CudaDevice>(of_weight, spectrum, wanted, true, stream);
+    }
+    if (wanted & bindings::kInput) {
+      made[3] = torch::stable::view(input_gradient(g, rows, spectrum, stream), bindings::sizes_of(input));
+    }
+    if (wanted & bindings::kBias) {
+      const int64_t first = 0;
+      made[4] = torch::stable::sum(g, torch::headeronly::IntHeaderOnlyArrayRef(&first, 1), false);
+    }
+    return made;
+  }
+
+ private:
+  static Tensor matrix(const Tensor& tensor, int64_t rows, int64_t columns) {
+    return torch::stable::view(tensor, std::vector<int64_t>{rows, columns});
+  }
+
+  static Tensor transposed(const Tensor& tensor) { return torch::stable::transpose(tensor, 0, 1); }
+
+  static Tensor product(const Tensor& a, const Tensor& b) { return torch::stable::matmul(a, b); }
+
+  // to = from * sign * columns + shift; to may be from.
+  static void scale(const Tensor& from, const Vector& columns, double sign, const Vector& shift, const Tensor& to,
+                    void* stream) {
+    const auto sizes = from.sizes();
+    if (from.numel() == 0) return;
+    scale_columns(bindings::view_of(from).dtype, from.data_ptr(), columns ? columns->data_ptr() : nullptr, sign,
+                  shift ? shift->data_ptr() : nullptr, sizes[0], sizes[1], to.data_ptr(), stream);
+  }
+
+  static Tensor input_gradient(const Tensor& g, int64_t rows, const CheckedSpectrum& spectrum, void* stream) {
+    if (!spectrum.lambda_in && rows <= spectrum.view.in) {
+      const Tensor scaled = bindings::empty(g, {rows, spectrum.view.out});
+      scale(g, spectrum.lambda_out, -1, {}, scaled, stream);
+      return product(scaled, spectrum.phi);
+    }
+    if (!spectrum.lambda_out && rows <= spectrum.view.out) {
+      const Tensor gradient = product(g, spectrum.phi);
+      scale(gradient, spectrum.lambda_in, 1, {}, gradient, stream);
+      return gradient;
+    }
+    return product(g, bindings::compose<CudaDevice>(spectrum, stream));
   }
 };
 
 }  // namespace
 }  // namespace sparsenn
 
-STABLE_TORCH_LIBRARY_IMPL(sparsenn, CUDA, m) { sparsenn::bindings::implement<sparsenn::CudaDevice>(m); }
+STABLE_TORCH_LIBRARY_IMPL(sparsenn, CUDA, m) {
+  sparsenn::bindings::implement<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_spectral<sparsenn::CudaDevice>(m);
+}

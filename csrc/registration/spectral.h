@@ -39,8 +39,7 @@ struct CheckedSpectrum {
   Vector lambda_in, lambda_out;
   Spectrum view;
 
-  CheckedSpectrum(const Tensor& eigenvectors, const Vector& in, const Vector& out)
-      : phi(row_major(eigenvectors)) {
+  CheckedSpectrum(const Tensor& eigenvectors, const Vector& in, const Vector& out) : phi(row_major(eigenvectors)) {
     STD_TORCH_CHECK(phi.dim() >= 2, "sparsenn: phi has ", phi.dim(), " dimensions; it takes two or more");
     STD_TORCH_CHECK(in.has_value() || out.has_value(), "sparsenn: both eigenvalues are absent; one of them is needed");
     const auto sizes = phi.sizes();
@@ -48,7 +47,7 @@ struct CheckedSpectrum {
     for (int64_t i = 2; i < phi.dim(); ++i) kernel *= sizes[i];
     if (in) check_vector(*in, sizes[1], phi, "lambda_in"), lambda_in = row_major(*in);
     if (out) check_vector(*out, sizes[0], phi, "lambda_out"), lambda_out = row_major(*out);
-    view = {dtype_of(phi),
+    view = {view_of(phi).dtype,
             sizes[0],
             sizes[1],
             kernel,
@@ -112,10 +111,9 @@ std::tuple<Tensor, Tensor, Tensor> spectral_weight_backward_new(Tensor grad, Ten
                                                                 Vector lambda_out, int64_t wanted) {
   const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
   check_device(grad, phi.device());
-  check_like(view_of(grad), view_of(phi), dtype_of(phi), "the gradient");
+  check_like(view_of(grad), view_of(phi), view_of(phi).dtype, "the gradient");
   const typename Device::Guard guard(phi);
-  auto [d_phi, d_in, d_out] =
-      take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
+  auto [d_phi, d_in, d_out] = take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
   return {wanted & kPhi ? in_layout_of(phi, d_phi) : d_phi, d_in, d_out};
 }
 

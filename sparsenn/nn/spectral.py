@@ -26,7 +26,6 @@ class SpectralLayer(nn.Module):
     phi: Tensor
     lambda_in: Tensor | None
     lambda_out: Tensor | None
-    bias: Tensor | None
 
     def adopt(
         self,
@@ -38,7 +37,7 @@ class SpectralLayer(nn.Module):
         lambda_out_init: Init = 1.0,
         phi_init: Init = nn.init.xavier_uniform_,
     ) -> None:
-        """Take over everything from a plain layer, which may be this one; its weight becomes φ. Eigenvalues have no values yet."""
+        """Take over a plain layer, which may be this one; its weight becomes φ, and the eigenvalues have no values yet."""
         absent_in = not train_lambda_in and _is_zero(lambda_in_init)
         absent_out = not train_lambda_out and _is_zero(lambda_out_init)
         if absent_in and absent_out:
@@ -74,10 +73,11 @@ class SpectralLayer(nn.Module):
             value = getattr(self, name)
             if value is not None:
                 value.fill_(init) if isinstance(init, int | float) else init(value)
-        if self.bias is not None:
+        bias = self._parameters["bias"]
+        if bias is not None:
             fan_in = self.phi[0].numel()
             bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
-            nn.init.uniform_(self.bias, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
 
     def become_plain(self, weight: Tensor) -> None:
         """Turn into the plain layer with a weight in the place of the spectrum; a user's subclass keeps its class."""
@@ -102,14 +102,15 @@ def _is_zero(init: Init) -> bool:
     return isinstance(init, int | float) and init == 0
 
 
-class SpectralLinear(SpectralLayer, nn.Linear):
+class SpectralLinear(SpectralLayer, nn.Linear):  # type: ignore[override]
     r"""``torch.nn.Linear`` by the eigenvectors and eigenvalues of the graph between its inputs and outputs.
 
     .. math:: z_o = \sum_i (\lambda^{in}_i - \lambda^{out}_o)\, \varphi_{oi}\, x_i + b_o
 
-    With the defaults λ_in = 0 is not trained and left out, λ_out starts at 1 and φ by Glorot's uniform draw, as in the paper: the
-    initial weight is −φ. A small |λ_out| then switches a whole neuron off, so that an L2 penalty on λ_out and φ finds those
-    which are not needed. :func:`sparsenn.spectralize` gives an existing net this form, :func:`sparsenn.collapse` takes it away.
+    With the defaults λ_in = 0 is not trained and left out, λ_out starts at 1 and φ by Glorot's uniform draw, as in the paper:
+    the initial weight is −φ. A small |λ_out| then switches a whole neuron off, so that an L2 penalty on λ_out and φ finds
+    those which are not needed. :func:`sparsenn.spectralize` gives an existing net this form, :func:`sparsenn.collapse` takes
+    it away.
 
     Args:
         in_features: Size of each input.
@@ -181,7 +182,7 @@ class _SpectralConv(SpectralLayer):
         return self._conv_forward(input, self.weight, self.bias)  # type: ignore[operator]
 
 
-class SpectralConv1d(_SpectralConv, nn.Conv1d):
+class SpectralConv1d(_SpectralConv, nn.Conv1d):  # type: ignore[override]
     r"""Not the Fourier layer of that name: ``torch.nn.Conv1d`` with a weight of eigenvectors and eigenvalues.
 
     .. math:: y = W \star x + b, \qquad W_{oik} = (\lambda^{in}_i - \lambda^{out}_o)\, \varphi_{oik}
@@ -259,7 +260,7 @@ class SpectralConv1d(_SpectralConv, nn.Conv1d):
         self.reset_parameters()
 
 
-class SpectralConv2d(_SpectralConv, nn.Conv2d):
+class SpectralConv2d(_SpectralConv, nn.Conv2d):  # type: ignore[override]
     r"""Not the Fourier layer of that name: ``torch.nn.Conv2d`` with a weight of eigenvectors and eigenvalues.
 
     .. math:: y = W \star x + b, \qquad W_{oikl} = (\lambda^{in}_i - \lambda^{out}_o)\, \varphi_{oikl}

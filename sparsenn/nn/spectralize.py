@@ -43,8 +43,8 @@ def spectralize(
         The same model.
 
     Raises:
-        ValueError: for a rule that is neither a pattern nor a module type; an ``include`` that selects nothing; a selected layer
-            whose weight is parametrized (factorized, for example), tied to another parameter, not initialized yet (lazy
+        ValueError: for a rule that is neither a pattern nor a module type; an ``include`` that selects nothing; a selected
+            layer whose weight is parametrized (factorized, for example), tied to another parameter, not initialized yet (lazy
             modules), or of another dtype than float64, float32, bfloat16 and float16.
 
     Source: Giambagli et al. 2023, Section 3 (the students S and S_λ start with the same links).

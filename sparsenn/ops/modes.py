@@ -71,6 +71,6 @@ def cotangents_of(
         found = definition(*(arguments.get(k) for k in range(len(tensors))))
         return tuple(found[k] for k in used)  # type: ignore[misc]
 
-    _, pull = torch.func.vjp(results, *(tensors[k] for k in given))
+    _, pull, *_ = torch.func.vjp(results, *(tensors[k] for k in given))
     handed = dict(zip(given, pull(tuple(grads[k] for k in used)), strict=True)) if used else {}
     return [handed.get(k) for k in range(len(tensors))]

@@ -177,15 +177,17 @@ def soft_threshold_backward(grad: Tensor, input: Tensor, threshold: Tensor) -> T
 
 
 def composed_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> Tensor:
-    """The definition: w_oi = (lambda_in_i - lambda_out_o) phi_oi (Giambagli et al. 2023, Equation 4), in the accumulator's dtype.
+    """The definition: w_oi = (lambda_in_i - lambda_out_o) phi_oi (Giambagli et al. 2023, Equation 4), unrounded.
 
     phi is (out, in) or, for a convolution, (out, in, *kernel). An absent eigenvalue is 0.
     """
     ones = (1,) * (phi.dim() - 2)
-    scale = -_accumulator(lambda_out).view(-1, 1, *ones) if lambda_out is not None else None
+    if lambda_out is None:
+        assert lambda_in is not None
+        return _accumulator(lambda_in).view(1, -1, *ones) * _accumulator(phi)
+    scale = -_accumulator(lambda_out).view(-1, 1, *ones)
     if lambda_in is not None:
-        start = _accumulator(lambda_in).view(1, -1, *ones)
-        scale = start if scale is None else start + scale
+        scale = _accumulator(lambda_in).view(1, -1, *ones) + scale
     return scale * _accumulator(phi)
 
 

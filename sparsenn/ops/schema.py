@@ -35,7 +35,7 @@ SCHEMAS = {
     "soft_threshold": "(Tensor input, Tensor threshold) -> Tensor",
     # grad where |input| > threshold, else 0; where one of the two is NaN, grad
     "soft_threshold_backward": "(Tensor grad, Tensor input, Tensor threshold) -> Tensor",
-    # w[o, i, ...] = (lambda_in[i] - lambda_out[o]) phi[o, i, ...]; an absent eigenvalue counts as 0, and one of the two is there.
+    # w[o, i, ...] = (lambda_in[i] - lambda_out[o]) phi[o, i, ...]; what is absent counts as 0, and one of the two is there.
     "spectral_weight": "(Tensor phi, Tensor? lambda_in, Tensor? lambda_out) -> Tensor",
     # The gradients of phi, lambda_in and lambda_out from that of w. wanted is a sum of 1 (phi), 2 (lambda_in), 4 (lambda_out);
     # what is not wanted comes back with no elements.

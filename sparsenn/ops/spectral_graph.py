@@ -1,7 +1,7 @@
 """The spectral layer as its paper has it: matrices of a graph of neurons, written out to be read and tested against.
 
-A linear layer is a directed bipartite graph from its inputs to its outputs. A state of the graph has one number for each neuron,
-inputs first. Nothing here is meant to be fast.
+A linear layer is a directed bipartite graph from its inputs to its outputs. A state of the graph has one number for each
+neuron, inputs first. Nothing here is meant to be fast.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def transfer(matrix: Tensor, x: Tensor) -> Tensor:
 def convolution_spectrum(weight: Tensor, size: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """One filter as eigenvalues: a binary φ on duplicated inputs (Appendix B.1 and Figure B.3).
 
-    Each input is repeated once for each output that reads it, so that every column of the convolution's matrix holds one number.
-    Then φ says which output reads it, and λ_in, with λ_out = 0, is the number: a weight of the filter.
+    Each input is repeated once for each output that reads it, so that every column of the convolution's matrix holds one
+    number. Then φ says which output reads it, and λ_in, with λ_out = 0, is the number: a weight of the filter.
 
     Args:
         weight: (kernel height, kernel width): the filter.

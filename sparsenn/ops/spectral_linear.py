@@ -29,7 +29,7 @@ def spectral_linear(
     .. math:: z_o = \sum_i (\lambda^{in}_i - \lambda^{out}_o)\, \varphi_{oi}\, x_i + b_o
 
     The CPU kernels compose the weight in the cache, a block at a time, and never write it out; in the backward pass they turn
-    each block of :math:`\partial\ell/\partial w` into the gradients of φ, λ_in and λ_out while it is there. On CUDA the products
+    each block of ∂ℓ/∂w into the gradients of φ, λ_in and λ_out while it is there. On CUDA the products
     are the vendor's.
 
     Under autocast the weight is composed in its own dtype and then cast as ``torch.nn.functional.linear`` casts a weight.
@@ -42,8 +42,8 @@ def spectral_linear(
         bias: b, (out,), or None.
 
     Returns:
-        z, (\*, out). Half types are accumulated in float32 and rounded once (on CUDA as the vendor's product does). On the CPU the
-        bits don't depend on the number of threads. Empty tensors are fine; an empty sum is 0.
+        z, (\*, out). Half types are accumulated in float32 and rounded once (on CUDA as the vendor's product does). On the CPU
+        the bits don't depend on the number of threads. Empty tensors are fine; an empty sum is 0.
 
     Raises:
         ValueError: for a φ that is not (out, in), an input, eigenvalues or a bias of another size, dtype or device than φ asks

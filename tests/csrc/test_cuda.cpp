@@ -3,6 +3,7 @@
 #include "cuda/launch.cuh"
 #include "launcher_cases.h"
 #include "prox_cases.h"
+#include "spectral_cases.h"
 
 using namespace sparsenn;
 using cuda::emulation;
@@ -11,6 +12,7 @@ namespace {
 
 LAUNCHER_TESTS(Cuda)
 PROX_LAUNCHER_TESTS(Cuda)
+SPECTRAL_TESTS(Cuda)
 
 TEST(rows_divide_exactly) {
   std::mt19937_64 random(1);
@@ -232,6 +234,33 @@ TEST(what_does_not_fit_is_refused) {
                         {test::row_major(sizes), test::strides_of(sizes, {0, 2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11})}};
   const std::string dimensions = refusal([&] { test::gradients_in<Cuda, float>(form, 20); });
   CHECK(dimensions.find("strides differ in 13 dimensions") != std::string::npos, dimensions);
+}
+
+template <class T>
+void scaled(int64_t rows, int64_t columns, bool scale, bool shift) {
+  using A = accumulator_t<T>;
+  const test::Shape sizes{rows, columns}, along{columns};
+  test::Tensor<T> input(sizes), output(sizes), by(along), plus(along);
+  input.fill(1), output.fill(2), by.fill(3), plus.fill(4);
+  const auto before = output;
+  std::vector<T> expected;
+  for (int64_t n = 0; n < rows * columns; ++n) {
+    A value = load(input.at(n));
+    if (scale) value *= -load(by.at(n % columns));
+    if (shift) value += load(plus.at(n % columns));
+    expected.push_back(store<T>(value));
+  }
+  scale_columns(test::kDType<T>, input.view().data, scale ? by.view().data : nullptr, -1,
+                shift ? plus.view().data : nullptr, rows, columns, output.view().data, nullptr);
+  test::check_all(output, before, expected, "scale_columns");
+}
+
+TEST(scale_columns_equals_a_loop) {
+  test::for_each_dtype([](auto x) {
+    for (const auto& [rows, columns] : {std::pair{1, 1}, {5, 300}, {400, 3}, {64, 64}}) {
+      for (int kind = 1; kind < 4; ++kind) scaled<decltype(x)>(rows, columns, kind & 1, kind & 2);
+    }
+  });
 }
 
 // The CPU's bits, in all dtypes.

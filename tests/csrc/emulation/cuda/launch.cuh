@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "cuda/grid.h"
+#include "cuda/phases.h"
 
 namespace sparsenn::cuda {
 
@@ -62,6 +63,18 @@ inline void launch(const void* kernel, const void* table, const void* op, int64_
     for (int thread = kThreads - 1; thread >= 0; --thread) {
       reinterpret_cast<Kernel>(const_cast<void*>(kernel))(table, op, block, blocks, thread);
     }
+  }
+}
+
+template <class Op>
+void launch_phases(const Op& op, void*) {
+  ++emulation.launches;
+  for (int64_t block = op.blocks - 1; block >= 0; --block) {
+    typename Op::Shared shared;
+    memset(&shared, 0xff, sizeof(shared));  // NaN
+    for_each_phase<Op::kPhases>([&](auto phase) {
+      for (int thread = kThreads - 1; thread >= 0; --thread) op.template phase<phase>(block, thread, shared);
+    });
   }
 }
 
