@@ -146,8 +146,9 @@ def _draw(rows: list[Row], title: str) -> bytes:
     axes.plot((), (), ":", color="black", label="best after pruning the smallest weights")
     axes.set(title=f"Accuracy against compression, {title}", xlabel="all weights / weights left", ylabel="test accuracy (%)")
     best = max((row["accuracy"] for row in rows if row["accuracy"] is not None), default=1.0)
-    axes.set_ylim(best - _SHOWN, best + 0.01)
-    axes.set_xscale("log")
+    shown = [row["compression"] for row in rows if row["compression"] is not None and row["accuracy"] > best - _SHOWN]
+    axes.set(xscale="log", xlim=(0.8, 2 * max(shown, default=1.0)), ylim=(best - _SHOWN, best + 0.01))
+    axes.yaxis.set_major_locator(require_extra("matplotlib.ticker", "drawing pictures").MultipleLocator(0.02))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
