@@ -14,7 +14,6 @@ from torch.nn.utils import parametrize
 import sparsenn
 from benchmarks.cases import (
     DECAY,
-    LARGE,
     LIMITS,
     LR,
     MOMENTUM,
@@ -157,17 +156,6 @@ def dense(inputs: StepInputs) -> Run:
     return Run(sgd.step, lambda: weights, STEPS, expected=right)
 
 
-def empty(inputs: StepInputs) -> Run:
-    """What torch's Optimizer itself takes around a step, with its hooks and profiler record."""
-
-    class Empty(torch.optim.Optimizer):
-        @torch.no_grad()
-        def step(self, closure: Any = None) -> None:
-            return None
-
-    return Run(Empty([nn.Parameter(torch.zeros(()))], {}).step)
-
-
 def huge(case: Case) -> bool:
     return case.size in ("4e7", "1e8")
 
@@ -181,7 +169,6 @@ PROVIDERS = (
     Provider("own-product", "peer", of_products(sparsenn.ops.hadamard_product, fused=True), unless=huge),
     Provider("compile", "peer", compiled),
     Provider("dense", "floor", dense, lambda case: 5 * case.numel * 4),
-    Provider("empty-step", "overhead", empty, lambda case: None, unless=lambda case: case.size in LARGE),
     *LIMITS,
 )
 CASES = cases("factorized_sgd", ["step"], depths=[2, 3, 4], sizes=[size for size in SIZES if size != "1000x1000"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsenn
-from benchmarks.bench_factorized_sgd import empty, huge
+from benchmarks.bench_factorized_sgd import huge
 from benchmarks.cases import GRADIENT, LIMITS, LR, MOMENTUM, STEPS, Case, Inputs, Provider, Run, cases, parameters, sample
 from sparsenn.ops import reference
 from sparsenn.optim.memory import staggered_zeros
@@ -131,7 +131,6 @@ PROVIDERS = (
     Provider("foreach", "peer", sgd_then(foreach_prox, foreach=True)),
     Provider("compile", "peer", compiled, unless=many),  # a graph of a thousand loops takes minutes to compile
     Provider("dense", "floor", dense),
-    Provider("empty-step", "overhead", empty, lambda case: None, unless=huge),
     *LIMITS,
 )
 CASES = cases("prox_sgd", ["proximal"], depths=[1], sizes=["1e4", "2.7e5", "1.1e7", "4e7", "1000x1000", "1e8"])

@@ -102,7 +102,7 @@ class Case:
 @dataclass(frozen=True)
 class Run:
     call: Callable[[], Any]
-    outcome: Callable[[], Sequence[Tensor]] | None = None  # None: nothing to check (an empty step)
+    outcome: Callable[[], Sequence[Tensor]] | None = None  # None: nothing to check
     calls: int = 1  # before the outcome is looked at
     expected: Sequence[Tensor] | None = None  # the truth, where it is not the inputs' own
     tolerance: float = TOLERANCE
@@ -111,7 +111,7 @@ class Run:
 @dataclass(frozen=True)
 class Provider:
     name: str
-    role: str  # ours | peer | floor | limit | overhead
+    role: str  # ours | peer | floor | limit
     build: Callable[[Any], Run]
     bytes: Callable[[Case], int | None] = lambda case: case.bytes
     unless: Callable[[Case], bool] = lambda case: False  # cases in which it has no place
