@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,14 @@ def compiled(inputs: ProxInputs) -> Run:
     return Run(torch.no_grad()(lambda: step(weights, momenta, inputs.grads)), lambda: weights, STEPS)
 
 
+def pruning_aware(inputs: ProxInputs) -> Run:
+    """torchao's PruneOptimizer. Its threshold grows with the steps and knows no momentum: another truth, not checked."""
+    from torchao.prototype.pat.optim import PruneOptimizer
+
+    group = {"params": inputs.parameters(), "prox_type": "ProxLasso", "group_type": "ElemGrouper", "reg_lambda": LAM}
+    return Run(PruneOptimizer(torch.optim.SGD([group], lr=LR, momentum=MOMENTUM, fused=True)).step)
+
+
 def dense(inputs: ProxInputs) -> Run:
     """What the same weights cost without a penalty."""
     weights = inputs.parameters()
@@ -130,6 +139,7 @@ PROVIDERS = (
     Provider("softshrink-copy", "peer", sgd_then(softshrink_copied, fused=True), unless=huge),
     Provider("foreach", "peer", sgd_then(foreach_prox, foreach=True)),
     Provider("compile", "peer", compiled, unless=many),  # a graph of a thousand loops takes minutes to compile
+    *([Provider("torchao-pat", "peer", pruning_aware, unless=huge)] if importlib.util.find_spec("torchao") else []),
     Provider("dense", "floor", dense),
     *LIMITS,
 )
