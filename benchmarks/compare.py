@@ -9,6 +9,7 @@ Ratios are medians over the turns of one run, in each of which every provider of
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -120,6 +121,20 @@ def targets() -> Iterator[Target]:
         for depth, bound in zip((2, 3, 4), bounds, strict=True):
             group = f"training · step · cpu · {batch} · D={depth}"
             yield Target(group, "training: ours ÷ dense", bound, lambda g: g.ratio("optimizer", "dense"), at_most=True)
+
+    for size in ("784x300", "1024x1024", "4096x4096"):
+        for batch in (1, 8, 32, 64, 256, 1024):
+            group = f"spectral_linear · forward · cpu · {size} · B={batch}"
+            floors = [("compose", 1.0), ("onednn", 1.1)] + ([("linear", 0.9 if batch == 1 else 0.65)] if batch <= 256 else [])
+            for floor, bound in floors:
+                value = functools.partial(Group.ratio, slow="operator", fast=floor)
+                yield Target(group, f"spectral forward: ours ÷ {floor}", bound, value, at_most=True)
+            group = f"spectral_linear · both · cpu · {size} · B={batch}"
+            if batch <= 8 or batch >= 256:
+                value = functools.partial(Group.ratio, slow="operator", fast="linear")
+                yield Target(group, "spectral both: ours ÷ linear", 0.7 if batch <= 8 else 1.03, value, at_most=True)
+        group = f"spectral_linear · gradients · cpu · {size} · B=1"
+        yield Target(group, "spectral gradients: share of the limit", 0.80, lambda g: g.share("operator"))
 
     cuda = "cuda"
     for depth in (2, 3, 4):

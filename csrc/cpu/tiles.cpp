@@ -40,21 +40,23 @@ SPARSENN_INLINE void splat(vector_t<T, kLanes>& to, const T* from) {
   to = *from - vector_t<T, kLanes>{};
 }
 
-// Holds a vector in a register: left alone, GCC loads it again for each of its uses.
-template <class V>
-SPARSENN_INLINE void keep(V& vector) {
+// sum += a b, rounded once. Written out, because C++ has no such operation on vectors, and GCC makes one of a loop over
+// lanes only where the code around it is simple.
+template <int kLanes, class T, class V>
+SPARSENN_INLINE void accumulate(V& to, const V& a, const V& b) {
+  V sum = to;
 #if defined(SPARSENN_HAS_CLONES)
-  if constexpr (sizeof(vector) >= 32) asm("" : "+v"(vector));
+  if constexpr (sizeof(V) >= 32 && sizeof(T) == 4) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  } else if constexpr (sizeof(V) >= 32) {
+    asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  } else
 #endif
-}
-
-// Lane by lane, which compilers make one instruction of.
-template <int kLanes, class Sum, class Factor>
-SPARSENN_INLINE void accumulate(Sum& sum, const Factor& a, const Factor& b) {
-  Sum result;
+  {
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) result[i] = multiply_add(a[i], b[i], sum[i]);
-  sum = result;
+    for (int i = 0; i < kLanes; ++i) sum[i] = multiply_add(a[i], b[i], sum[i]);
+  }
+  to = sum;
 }
 
 template <class T, int kLanes, int kRows, int kVectors, bool kByRow>
@@ -75,7 +77,7 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
       V left;
       splat<kLanes>(left, a + (kByRow ? m * kDepth + k : k * kRows + m));
 #pragma GCC unroll 2
-      for (int n = 0; n < kVectors; ++n) accumulate<kLanes>(sums[m][n], left, right[n]);
+      for (int n = 0; n < kVectors; ++n) accumulate<kLanes, T>(sums[m][n], left, right[n]);
     }
   }
 #pragma GCC unroll 16
@@ -88,14 +90,28 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
 template <class T, int kLanes>
 using indices_t = vector_t<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
 
-// The sums of count <= kLanes vectors' lanes, as one vector. Each round halves the vectors' number and the lanes that
-// are still to be added: of lanes in blocks of `size`, those of the upper half of each block go to the lower half.
-template <class T, int kLanes, int kCount>
-SPARSENN_INLINE void add_lanes(vector_t<T, kLanes> (&vectors)[kCount], T* to) {
+// The totals of up to kLanes rows of partial sums. A row becomes one vector by adding upper halves to lower ones; then
+// each round halves the vectors' number and the lanes that are still to be added: of lanes in blocks of `size`, those
+// of the upper half of each block go to the lower half.
+template <class T, int kLanes>
+SPARSENN_INLINE void add_lanes(const T (*partials)[kPartials<T>], int count, T* to) {
   using V = vector_t<T, kLanes>;
+  constexpr int kParts = kPartials<T> / kLanes;
   V rows[kLanes];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) rows[i] = i < kCount ? vectors[i] : V{};
+  for (int i = 0; i < kLanes; ++i) {
+    V parts[kParts] = {};
+    if (i < count) {
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) read<kLanes>(parts[part], partials[i] + part * kLanes);
+    }
+#pragma GCC unroll 4
+    for (int half = kParts / 2; half > 0; half /= 2) {
+#pragma GCC unroll 4
+      for (int part = 0; part < half; ++part) parts[part] += parts[part + half];
+    }
+    rows[i] = parts[0];
+  }
 #pragma GCC unroll 4
   for (int size = kLanes; size > 1; size /= 2) {
     indices_t<T, kLanes> lower, upper;
@@ -113,15 +129,16 @@ SPARSENN_INLINE void add_lanes(vector_t<T, kLanes> (&vectors)[kCount], T* to) {
   }
   T sums[kLanes];
   write<kLanes>(sums, rows[0]);
-#pragma GCC unroll 16
-  for (int i = 0; i < kCount; ++i) to[i] = sums[i];
+  std::copy_n(sums, count < kLanes ? count : kLanes, to);
 }
 
 template <class T, int kLanes, int kRows, int kColumns, bool kStarts>
 SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], const T* ends, T* to) {
   using V = vector_t<T, kLanes>;
   constexpr int kParts = kPartials<T> / kLanes, kSums = kRows * kColumns;
-  V sums[kRows][kColumns][kParts] = {}, scales[kRows];
+  V sums[kSums * kParts], scales[kRows];
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums * kParts; ++i) sums[i] = V{};
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) scales[m] = (kStarts ? ends[m] : -ends[m]) - V{};
   for (const auto& [depth, phi, stride, starts, x, x_stride] : pieces) {
@@ -140,33 +157,18 @@ SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], const T* ends, T* to) {
         for (int n = 0; n < kColumns; ++n) {
           V right;
           read<kLanes>(right, x + n * x_stride + at);
-          keep(right);
 #pragma GCC unroll 8
-          for (int m = 0; m < kRows; ++m) accumulate<kLanes>(sums[m][n][part], weights[m], right);
+          for (int m = 0; m < kRows; ++m)
+            accumulate<kLanes, T>(sums[(m * kColumns + n) * kParts + part], weights[m], right);
         }
       }
     }
   }
-  V whole[kSums];
+  // By way of memory: whatever is done to the sums in place keeps compilers from holding them in registers above.
+  alignas(64) T partials[kSums][kPartials<T>];
 #pragma GCC unroll 32
-  for (int i = 0; i < kSums; ++i) {
-    V(&parts)[kParts] = sums[i / kColumns][i % kColumns];
-#pragma GCC unroll 4
-    for (int half = kParts / 2; half > 0; half /= 2) {
-#pragma GCC unroll 4
-      for (int part = 0; part < half; ++part) parts[part] += parts[part + half];
-    }
-    whole[i] = parts[0];
-  }
-  constexpr int kFirst = kSums < kLanes ? kSums : kLanes;
-#pragma GCC unroll 8
-  for (int first = 0; first + kFirst <= kSums; first += kFirst) {
-    add_lanes<T, kLanes>(reinterpret_cast<V(&)[kFirst]>(whole[first]), to + first);
-  }
-  if constexpr (kSums % kFirst) {
-    add_lanes<T, kLanes>(reinterpret_cast<V(&)[kSums % kFirst]>(whole[kSums / kFirst * kFirst]),
-                         to + kSums / kFirst * kFirst);
-  }
+  for (int i = 0; i < kSums * kParts; ++i) write<kLanes>(partials[0] + i * kLanes, sums[i]);
+  for (int first = 0; first < kSums; first += kLanes) add_lanes<T, kLanes>(partials + first, kSums - first, to + first);
 }
 
 template <class T, int kLanes, int kRows, bool kStarts>
@@ -201,8 +203,8 @@ SPARSENN_INLINE void sweep(const Rows<T>& rows) {
         for (int m = 0; m < kRows; ++m) {
           V grad;
           splat<kLanes>(grad, rows.grad + b * kRows + m);
-          accumulate<kLanes>(gradients[m], grad, x);
-          accumulate<kLanes>(x_grad, grad, weights[m]);
+          accumulate<kLanes, T>(gradients[m], grad, x);
+          accumulate<kLanes, T>(x_grad, grad, weights[m]);
         }
         write<kLanes>(rows.x_grad + b * rows.x_stride + at, x_grad);
       }
@@ -210,8 +212,8 @@ SPARSENN_INLINE void sweep(const Rows<T>& rows) {
       read<kLanes>(columns, rows.columns + at);
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
-        accumulate<kLanes>(columns, gradients[m], phi[m]);
-        accumulate<kLanes>(sums[m][part], gradients[m], phi[m]);
+        accumulate<kLanes, T>(columns, gradients[m], phi[m]);
+        accumulate<kLanes, T>(sums[m][part], gradients[m], phi[m]);
         const V phi_grad = scales[m] * gradients[m];
         write<kLanes>(rows.phi_grad + m * rows.phi_grad_stride + at, phi_grad);
       }

@@ -87,7 +87,8 @@ struct TakeApart {
           const A pull = load(g.values[i]) * load(p.values[i]);
           sums[i] += pull;
           sum += pull;
-          g.values[i] = store<T>(spectral_scale(start[i], end) * load(g.values[i]));
+          const A scale = lambda_in ? spectral_scale(start[i], end) : -end;
+          g.values[i] = store<T>(scale * load(g.values[i]));
         }
         if (phi_grad) cuda::write(phi_grad + at, g);
       }
