@@ -116,7 +116,8 @@ def kkt_residual(
         per_layer: Whether to keep a row for every parameter.
 
     Raises:
-        ValueError: for another penalty, a penalty that doesn't fit, and a closure that returns no differentiable number.
+        ValueError: for another penalty, a penalty that doesn't fit, an optimizer that has none of the model's parameters, and a
+            closure that returns no differentiable number.
 
     Example:
         >>> import torch, sparsenn
@@ -163,6 +164,8 @@ def _penalised(model: nn.Module, penalty: Penalty | float | Mapping[Selector, Pe
     parameters = named_parameters(model)
     if isinstance(penalty, Optimizer):
         by_tensor = _of_optimizer(penalty)
+        if not any(id(p.tensor) in by_tensor for p in parameters):
+            raise ValueError("kkt_residual: the optimizer has none of the model's parameters; it takes the one that trained it")
         return [_Row(p, *by_tensor.get(id(p.tensor), (None,))) for p in parameters]
     if isinstance(penalty, int | float) and not isinstance(penalty, bool):
         penalty = L1(penalty)

@@ -20,6 +20,7 @@ _ops = torch.ops.sparsenn
 _NAME = "ProxSGD"
 _BUFFER, _STARTED = "momentum_buffer", "momentum_started"
 _DENSE = {torch.strided}
+_UNCHECKED = object()
 _Moved = tuple[list[Tensor], list[Tensor]]  # momenta and gradients
 
 
@@ -428,7 +429,7 @@ def _changed(value: Any, known: Any, version: int | None) -> bool:
 def _check_options(group: dict[str, Any], old: _Setting | None) -> None:
     lr, lam = group["lr"], group["lam"]
     known = dict(zip(map(id, old.tensors), old.versions, strict=True)) if old else {}
-    old_lr, old_lam = old.options[:2] if old else (None, None)
+    old_lr, old_lam = old.options[:2] if old else (_UNCHECKED, _UNCHECKED)
     if _changed(lr, old_lr, known.get(id(lr))):
         common.check_number(_NAME, "lr", lr, may_be_tensor=True)
     if _changed(lam, old_lam, known.get(id(lam))):

@@ -52,7 +52,8 @@ class Proximal(Optimizer):
 
     Raises:
         ValueError: for a base optimizer that is not known without ``step_size``; for a penalty that a parameter can't have, and
-            a "lam" that is negative, not finite or of a wrong shape, here or in ``step``; before anything is written.
+            a "lam" that is negative, not finite or of a wrong shape, here or in ``step``; before anything is written. After a
+            change in place the values of a "lam" tensor are looked at on the CPU alone, and not in a compiled step.
 
     Source: Parikh and Boyd 2014, Section 4.2; in a diagonal metric Yun, Lozano and Yang 2021 (Algorithm 1).
 
@@ -133,13 +134,7 @@ class Proximal(Optimizer):
         """A step of the base optimizer, then the proximal map for every parameter that has a gradient."""
         penalties = self._current()  # checked before the base optimizer writes
         loss = self.base_optimizer.step(closure) if closure is not None else self.base_optimizer.step()
-        with torch.no_grad():
-            for group, penalty in zip(self.param_groups, penalties, strict=True):
-                if penalty is None or (not isinstance(penalty.lam, Tensor) and penalty.lam == 0):
-                    continue
-                for p in group["params"]:
-                    if p.grad is not None:
-                        _shrink(p, penalty, self._step_for(group, p))
+        self._shrink_all(penalties)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,9 +188,24 @@ class Proximal(Optimizer):
         for index, (group, penalty) in enumerate(zip(self.param_groups, self._penalties, strict=True)):
             if self._step_size is None and group.get("momentum", 0) >= 1:
                 raise ValueError(f"Proximal: group {index} has momentum {group['momentum']}; it takes a number below 1")
-            if penalty is not None and group["lam"] is not penalty.lam:
+            if penalty is None:
+                continue
+            if group["lam"] is not penalty.lam:
                 self._penalties[index] = _fitted(penalty, group, index)
+            elif isinstance(penalty.lam, Tensor) and penalty.lam.is_cpu and not torch.compiler.is_compiling():
+                penalty.with_lam(penalty.lam)  # it may have been changed in place; elsewhere a look would wait for the device
         return self._penalties
+
+    # In a compiled step Dynamo would read the state of a group's first parameter for the others too.
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _shrink_all(self, penalties: list[Penalty | None]) -> None:
+        for group, penalty in zip(self.param_groups, penalties, strict=True):
+            if penalty is None or (not isinstance(penalty.lam, Tensor) and penalty.lam == 0):
+                continue
+            for p in group["params"]:
+                if p.grad is not None:
+                    _shrink(p, penalty, self._step_for(group, p))
 
     def _step_for(self, group: dict[str, Any], p: Tensor) -> float | Tensor:
         if self._step_size is not None:

@@ -58,12 +58,16 @@ class _Grouped(Penalty):
     def __init__(self, lam: float | Tensor, groups: str | Heads, weighted: bool) -> None:
         super().__init__(lam)
         kind = type(self).__name__
-        if isinstance(self.lam, Tensor) and self.lam.numel() != 1:
-            raise ValueError(f"{kind}: lam has shape {tuple(self.lam.shape)}; it takes a number or a tensor with one element")
         if not isinstance(groups, Heads) and groups not in _GROUPS:
             raise ValueError(f"{kind}: groups is {groups!r}; it takes one of {', '.join(_GROUPS)}, or Heads(...)")
         self.groups = groups
         self.weighted = bool(weighted)
+
+    def _set_lam(self, lam: float | Tensor) -> None:
+        if isinstance(lam, Tensor) and lam.numel() != 1:
+            kind = type(self).__name__
+            raise ValueError(f"{kind}: lam has shape {tuple(lam.shape)}; it takes a number or a tensor with one element")
+        super()._set_lam(lam)
 
     def check_fits(self, w: Tensor, name: str = "w") -> None:
         super().check_fits(w, name)

@@ -145,5 +145,7 @@ def test_what_is_wrong_is_one_sentence():
         kkt_residual(model, closure, torch.optim.SGD(model.parameters(), 0.1))
     with pytest.raises(ValueError, match=r"bias has shape \(1,\); groups='rows' takes 2 dimensions"):
         kkt_residual(model, closure, GroupL1(0.1, "rows"))
+    with pytest.raises(ValueError, match="the optimizer has none of the model's parameters"):
+        kkt_residual(model, closure, ProxSGD(setup()[0].parameters(), 0.1, lam=0.1))
     with pytest.raises(ValueError, match="the optimizer has depth 6; it takes a depth of 1 to 4"):
         kkt_residual(model, closure, FactorizedSGD(model.parameters(), 0.1, depth=6))

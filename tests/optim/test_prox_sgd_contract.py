@@ -73,6 +73,8 @@ def test_bad_arguments_are_named():
     p = [nn.Parameter(torch.ones(2, 3))]
     for bad, match in (
         ({"lr": -0.1}, "lr is -0.1"),
+        ({"lr": None}, "lr is None"),
+        ({"lr": 0.1, "lam": None}, "lam is None"),
         ({"lr": 0.1, "lam": float("inf")}, "lam is inf"),
         ({"lr": 0.1, "lam": float("nan")}, "lam is nan"),
         ({"lr": 0.1, "lam": torch.tensor(-1.0)}, "lam is tensor"),

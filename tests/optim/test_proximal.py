@@ -233,6 +233,25 @@ def test_schedulers_and_hooks_see_one_optimizer():
     assert optimizer.base_optimizer.param_groups is optimizer.param_groups
 
 
+@pytest.mark.parametrize("base", [Adam, Adagrad, RMSprop])
+def test_a_compiled_step_shrinks_each_parameter_by_its_own_state(base):
+    """Of one shape, so that a step size of another parameter's would not be noticed; the gradients differ by decades."""
+    ends = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        params = [nn.Parameter(torch.linspace(-0.5, 0.5, 9)) for _ in range(3)]
+        optimizer = Proximal(base(params, 0.05), L1(0.01))
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(4):
+            for decade, p in enumerate(params):
+                p.grad = 0.1**decade * torch.randn(9, generator=generator)
+            step()
+        ends.append(torch.stack([p.detach() for p in params]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
+    assert (ends[0] == 0).any()
+
+
 def test_closures_are_called_once_and_their_loss_comes_back():
     model = net()
     optimizer = Proximal(Adam(model.parameters(), 0.01), L1(0.1))
@@ -357,6 +376,24 @@ def test_what_is_wrong_is_one_sentence_and_changes_nothing():
         Proximal(base, 0.1)
     with pytest.raises(ValueError, match="how far LBFGS steps"):
         Proximal(torch.optim.LBFGS(model.parameters()), L1(0.1))
+    model[0].weight.grad = torch.ones(8, 6)
+    before = model[0].weight.detach().clone()
+    for penalty, lam, match in (
+        (GroupL1(0.1, "rows"), torch.ones(8, 1), r"lam has shape \(8, 1\); it takes a number or a tensor with one element"),
+        (L1(0.1), -1.0, "lam is -1.0"),
+        (L1(0.1), torch.tensor(float("nan")), "lam holds a negative or non-finite number"),
+    ):
+        optimizer = Proximal(SGD([model[0].weight], 0.1), penalty)
+        optimizer.param_groups[0]["lam"] = lam
+        with pytest.raises(ValueError, match=match):
+            optimizer.step()
+        assert torch.equal(model[0].weight, before)
+    lam = torch.tensor(0.1)
+    optimizer = Proximal(SGD([model[0].weight], 0.1), L1(lam))
+    lam.neg_()
+    with pytest.raises(ValueError, match="lam holds a negative or non-finite number"):
+        optimizer.step()
+    assert torch.equal(model[0].weight, before)
     with pytest.raises(ValueError, match=r"group 0 has momentum 1.0; it takes a number below 1"):
         Proximal(SGD(model.parameters(), 0.1, momentum=1.0), L1(0.1))
 

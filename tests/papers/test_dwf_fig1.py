@@ -23,6 +23,10 @@ def test_a_grid_that_is_none_is_refused_before_anything_is_written(tmp_path, giv
         fig1.reproduce(tmp_path / "out", **given)
     with pytest.raises(ConfigError, match="unknown name 'imagenet'"):
         fig1.reproduce(tmp_path / "out", dataset="imagenet")
+    with pytest.raises(ConfigError, match="epochs is 0"):
+        fig1.reproduce(tmp_path / "out", epochs=0)
+    with pytest.raises(ConfigError, match="lam is inf"):
+        fig1.reproduce(tmp_path / "out", lams=(1e-3, math.inf))
     assert not (tmp_path / "out").exists()
 
 
@@ -39,6 +43,13 @@ def test_a_finished_row_is_not_computed_again(tmp_path, monkeypatch):
     assert fig1.reproduce(tmp_path, lams=(1e-4, 1e-2), points=2, epochs=2).read_bytes().startswith(b"\x89PNG")
     assert [(c.method, c.lam) for c in trained] == [("dwf", 1e-2)]
     assert (tmp_path / "fig1.jsonl").read_text() == text
+
+    drawn = []
+    monkeypatch.setattr(fig1, "_draw", lambda rows, title: drawn.extend(rows) or b"")
+    trained.clear()
+    fig1.reproduce(tmp_path, lams=(1e-2, 1e-2), points=1, epochs=1)  # other runs: they are computed, and drawn alone
+    assert [c.epochs for c in trained] == [1] * len(fig1.CURVES)
+    assert [row["epochs"] for row in drawn] == [1] * len(fig1.CURVES)
 
 
 def test_the_pruning_curve_keeps_the_largest_weights_of_all_layers_together():

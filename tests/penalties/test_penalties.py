@@ -140,6 +140,8 @@ def test_groups_that_a_tensor_has_not():
         p.GroupL1(0.1, "lines")
     with pytest.raises(ValueError, match=r"lam has shape \(3,\); it takes a number or a tensor with one element"):
         p.GroupL1(torch.ones(3))
+    with pytest.raises(ValueError, match=r"lam has shape \(3, 1\); it takes a number or a tensor with one element"):
+        p.GroupL1(0.1).with_lam(torch.ones(3, 1))
     with pytest.raises(ValueError, match="num_heads is 0; it takes an integer >= 1"):
         p.Heads(0, 4)
     with pytest.raises(ValueError, match="of is 'both'; it takes 'rows' or 'columns'"):

@@ -28,7 +28,7 @@ CURVES: dict[str, Row] = {
 }
 _COLORS = dict(zip(CURVES, ("#9a9a9a", "#d08a1d", "#1f5fa8", "#8c2d5a"), strict=True))
 _SHOWN = 0.2  # of the accuracy, below the best
-_KEY = ("curve", "lam", "seed")
+_KEY = ("dataset", "model", "epochs", "curve", "lam", "seed")
 
 
 def reproduce(
@@ -46,7 +46,8 @@ def reproduce(
     """Train the net over a grid of λ by every method; write ``fig1.jsonl``, one line a run, and ``fig1.png``.
 
     Every run gives its raw point (the net as its method leaves it, with the zeros that it counts) and the points that pruning
-    its smallest weights leads to. Rows that the file has already are not computed again. A run that diverges is a row without
+    its smallest weights leads to. Rows that the file has already are not computed again; those of
+    another net, data set or number of epochs stay in the file and out of the picture. A run that diverges is a row without
     figures.
 
     Args:
@@ -73,13 +74,14 @@ def reproduce(
     if not (0 < lams[0] <= lams[1]) or points < 1 or seeds < 1:
         raise ValueError("fig1: it takes 0 < smallest λ <= largest λ, 1 or more points and 1 or more seeds")
     given: Row = {"dataset": dataset, "model": model, "twin": False, "data_root": data_root}
-    configure(**given)  # a wrong name is found before anything is loaded
     if epochs is not None:
         given |= {"epochs": epochs}
+    config = configure(**given, lam=lams[1])  # a wrong setting is found before anything is loaded
+    net = {"dataset": dataset, "model": model, "epochs": config.epochs}
     images = datasets.load(dataset, data_root, download=True)
     table = Table(Path(out) / "fig1.jsonl", _KEY)
     wanted = [
-        {"curve": curve, "lam": float(f"{lam:.4g}"), "seed": seed}
+        {**net, "curve": curve, "lam": float(f"{lam:.4g}"), "seed": seed}
         for seed in range(seeds)
         for lam in _log_spaced(*lams, points)
         for curve in CURVES
@@ -88,9 +90,10 @@ def reproduce(
         row = {**name, **_measure({**given, **CURVES[name["curve"]], "lam": name["lam"], "seed": name["seed"]}, images)}
         table.add(row)
         if not quiet:
-            print(_line(row, len(table.rows), len(wanted)), file=sys.stderr)
+            print(_line(row, len(wanted) - len(list(table.missing(wanted))), len(wanted)), file=sys.stderr)
     picture = Path(out) / "fig1.png"
-    write_atomic(picture, _draw(table.rows, f"{model} on {dataset}"))
+    shown = [row for row in table.rows if all(row[column] == value for column, value in net.items())]
+    write_atomic(picture, _draw(shown, f"{model} on {dataset}"))
     return picture
 
 
