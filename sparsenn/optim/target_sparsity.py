@@ -13,6 +13,7 @@ from sparsenn.optim import shards
 from sparsenn.optim.strength import Strength
 
 _SMOOTHING = 0.8
+_REACH = 1e6  # λ stays within this factor of where it started: a target out of reach is not chased to infinity
 
 
 class TargetSparsity:
@@ -27,8 +28,8 @@ class TargetSparsity:
 
     .. math:: \ln \lambda \leftarrow \ln \lambda + c \big(d_k - \ln(1 - s) + h\, (\bar d_k - \bar d_{k-1})\big)
 
-    with the target s, the gain c and a look ahead of h updates; λ changes by at most a factor of 3/2, and a share of 0 counts
-    as 1/n. Call `step` after the optimizer's, every few iterations: often enough for some hundred updates in all, with the
+    with the target s, the gain c and a look ahead of h updates; λ changes by at most a factor of 3/2 and stays within 1e6 of
+    its start, a share of 0 counts as 1/n, and weights that require no gradient are not counted. Call `step` after the optimizer's, every few iterations: often enough for some hundred updates in all, with the
     last 10 to 30 % of them at the final threshold. Weights of `FactorizedSGD` below it come back slowly or never,
     so it rather ends above the target than below; a short run meets its target better with a threshold of 1e-4 than of 1e-7.
 
@@ -92,8 +93,9 @@ class TargetSparsity:
             raise ValueError("TargetSparsity: a parameter is sharded; it takes whole ones")
         self._numel = sum(p.numel() for p in self._weights())
         if not self._numel:
-            raise ValueError("TargetSparsity: the penalised groups have no weights")
+            raise ValueError("TargetSparsity: the penalised groups have no weights that require a gradient")
         self._done = 0
+        self._bounds = (self.lam / _REACH, self.lam * _REACH)
         self._start = max(self._magnitude_at_target(), self._threshold)
         self._mean: float | None = None
 
@@ -127,16 +129,18 @@ class TargetSparsity:
         self._mean = _SMOOTHING * before + (1 - _SMOOTHING) * density
         trend = self._mean - before
         error = density - math.log1p(-self.target) + self._horizon * trend
-        self._strength.value = self.lam * min(max(math.exp(self._gain * error), 2 / 3), 3 / 2)
+        lam = self.lam * min(max(math.exp(self._gain * error), 2 / 3), 3 / 2)
+        self._strength.value = min(max(lam, self._bounds[0]), self._bounds[1])
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the optimizer's state, which has λ: plain numbers."""
-        return {"done": self._done, "start": self._start, "mean": self._mean}
+        return {"done": self._done, "start": self._start, "mean": self._mean, "bounds": list(self._bounds)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of a controller with the same arguments."""
         self._done, self._start = int(state_dict["done"]), float(state_dict["start"])
         self._mean = state_dict["mean"]
+        self._bounds = tuple(map(float, state_dict["bounds"]))
 
     def __repr__(self) -> str:
         return (
@@ -145,7 +149,7 @@ class TargetSparsity:
         )
 
     def _weights(self) -> list[Tensor]:
-        return [p for group in self._strength.groups() for p in group["params"]]
+        return [p for group in self._strength.groups() for p in group["params"] if p.requires_grad]
 
     @torch.no_grad()
     def _magnitude_at_target(self) -> float:

@@ -127,3 +127,37 @@ def test_what_is_wrong_is_one_sentence():
         TargetSparsity(ProxSGD([w], 0.1), 0.5, updates=5)
     with pytest.raises(ValueError, match="a group of the optimizer has no 'lam'"):
         TargetSparsity(torch.optim.SGD([w], 0.1), 0.5, updates=5)
+
+
+def test_frozen_weights_are_not_counted():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    net[0].weight.requires_grad_(False)
+    optimizer = ProxSGD(param_groups(net, lam=1e-3), 0.05)
+    control = TargetSparsity(optimizer, 0.8, updates=200)
+    x = torch.randn(100, 20)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (net(x) - x).square().mean().backward()
+        optimizer.step()
+        control.step()
+    assert 0.75 < float((net[1].weight == 0).double().mean()) < 0.85
+    assert control.sparsity() == pytest.approx(float((net[1].weight == 0).double().mean()))
+    for p in net.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="no weights that require a gradient"):
+        TargetSparsity(optimizer, 0.8, updates=10)
+
+
+def test_a_target_out_of_reach_is_not_chased_to_infinity():
+    weight = nn.Parameter(torch.ones(10))
+    optimizer = ProxSGD([weight], 0.1, lam=1e-3)
+    control = TargetSparsity(optimizer, 0.5, updates=10)
+    for _ in range(2000):  # without gradients nothing moves
+        control.step()
+    assert control.lam == pytest.approx(1e3)
+    with torch.no_grad():
+        weight.zero_()
+    for _ in range(2000):
+        control.step()
+    assert control.lam == pytest.approx(1e-9)
