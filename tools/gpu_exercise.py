@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import sparsenn
 from sparsenn.ops import backend
@@ -153,6 +154,43 @@ class Case:
         return len(calls)
 
 
+def check_spectral(dtype: torch.dtype, device: str, short: bool) -> int:
+    """The spectral operators, at every choice that depends on which eigenvalues there are and on the batch."""
+    count = 0
+    shapes = [(5, 70, 33), (200, 64, 128)] if short else [(0, 4, 3), (1, 1, 1), (5, 70, 33), (200, 64, 128), (700, 300, 260)]
+    for (batch, out, inputs), kind in itertools.product(shapes, (1, 2, 3)):
+
+        def draw(*shape: int, seed: int) -> Tensor:
+            return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+
+        x, upstream, phi, bias = (
+            draw(*s, seed=k) for k, s in enumerate(((batch, inputs), (batch, out), (out, inputs), (out,)))
+        )
+        ends = (draw(inputs, seed=5) if kind & 1 else None, draw(out, seed=6) if kind & 2 else None)
+        kernels = phi.unsqueeze(-1).expand(out, inputs, 3).contiguous()
+        wanted = 25 + 2 * kind
+        calls: list[tuple[str, tuple]] = [
+            ("spectral_weight", (kernels, *ends)),
+            ("spectral_weight_backward", (kernels, kernels, *ends, wanted & 7)),
+            ("spectral_linear", (x, phi, *ends, bias)),
+            ("spectral_linear_backward", (upstream, x, phi, *ends, wanted)),
+        ]
+        for name, given in calls:
+            operator, what = getattr(torch.ops.sparsenn, name), f"{name}: {(batch, out, inputs)}, {dtype}, eigenvalues {kind}"
+            with backend("reference"):
+                expected = tree_leaves(operator(*given))
+            got, again = tree_leaves(operator(*given)), tree_leaves(operator(*given))
+            for k, (a, b) in enumerate(zip(got, expected, strict=True)):
+                scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+                error = (a.double() - b.double()).abs().max().item() / scale if b.numel() else 0.0
+                if a.shape != b.shape or not error <= 4 * TOLERANCE[dtype]:
+                    sys.exit(f"gpu_exercise: {what}: result {k} is off by {error:.3g} of the largest value")
+            if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)):
+                sys.exit(f"gpu_exercise: {what}: two runs differ")
+            count += 1
+    return count
+
+
 def check_streams() -> int:
     """A stream of one's own, a captured graph that follows lr, and the last device there is."""
     device = f"cuda:{torch.cuda.device_count() - 1}"
@@ -220,6 +258,8 @@ def main() -> None:
     count = 0
     for shape, dtype, depth, layouts in itertools.product(shapes, dtypes, depths, LAYOUTS):
         count += Case(shape, dtype, depth, layouts, arguments.device).check()
+    for dtype in dtypes:
+        count += check_spectral(dtype, arguments.device, arguments.short)
     if arguments.device != "cpu":
         count += check_streams()
     print(f"gpu_exercise: {count} calls agree with the reference on {arguments.device}")

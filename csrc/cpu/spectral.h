@@ -52,33 +52,43 @@ void compose(const Compose<float16, float16>& row);
 void compose(const Compose<bfloat16, float>& row);
 void compose(const Compose<float16, float>& row);
 
-// The chain rule for a part of a row, in one pass over its gradient: phi's is grad * (start - end), which may lie in
-// grad's place; grad * phi is added to `columns`, which become lambda_in's, and to kPartials sums, which become
-// -lambda_out's. What is not wanted is null.
-template <class T, class G>
-struct Pull {
-  const G* grad;
-  const T* phi;
-  const accumulator_t<T>* start;
-  accumulator_t<T> end;
-  int64_t size;
-  T* phi_grad;
-  accumulator_t<T>*columns, *partials;
-};
-
-void pull(const Pull<double, double>& row);
-void pull(const Pull<float, float>& row);
-void pull(const Pull<bfloat16, bfloat16>& row);
-void pull(const Pull<float16, float16>& row);
-void pull(const Pull<bfloat16, float>& row);
-void pull(const Pull<float16, float>& row);
-
 // `count` rows of `size` numbers as the accumulator has them, with zeros around them up to `rows` rows of `padded`.
 template <class T, class A>
 void copy_padded(const T* from, int64_t stride, int64_t count, int64_t size, A* to, int64_t rows, int64_t padded) {
   std::fill_n(to, rows * padded, A(0));
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t i = 0; i < size; ++i) to[r * padded + i] = load(from[r * stride + i]);
+  }
+}
+
+// `Pull` for a part of a row as it lies in memory; what is not wanted is null.
+template <class T, class G>
+void pull(const G* grad, const T* phi, const accumulator_t<T>* starts, accumulator_t<T> end, int64_t size, T* phi_grad,
+          accumulator_t<T>* columns, accumulator_t<T>* partials) {
+  using A = accumulator_t<T>;
+  constexpr int64_t kPiece = 512;
+  A converted[2][kPiece], unwanted[2][kPiece] = {};
+  for (int64_t k = 0; k < size; k += kPiece) {
+    const int64_t count = std::min(kPiece, size - k);
+    const A *wide_grad = converted[0], *wide_phi = converted[1];
+    if constexpr (std::is_same_v<G, A>) {
+      wide_grad = grad + k;
+    } else {
+      copy_padded(grad + k, 0, 1, count, converted[0], 1, count);
+    }
+    if constexpr (std::is_same_v<T, A>) {
+      wide_phi = phi + k;
+    } else {
+      copy_padded(phi + k, 0, 1, count, converted[1], 1, count);
+    }
+    A* to = unwanted[0];
+    if constexpr (std::is_same_v<T, A>) to = phi_grad ? phi_grad + k : to;
+    A spare[kPartials<A>];
+    tiles<A>().pull({count, wide_grad, wide_phi, starts ? starts + k : nullptr, end, to,
+                     columns ? columns + k : unwanted[1], partials ? partials : spare});
+    if constexpr (!std::is_same_v<T, A>) {
+      for (int64_t i = 0; phi_grad && i < count; ++i) phi_grad[k + i] = store<T>(to[i]);
+    }
   }
 }
 

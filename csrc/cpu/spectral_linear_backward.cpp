@@ -225,10 +225,10 @@ struct Backward {
       for (int64_t r = 0; r < count; ++r) {
         const int64_t at = (o + r) * of.in + begin;
         A partials[kPartials<A>] = {};
-        cpu::pull(cpu::Pull<T, A>{weight_grads.data() + r * kStrip, of.eigen.phi + at,
-                                  of.eigen.start() ? of.eigen.start() + begin : nullptr, of.eigen.end(o + r), size,
-                                  of.phi_grad ? of.phi_grad + at : nullptr, of.in_grad ? columns.data() : nullptr,
-                                  of.out_grad ? partials : nullptr});
+        cpu::pull(weight_grads.data() + r * kStrip, of.eigen.phi + at,
+                  of.eigen.start() ? of.eigen.start() + begin : nullptr, of.eigen.end(o + r), size,
+                  of.phi_grad ? of.phi_grad + at : nullptr, of.in_grad ? columns.data() : nullptr,
+                  of.out_grad ? partials : nullptr);
         if (of.out_grad) of.row_sums[n * of.out + o + r] = cpu::total(partials);
       }
     }

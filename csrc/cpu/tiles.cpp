@@ -228,6 +228,44 @@ SPARSENN_INLINE void sweep(const Rows<T>& rows) {
   }
 }
 
+template <class T, int kLanes, bool kStarts>
+SPARSENN_INLINE void pull(const Pull<T>& row) {
+  using V = vector_t<T, kLanes>;
+  constexpr int kParts = kPartials<T> / kLanes;
+  V sums[kParts];
+  const V end = (kStarts ? row.end : -row.end) - V{};
+#pragma GCC unroll 4
+  for (int part = 0; part < kParts; ++part) read<kLanes>(sums[part], row.partials + part * kLanes);
+  int64_t k = 0;
+  for (; k + kPartials<T> <= row.size; k += kPartials<T>) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t at = k + part * kLanes;
+      V grad, phi, columns, scale = end;
+      read<kLanes>(grad, row.grad + at);
+      read<kLanes>(phi, row.phi + at);
+      read<kLanes>(columns, row.columns + at);
+      if constexpr (kStarts) {
+        read<kLanes>(scale, row.starts + at);
+        scale -= end;
+      }
+      accumulate<kLanes, T>(columns, grad, phi);
+      accumulate<kLanes, T>(sums[part], grad, phi);
+      write<kLanes>(row.columns + at, columns);
+      const V phi_grad = scale * grad;
+      write<kLanes>(row.phi_grad + at, phi_grad);
+    }
+  }
+#pragma GCC unroll 4
+  for (int part = 0; part < kParts; ++part) write<kLanes>(row.partials + part * kLanes, sums[part]);
+  for (int64_t lane = 0; k < row.size; ++k, ++lane) {
+    const T grad = row.grad[k], phi = row.phi[k];
+    row.columns[k] = multiply_add(grad, phi, row.columns[k]);
+    row.partials[lane] = multiply_add(grad, phi, row.partials[lane]);
+    row.phi_grad[k] = (kStarts ? row.starts[k] - row.end : -row.end) * grad;
+  }
+}
+
 // Interleaving the first half of the vectors with the second, log2(kLanes) times.
 template <class T, int kLanes>
 SPARSENN_INLINE void transpose_square(const T* from, int64_t stride, T* to, int64_t to_stride) {
@@ -293,6 +331,14 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
       sweep<T, BYTES / sizeof(T), SWEEP_ROWS, false>(rows);                                                        \
     }                                                                                                              \
   }                                                                                                                \
+  template <class T>                                                                                               \
+  TARGET void pull_##NAME(const Pull<T>& row) {                                                                    \
+    if (row.starts) {                                                                                              \
+      pull<T, BYTES / sizeof(T), true>(row);                                                                       \
+    } else {                                                                                                       \
+      pull<T, BYTES / sizeof(T), false>(row);                                                                      \
+    }                                                                                                              \
+  }                                                                                                                \
   template <class T, int kVectors>                                                                                 \
   TARGET void transpose_##NAME(int64_t depth, const T* from, int64_t stride, T* to) {                              \
     transpose<T, BYTES / sizeof(T), kVectors>(depth, from, stride, to);                                            \
@@ -309,6 +355,7 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
         all,                                                                                                       \
         {DOT_ROWS, {kMost, kSome, 1}, {dots_##NAME<T, kMost>, dots_##NAME<T, kSome>, dots_##NAME<T, 1>}},          \
         {SWEEP_ROWS, sweep_##NAME<T>},                                                                             \
+        pull_##NAME<T>,                                                                                            \
         {transpose_##NAME<T, 1>, transpose_##NAME<T, 2>}};                                                         \
     return made;                                                                                                   \
   }                                                                                                                \

@@ -73,6 +73,16 @@ struct Sweep {
   void (*run)(const Rows<T>& rows);
 };
 
+// The chain rule for `size` weights of one row, in one pass over their gradient: phi_grad[k] = (starts[k] - end)
+// grad[k], which may lie in grad's place, columns[k] += grad[k] phi[k], and the same to partial sum k % kPartials.
+template <class T>
+struct Pull {
+  int64_t size;
+  const T *grad, *phi, *starts;
+  T end;
+  T *phi_grad, *columns, *partials;
+};
+
 // to[k * width + n] = from[n * stride + k] for k < depth and n < width, which is one vector, or two.
 template <class T>
 using Transpose = void (*)(int64_t depth, const T* from, int64_t stride, T* to);
@@ -85,6 +95,7 @@ struct Tiles {
   const Tile<T>* tiles;  // with ascending numbers of rows
   Dots<T> dots;
   Sweep<T> sweep;
+  void (*pull)(const Pull<T>& row);
   Transpose<T> transpose[2];
 
   int64_t rows() const { return tiles[count - 1].rows; }

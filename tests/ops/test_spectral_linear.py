@@ -322,6 +322,17 @@ def test_threads_do_not_change_the_bits(kernels, batch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [16, 255, 256])
+def test_a_row_of_zeros_changes_no_bit_of_the_gradients(kernels, batch, dtype):
+    # 16 rows are the last that are swept, 256 the last that are packed at once: all ways add in one order
+    x, upstream, tensors = values((batch, 300), dtype), values((batch, 50), dtype), spectrum((50, 300), dtype)
+    found = _ops.spectral_linear_backward(upstream, x, *tensors, 31)
+    more = _ops.spectral_linear_backward(F.pad(upstream, (0, 0, 0, 1)), F.pad(x, (0, 0, 0, 1)), *tensors, 31)
+    for k, (a, b) in enumerate(zip(found, more, strict=True)):
+        assert torch.equal(a, b[:batch] if k == 3 else b)
+
+
 def test_a_dead_neuron_outputs_its_bias_and_a_dead_input_is_not_read(backend):
     x, (phi, lambda_in, lambda_out), bias = values((20, 5), torch.float32), spectrum((4, 5), torch.float32), torch.randn(4)
     lambda_in.fill_(0.5)
