@@ -116,21 +116,6 @@ class Case:
         level = self.threshold(kind)
         return [torch.ops.sparsenn.soft_threshold(x, level), torch.ops.sparsenn.soft_threshold_backward(grad, x, level)]
 
-    def spectral(self, kind: str) -> list[Tensor]:
-        """The composed weight and, for a linear layer, the product, with all their gradients; `kind` says which λ there is."""
-        phi, grad = self.draw(2, self.dtype, 1)
-        inner, outer = phi.select(0, 0), phi.select(1, 0)  # of the sizes of λ_in and λ_out, where phi has elements
-        lambda_in = inner.reshape(phi.shape[1], -1)[:, 0].contiguous() if kind != "out" else None
-        lambda_out = outer.reshape(phi.shape[0], -1)[:, 0].contiguous() if kind != "in" else None
-        ops = torch.ops.sparsenn
-        results = [ops.spectral_weight(phi, lambda_in, lambda_out)]
-        results += ops.spectral_weight_backward(grad, phi, lambda_in, lambda_out, 7)
-        if phi.dim() == 2:
-            x = phi[:5].contiguous()
-            z = ops.spectral_linear(x, phi, lambda_in, lambda_out, outer.contiguous())
-            results += [z, *ops.spectral_linear_backward(z, x, phi, lambda_in, lambda_out, 31)]
-        return results
-
     def check(self) -> int:
         calls: list[tuple[str, Callable[[], list[Tensor]]]] = [
             ("hadamard", self.hadamard),
@@ -142,8 +127,6 @@ class Case:
             for momentum, count in ((0.9, 3), (0.0, 1)):
                 calls.append(("prox_sgd_", lambda m=momentum, n=count, k=kind: self.prox_sgd(n, m, k)))
             calls.append(("soft_threshold", lambda k=kind: self.soft_threshold(k)))
-        if self.depth == 1 and 0 not in self.shape:
-            calls += [("spectral", lambda k=kind: self.spectral(k)) for kind in ("in", "out", "both")]
         for name, call in calls:
             with backend("reference"):
                 expected = call()

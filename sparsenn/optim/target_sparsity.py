@@ -28,10 +28,11 @@ class TargetSparsity:
 
     .. math:: \ln \lambda \leftarrow \ln \lambda + c \big(d_k - \ln(1 - s) + h\, (\bar d_k - \bar d_{k-1})\big)
 
-    with the target s, the gain c and a look ahead of h updates; λ changes by at most a factor of 3/2 and stays within 1e6 of
-    its start, a share of 0 counts as 1/n, and weights that require no gradient are not counted. Call `step` after the optimizer's, every few iterations: often enough for some hundred updates in all, with the
-    last 10 to 30 % of them at the final threshold. Weights of `FactorizedSGD` below it come back slowly or never,
-    so it rather ends above the target than below; a short run meets its target better with a threshold of 1e-4 than of 1e-7.
+    with the target s, the gain c and a look ahead of h updates; λ changes by at most a factor of 3/2 and stays within 1e6
+    of its start, a share of 0 counts as 1/n, and weights that require no gradient are not counted. Call `step` after the
+    optimizer's, every few iterations: often enough for some hundred updates in all, with the last 10 to 30 % of them at the
+    final threshold. Weights of `FactorizedSGD` below it come back slowly or never, so it rather ends above the target than
+    below; a short run meets its target better with a threshold of 1e-4 than of 1e-7.
 
     What λ starts from matters little, as long as it is not so large that everything dies at once.
 
@@ -140,7 +141,8 @@ class TargetSparsity:
         """Take over the state of a controller with the same arguments."""
         self._done, self._start = int(state_dict["done"]), float(state_dict["start"])
         self._mean = state_dict["mean"]
-        self._bounds = tuple(map(float, state_dict["bounds"]))
+        low, high = map(float, state_dict["bounds"])
+        self._bounds = (low, high)
 
     def __repr__(self) -> str:
         return (
