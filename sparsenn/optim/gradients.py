@@ -37,7 +37,7 @@ def gradients(where: str, model: nn.Module, closure: Callable[[], Any], paramete
             for buffer, before in buffers:  # after the gradient, which may need them as they were used
                 buffer.copy_(before)
     grads = [next(found) if p.requires_grad else None for p in parameters]
-    return [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, grads, strict=True)]
+    return [torch.zeros_like(p) if g is None else g.detach().to_dense() for p, g in zip(parameters, grads, strict=True)]
 
 
 def _shown(loss: Any) -> str:

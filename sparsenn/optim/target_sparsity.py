@@ -79,9 +79,9 @@ class TargetSparsity:
         gain: float = 0.07,
         horizon: float = 20.0,
     ) -> None:
-        if not 0 < target < 1:
+        if not isinstance(target, int | float) or not 0 < target < 1:
             raise ValueError(f"TargetSparsity: target is {target!r}; it takes a number between 0 and 1")
-        if not isinstance(updates, int) or updates < 1:
+        if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
             raise ValueError(f"TargetSparsity: updates is {updates!r}; it takes an integer >= 1")
         for name, value, low in (("threshold", threshold, "> 0"), ("gain", gain, "> 0"), ("horizon", horizon, ">= 0")):
             if not (math.isfinite(value) and (value > 0 or (low == ">= 0" and value == 0))):

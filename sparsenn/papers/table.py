@@ -21,14 +21,17 @@ class Table:
         key: the columns that name a run.
 
     Raises:
-        ValueError: if a line but the last is no row with these columns.
+        ValueError: if the file can't be made or read, or a line but the last is no row with these columns.
     """
 
     def __init__(self, path: Path, key: tuple[str, ...]) -> None:
         self.path, self.key = path, key
         self.rows: list[Row] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: the table can't be made or read ({error}); name another folder") from error
         whole = text[: text.rfind("\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
             try:

@@ -133,6 +133,16 @@ def test_parameters_out_of_reach_empty_and_shared_and_frozen():
     assert kkt_residual(model, closure, {"weight": L1(0.2)}).layers[1].max == 0
 
 
+def test_sparse_gradients_are_those_of_the_dense_layer():
+    index = torch.tensor([1, 2, 2])
+    reports = []
+    for sparse in (False, True):
+        layer = nn.Embedding(5, 2, sparse=sparse, _weight=torch.arange(10.0).reshape(5, 2) - 4)
+        reports.append(kkt_residual(layer, lambda layer=layer: layer(index).square().sum(), 0.1).to_dict())
+    assert reports[0] == reports[1]
+    assert reports[0]["total"]["max"] > 1
+
+
 def test_what_is_wrong_is_one_sentence():
     model, _, _, closure = setup()
     with pytest.raises(ValueError, match=r"closure returned a tensor of shape \(50, 1\); it takes a function that"):

@@ -57,6 +57,16 @@ def lasso(x: np.ndarray, y: np.ndarray, lam: float) -> np.ndarray:
     return linear_model.Lasso(lam, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(x, y).coef_
 
 
+def sparse_logistic(x: np.ndarray, y: np.ndarray, lam: float) -> np.ndarray:
+    """Scikit-learn weighs the loss instead, and since 1.8 names the penalty by its share of L1 alone."""
+    named = linear_model.LogisticRegression().penalty == "l2"
+    options = {"penalty": "l1"} if named else {"l1_ratio": 1.0}
+    model = linear_model.LogisticRegression(
+        C=1 / (len(y) * lam), fit_intercept=False, solver="saga", tol=1e-13, max_iter=10**6, random_state=0, **options
+    )
+    return model.fit(x, y).coef_[0]
+
+
 def proximal(problem: Problem, options: dict) -> Callable[[nn.Parameter], ProxSGD]:
     return lambda p: ProxSGD([p], 1.0 / problem.curvature, lam=problem.lam, **options)
 
@@ -92,9 +102,11 @@ def test_sparse_logistic_regression(design):
     x, y = standardized(design)
     y = np.where(y > 0, 1.0, -1.0)
     problem = logistic(x, y, 0.2)
+    sklearn = sparse_logistic(x, y, problem.lam)
     skglm = skglm_fit(x, y, "Logistic", "L1", problem.lam)
     for options in MOMENTA.values():
         weight = solved(problem, proximal(problem, options), torch.zeros(problem.size, dtype=torch.float64))
+        agree(problem, weight, sklearn)
         agree(problem, weight, skglm)
 
 

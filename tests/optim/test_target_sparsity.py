@@ -116,6 +116,8 @@ def test_what_is_wrong_is_one_sentence():
     optimizer = ProxSGD([w], 0.1, lam=0.1)
     for options, message in (
         ({"target": 1.0, "updates": 5}, "target is 1.0; it takes a number between 0 and 1"),
+        ({"target": "0.5", "updates": 5}, "target is '0.5'; it takes a number between 0 and 1"),
+        ({"target": 0.5, "updates": True}, "updates is True; it takes an integer >= 1"),
         ({"target": 0.5, "updates": 0}, "updates is 0; it takes an integer >= 1"),
         ({"target": 0.5, "updates": 5, "threshold": 0.0}, "threshold is 0.0; it takes a finite number > 0"),
         ({"target": 0.5, "updates": 5, "gain": -1.0}, "gain is -1.0; it takes a finite number > 0"),

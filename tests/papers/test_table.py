@@ -32,6 +32,15 @@ def test_a_line_that_a_kill_has_cut_is_dropped_and_computed_anew(tmp_path):
     assert path.read_bytes() == whole
 
 
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "out").write_text("taken")
+    with pytest.raises(ValueError, match=r"out.t\.jsonl: the table can't be made or read"):
+        Table(tmp_path / "out" / "t.jsonl", ("name",))
+    (tmp_path / "t.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="can't be made or read"):
+        Table(tmp_path / "t.jsonl", ("name",))
+
+
 @pytest.mark.parametrize("line", ["{}", "5", "no json", '{"other": 1}'])
 def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path, line):
     path = tmp_path / "t.jsonl"

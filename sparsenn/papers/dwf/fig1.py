@@ -77,6 +77,7 @@ def reproduce(
     if epochs is not None:
         given |= {"epochs": epochs}
     config = configure(**given, lam=lams[1])  # a wrong setting is found before anything is loaded
+    require_extra("matplotlib", "drawing pictures")
     net = {"dataset": dataset, "model": model, "epochs": config.epochs}
     images = datasets.load(dataset, data_root, download=True)
     table = Table(Path(out) / "fig1.jsonl", _KEY)
