@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 DEMO ?=
 
-.PHONY: demo test lint cuda-check core-test package-check bench clean
+.PHONY: demo test python-test lint cuda-check core-test package-check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sparsenn train $(DEMO)
 
-test: $(VENV)/.test core-test
+# Its two parts can run side by side: make -j2 test
+test: python-test core-test
+
+python-test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 # The C++ tests of the torch-free core, plain and under the address and undefined-behaviour sanitizers.

@@ -198,18 +198,17 @@ def _time(seconds: float) -> str:
 
 
 def print_targets(groups: dict[str, Group]) -> int:
-    """Returns how many are missed."""
-    devices = {name.split(" · ")[2] for name in groups}
-    print(f"\ntargets\n  {'group':48}{'what':48}{'target':>8}{'is':>8}")
+    """Those of the groups that were measured. Returns how many are missed."""
+    print(f"\ntargets\n  {'group':52}{'what':48}{'target':>8}{'is':>8}")
     missed = 0
     for target in targets():
-        if target.group.split(" · ")[2] not in devices:
+        if target.group not in groups:
             continue
-        value = target.value(groups[target.group]) if target.group in groups else None
+        value = target.value(groups[target.group])
         verdict = target.verdict(value)
         missed += verdict == "MISSED"
         bound = f"{'≤' if target.at_most else '≥'} {target.bound:g}"
-        print(f"  {target.group:48}{target.says:48}{bound:>8}{'' if value is None else f'{value:.2f}':>8}  {verdict}")
+        print(f"  {target.group:52}{target.says:48}{bound:>8}{'' if value is None else f'{value:.2f}':>8}  {verdict}")
     return missed
 
 
