@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Whether torch adds products without rounding them, as the kernels do.
+FUSED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 DEPTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13)  # 8 is the last one that is unrolled
 SHAPES = ((), (0,), (1,), (7,), (0, 3), (37, 61), (3, 1, 5, 2), (5000,))
 

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from cases import FUSED
 
 import sparsenn
 from sparsenn import _extension
@@ -46,6 +47,13 @@ def kernels() -> None:
     """For tests of what only the kernels do."""
     if not KERNELS:
         pytest.skip("the compiled kernels are not built")
+
+
+@pytest.fixture
+def fused_torch() -> None:
+    """For tests that compare with torch's own steps to the bit."""
+    if not FUSED:
+        pytest.skip("torch adds products without rounding them, as the kernels do, only where it runs with AVX2 or AVX-512")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsenn.init import stream
+from sparsenn.ops.reference import DTYPES
 
 FACTOR_INITS = ("preserve", "root", "dwf", "variance_matching", "standard")
 MIN_ABS = 3e-3
@@ -23,7 +24,6 @@ _ZERO_GAIN = 0.1
 # Largest gradient of a factor, in terms of its weight's, beside the balanced split's; never kept below 1.
 _MAX_UNEVEN_GAIN = 2.0
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # A float64 draw from a uniform one in (0, 1) and an independent sign.
 Draw = Callable[[Tensor, Tensor], Tensor]
@@ -444,6 +444,6 @@ def _checked(where: str, factors: Sequence[Tensor], weight: Tensor | None = None
                 f"{where}: {name} has shape {tuple(tensor.shape)} on {tensor.device}; all take the shape {tuple(like.shape)} "
                 f"on {like.device} of {'the first factor' if weight is None else 'the weight'}"
             )
-        if tensor.dtype not in _DTYPES:
-            raise ValueError(f"{where}: {name} is {tensor.dtype}; it takes {', '.join(map(str, _DTYPES))}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{where}: {name} is {tensor.dtype}; it takes {', '.join(map(str, DTYPES))}")
     return factors

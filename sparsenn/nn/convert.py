@@ -14,7 +14,6 @@ from torch.nn.utils import parametrize
 
 from sparsenn.nn.factorized import FactorizedLayer
 from sparsenn.nn.parametrizations import (
-    DTYPES,
     HadamardProduct,
     factors_of,
     hadamard_parametrizations_of,
@@ -23,6 +22,7 @@ from sparsenn.nn.parametrizations import (
 )
 from sparsenn.nn.selection import Rule, join, matches, rules, walk
 from sparsenn.nn.spectral import SPECTRUM, SpectralGate, SpectralLayer
+from sparsenn.ops.reference import DTYPES
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

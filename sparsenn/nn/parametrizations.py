@@ -11,8 +11,6 @@ from torch.nn.utils import parametrize
 from sparsenn import init
 from sparsenn.ops import hadamard_product
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
 
 class HadamardProduct(nn.Module):
     r"""The parametrization of a weight by the elementwise product of D factors of its shape.

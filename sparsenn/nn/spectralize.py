@@ -8,9 +8,9 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparsenn.nn.parametrizations import DTYPES
 from sparsenn.nn.selection import Rule, matches, rules, walk
 from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralLayer, SpectralLinear
+from sparsenn.ops.reference import DTYPES
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -172,15 +172,13 @@ def _register() -> None:
 
 _register()
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
 
 def _check_factors(factors: Sequence[Tensor]) -> None:
     if len(factors) == 0:
         raise ValueError("hadamard_product: factors is empty; it takes at least one tensor")
     first = factors[0]
     shape, dtype, device = first.shape, first.dtype, first.device
-    if dtype not in _DTYPES:
+    if dtype not in reference.DTYPES:
         raise ValueError(f"hadamard_product: factors have dtype {dtype}; it takes float64, float32, bfloat16 or float16")
     for d, factor in enumerate(factors):
         if factor.shape != shape or factor.dtype != dtype or factor.device != device:

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, *HALF)  # of every operator
 
 
-def _accumulator(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in _HALF else x
+def accumulator(x: Tensor) -> Tensor:
+    """A half tensor as float32, any other as it is."""
+    return x.float() if x.dtype in HALF else x
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
@@ -37,13 +39,13 @@ def _leave_one_out(factors: Sequence[Tensor]) -> list[Tensor]:
 
 def product(factors: Sequence[Tensor]) -> Tensor:
     """The definition: w = w_1 * ... * w_D (Kolb et al. 2025, Definition 2)."""
-    return _product([_accumulator(factor) for factor in factors]).to(factors[0].dtype)
+    return _product([accumulator(factor) for factor in factors]).to(factors[0].dtype)
 
 
 def gradients(grad: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
     """The chain rule of the product: grads[d] = grad * prod_{k != d} factors[k]."""
-    others = _leave_one_out([_accumulator(factor) for factor in factors])
-    return [(_accumulator(grad) * other).to(grad.dtype) for other in others]
+    others = _leave_one_out([accumulator(factor) for factor in factors])
+    return [(accumulator(grad) * other).to(grad.dtype) for other in others]
 
 
 def hadamard(factors: Sequence[Tensor]) -> Tensor:
@@ -137,7 +139,7 @@ def prox_sgd_(
     rate = float(lr)
     reach = rate * ((1 - dampening) / (1 - momentum)) if momenta else rate
     for i, (weight, weight_grad) in enumerate(zip(weights, grads, strict=True)):
-        value, update = _accumulator(weight), _accumulator(weight_grad)
+        value, update = accumulator(weight), accumulator(weight_grad)
         if maximize:
             update = -update
         if weight_decay:
@@ -156,13 +158,13 @@ def prox_sgd_(
 
 def thresholded(x: Tensor, threshold: Tensor) -> Tensor:
     """The definition: `soft_thresholded` in any dtype (Donoho 1995; Parikh and Boyd 2014, section 6.5.2)."""
-    wide = _accumulator(x)
+    wide = accumulator(x)
     return _rounded(soft_thresholded(wide, threshold.to(wide)), x.dtype)
 
 
 def thresholded_gradient(grad: Tensor, x: Tensor, threshold: Tensor) -> Tensor:
     """Its derivative by x, times grad: 1 where |x| > threshold, and where one of them is NaN, else 0."""
-    wide = _accumulator(x)
+    wide = accumulator(x)
     return torch.where(wide.abs() <= threshold.to(wide), 0, grad)
 
 
@@ -184,25 +186,25 @@ def composed_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | 
     ones = (1,) * (phi.dim() - 2)
     if lambda_out is None:
         assert lambda_in is not None
-        return _accumulator(lambda_in).view(1, -1, *ones) * _accumulator(phi)
-    scale = -_accumulator(lambda_out).view(-1, 1, *ones)
+        return accumulator(lambda_in).view(1, -1, *ones) * accumulator(phi)
+    scale = -accumulator(lambda_out).view(-1, 1, *ones)
     if lambda_in is not None:
-        scale = _accumulator(lambda_in).view(1, -1, *ones) + scale
-    return scale * _accumulator(phi)
+        scale = accumulator(lambda_in).view(1, -1, *ones) + scale
+    return scale * accumulator(phi)
 
 
 def composed_linear(x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, bias: Tensor | None) -> Tensor:
     """The definition: z = x w^T + bias with the composed weight (Equation 5), rounded once."""
-    z = torch.matmul(_accumulator(x), composed_weight(phi, lambda_in, lambda_out).mT)
-    return (z if bias is None else z + _accumulator(bias)).to(x.dtype)
+    z = torch.matmul(accumulator(x), composed_weight(phi, lambda_in, lambda_out).mT)
+    return (z if bias is None else z + accumulator(bias)).to(x.dtype)
 
 
 def composed_weight_gradients(
     grad: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The chain rule of `composed_weight`: gradients of phi, lambda_in, lambda_out; None for an absent eigenvalue."""
-    grad = _accumulator(grad)
-    pull = grad * _accumulator(phi)
+    grad = accumulator(grad)
+    pull = grad * accumulator(phi)
     kernel = tuple(range(2, phi.dim()))
     d_in = pull.sum((0, *kernel)).to(phi.dtype) if lambda_in is not None else None
     d_out = -pull.sum((1, *kernel)).to(phi.dtype) if lambda_out is not None else None
@@ -213,9 +215,9 @@ def composed_linear_gradients(
     grad: Tensor, x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     """The chain rule of `composed_linear`: gradients of phi, lambda_in, lambda_out, x and bias."""
-    wide, count = _accumulator(grad), math.prod(grad.shape[:-1])
+    wide, count = accumulator(grad), math.prod(grad.shape[:-1])
     rows = wide.reshape(count, phi.shape[0])
-    through_weight = rows.mT @ _accumulator(x).reshape(count, phi.shape[1])
+    through_weight = rows.mT @ accumulator(x).reshape(count, phi.shape[1])
     d_phi, d_in, d_out = composed_weight_gradients(through_weight, phi.to(through_weight), lambda_in, lambda_out)
     d_x = torch.matmul(wide, composed_weight(phi, lambda_in, lambda_out))
     cast = (None if d is None else d.to(phi.dtype) for d in (d_phi, d_in, d_out, d_x, rows.sum(0)))

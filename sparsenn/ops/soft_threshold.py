@@ -12,8 +12,6 @@ from sparsenn.ops.modes import batched, differentiated, needs_definition
 from sparsenn.ops.schema import NAMESPACE
 
 _ops = torch.ops.sparsenn
-_HALF = (torch.bfloat16, torch.float16)
-_DTYPES = (torch.float64, torch.float32, *_HALF)
 
 
 def soft_threshold(input: Tensor, threshold: float | Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
@@ -56,9 +54,9 @@ def soft_threshold(input: Tensor, threshold: float | Tensor) -> Tensor:  # noqa:
 
 def _level(x: Tensor, threshold: float | Tensor) -> Tensor:
     """The threshold as the operators take it: numbers in the dtype that elements are computed in."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in reference.DTYPES:
         raise ValueError(f"soft_threshold: input has dtype {x.dtype}; it takes float64, float32, bfloat16 or float16")
-    wide = torch.float32 if x.dtype in _HALF else x.dtype
+    wide = torch.float32 if x.dtype in reference.HALF else x.dtype
     if not isinstance(threshold, Tensor):
         if not isinstance(threshold, int | float) or not threshold >= 0:
             raise ValueError(f"soft_threshold: threshold is {threshold!r}; it takes a number >= 0 or a tensor")

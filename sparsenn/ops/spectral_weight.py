@@ -13,7 +13,6 @@ from sparsenn.ops.modes import cotangents_of, differentiated, needs_definition, 
 from sparsenn.ops.schema import NAMESPACE
 
 _ops = torch.ops.sparsenn
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def spectral_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> Tensor:
@@ -53,7 +52,7 @@ def spectral_weight(phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | 
 
 def check_spectrum(name: str, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None) -> None:
     """Raise unless the eigenvalues fit the eigenvectors; `name` is the function that was called."""
-    if phi.dim() < 2 or phi.dtype not in DTYPES:
+    if phi.dim() < 2 or phi.dtype not in reference.DTYPES:
         raise ValueError(f"{name}: phi is {kind_of(phi)}; it takes (out, in, ...) in float64, float32, bfloat16 or float16")
     if lambda_in is None and lambda_out is None:
         raise ValueError(f"{name}: lambda_in and lambda_out are both None, so that the weight would be 0; give one of them")

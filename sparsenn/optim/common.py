@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsenn.ops.reference import DTYPES
 from sparsenn.optim.memory import staggered_zeros
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Scalars:
@@ -81,10 +80,14 @@ def current_dampening(group: dict[str, Any], state: dict[str, Any]) -> float:
     return dampening if dampening and state.get("momentum_started") else 0.0
 
 
+def parameters(groups: list[dict[str, Any]]) -> Iterator[Any]:
+    """The parameters of all groups, or what stands for them in a state dict, in order."""
+    return chain.from_iterable(group["params"] for group in groups)
+
+
 def saved_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[Any, Tensor]:
     """The optimizer's parameter for every one that a state dict names, by position."""
-    names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    return dict(zip(names, chain.from_iterable(group["params"] for group in optimizer.param_groups), strict=False))
+    return dict(zip(parameters(state_dict["param_groups"]), parameters(optimizer.param_groups), strict=False))
 
 
 def check_shapes(owner: str, p: Tensor, entries: dict[str, Any], is_ours: Callable[[str], bool]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -206,7 +205,7 @@ class FactorizedSGD(Optimizer):
         Raises:
             ValueError: for a tensor that is not one of the optimizer's factorized parameters.
         """
-        for p in [q for q in self._all_params() if self.state.get(q)] if params is None else params:
+        for p in [q for q in common.parameters(self.param_groups) if self.state.get(q)] if params is None else params:
             old = self.factors(p)
             group = self._group_of(p)
             weight = shards.local(p)
@@ -247,9 +246,6 @@ class FactorizedSGD(Optimizer):
         super().__setstate__(state)
         self._pieces, self._scalar, self._constructing = {}, common.Scalars(), False
 
-    def _all_params(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
-
     def _group_of(self, p: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
             if any(p is q for q in group["params"]):
@@ -257,7 +253,7 @@ class FactorizedSGD(Optimizer):
         raise ValueError("FactorizedSGD: the tensor is no parameter of this optimizer")
 
     def _position(self, p: Tensor) -> int:
-        return next(i for i, q in enumerate(self._all_params()) if q is p)
+        return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
 
     def _factorize_group(self, group: dict[str, Any]) -> None:
         for p in group["params"]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -241,7 +240,7 @@ class ProxSGD(Optimizer):
         Raises:
             ValueError: for a tensor that is no parameter of this optimizer.
         """
-        if not any(p is q for q in self._all_params()):
+        if not any(p is q for q in common.parameters(self.param_groups)):
             raise ValueError("ProxSGD.zeros: the tensor is no parameter of this optimizer")
         return shards.summed(self._count(p).clone(), p)
 
@@ -254,11 +253,11 @@ class ProxSGD(Optimizer):
         """
         counts: dict[tuple[Any, ...], list[Tensor]] = {}
         first: dict[tuple[Any, ...], Tensor] = {}
-        for p in self._all_params():
+        for p in common.parameters(self.param_groups):
             key = (p.device, *shards.placement(p))
             counts.setdefault(key, []).append(self._count(p))
             first.setdefault(key, p)
-        total = sum(p.numel() for p in self._all_params())
+        total = sum(p.numel() for p in common.parameters(self.param_groups))
         found = sum(int(shards.summed(torch.stack(own).sum(), first[key])) for key, own in counts.items())
         return found / total if total else 0.0
 
@@ -292,9 +291,6 @@ class ProxSGD(Optimizer):
         self._counts: dict[Tensor, Tensor] = {}
         # Whether it was a compiled one, which counts nothing; in a dict, for torch.compile drops what it sets on an optimizer.
         self._last_step = {"compiled": False}
-
-    def _all_params(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _count(self, p: Tensor) -> Tensor:
         counted = None if self._last_step["compiled"] else self._counts.get(p)

@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sparsenn.ops.reference import DTYPES, accumulator
+
 _P = TypeVar("_P", bound="Penalty")
-_HALF = (torch.float16, torch.bfloat16)
-_DTYPES = (torch.float64, torch.float32, *_HALF)
 
 
 class Penalty(ABC):
@@ -81,7 +81,7 @@ class Penalty(ABC):
     def check_fits(self, w: Tensor, name: str = "w") -> None:
         """Raise ValueError where the penalty can't be one of this tensor: by its dtype, its shape or that of ``lam``."""
         kind = type(self).__name__
-        if w.dtype not in _DTYPES:
+        if w.dtype not in DTYPES:
             raise ValueError(f"{kind}: {name} has dtype {w.dtype}; it takes float64, float32, bfloat16 or float16")
         if w.layout is not torch.strided:
             raise ValueError(f"{kind}: {name} has layout {w.layout}; it takes dense tensors")
@@ -121,11 +121,6 @@ class Penalty(ABC):
         lam = f"tensor of shape {tuple(self.lam.shape)}" if isinstance(self.lam, Tensor) and self.lam.dim() else float(self.lam)
         options = {"lam": lam, **self._options()}
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})"
-
-
-def accumulator(x: Tensor) -> Tensor:
-    """A half tensor as float32, any other as it is."""
-    return x.float() if x.dtype in _HALF else x
 
 
 def like(x: Tensor, value: float | Tensor) -> Tensor:

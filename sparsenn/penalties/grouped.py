@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sparsenn.ops import soft_threshold
+from sparsenn.ops.reference import accumulator
 from sparsenn.penalties import roots
-from sparsenn.penalties.base import Penalty, accumulator, like
+from sparsenn.penalties.base import Penalty, like
 from sparsenn.penalties.separable import checked_ratio
 
 # name: dimensions that the weight may have, and which of them numbers the groups

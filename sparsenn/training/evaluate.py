@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparsenn.ops.reference import accumulator
+
 _CHUNK = 2000
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy; half types are widened first, since a sum of exponentials needs the digits."""
-    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    wide = accumulator(logits)
     return functional.cross_entropy(wide, labels)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsenn.data import require_extra
+from sparsenn.training.figures import new_axes, new_figure, png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.logging import Record
 from sparsenn.training.result import Outcome, Result
@@ -34,25 +33,12 @@ def write_pictures(result: Result, folder: Path) -> list[Path]:
     if result.net.config.method == "dwf":
         drawings["misalignment.png"] = _misalignment(result)
     for name, figure in drawings.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-        write_atomic(folder / name, buffer.getvalue())
+        write_atomic(folder / name, png(figure))
     return [folder / name for name in drawings]
 
 
-def _figure(width: float = 7.0, height: float = 4.2) -> Any:
-    figure = require_extra("matplotlib.figure", "drawing pictures").Figure(figsize=(width, height), layout="constrained")
-    require_extra("matplotlib.backends.backend_agg", "drawing pictures").FigureCanvasAgg(figure)
-    return figure
-
-
 def _over_epochs(title: str, ylabel: str) -> tuple[Any, Any]:
-    figure = _figure()
-    axes = figure.add_subplot()
-    axes.set(title=title, xlabel="epoch", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return new_axes(title, "epoch", ylabel)
 
 
 def _series(history: list[Record], key: str) -> tuple[list[int], list[float]]:
@@ -99,7 +85,7 @@ def _weights(net: Outcome) -> Any:
     layers = [
         (name, np.asarray(w.detach().double()).reshape(len(w), -1)) for name, w in net.model.named_parameters() if w.dim() > 1
     ]
-    figure = _figure(7.5, 0.6 + 2.0 * len(layers))
+    figure = new_figure(7.5, 0.6 + 2.0 * len(layers))
     for axes, (name, matrix) in zip(figure.subplots(len(layers), 1, squeeze=False)[:, 0], layers, strict=True):
         limit = float(np.quantile(np.abs(matrix[matrix != 0]), 0.98)) if (matrix != 0).any() else 1.0
         rows, columns = matrix.shape

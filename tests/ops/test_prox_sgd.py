@@ -6,14 +6,13 @@ import copy
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, tolerance, values
+from cases import DTYPES, FUSED, LAYOUTS, tolerance, values
 from torch import Tensor, nn
 
 from sparsenn.ops import backend as use_backend
 
 _ops = torch.ops.sparsenn
 
-FUSED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 RULES = {
@@ -68,9 +67,7 @@ LAMS = ("zero", "number", "numbers", "rows", "elements", "columns")
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "undamped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_without_penalty_it_is_torch_sgd_to_the_bit(kernels, dtype, rule):
-    if not FUSED:
-        pytest.skip("torch adds products without rounding them, as the kernels do, only where it runs with AVX2 or AVX-512")
+def test_without_penalty_it_is_torch_sgd_to_the_bit(kernels, fused_torch, dtype, rule):
     weights = [values(s, dtype) for s in SHAPES]
     params = [nn.Parameter(w.clone()) for w in weights]
     theirs = torch.optim.SGD(params, 0.05, foreach=False, fused=False, **RULES[rule])

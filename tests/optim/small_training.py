@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-FUSED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-
 RULES = {
     "plain": {},
     "momentum": {"momentum": 0.9},

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, tolerance, values
-from small_training import FUSED, RULES, batch, net, train
+from cases import DTYPES, FUSED, LAYOUTS, tolerance, values
+from small_training import RULES, batch, net, train
 from torch import nn
 
 import sparsenn
@@ -66,9 +66,7 @@ def test_equals_factorize_with_any_optimizer(backend):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_depth_one_without_penalty_is_torch_sgd_to_the_bit(kernels, dtype, rule):
-    if not FUSED:
-        pytest.skip("torch adds products without rounding them, as the kernels do, only where it runs with AVX2 or AVX-512")
+def test_depth_one_without_penalty_is_torch_sgd_to_the_bit(kernels, fused_torch, dtype, rule):
     ours_net, torch_net = net(dtype), net(dtype)
     ours = FactorizedSGD(ours_net.parameters(), 0.05, depth=1, **RULES[rule])
     theirs = torch.optim.SGD(torch_net.parameters(), 0.05, foreach=False, fused=False, **RULES[rule])

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from small_training import FUSED, RULES, batch, net, train
+from small_training import RULES, batch, net, train
 from torch import nn
 
 from sparsenn.ops import hadamard_product
@@ -252,9 +252,7 @@ def test_a_failing_gradient_is_found_before_anything_is_written(backend):
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
-def test_options_may_change_between_steps_as_in_torch_sgd(kernels):
-    if not FUSED:
-        pytest.skip("torch adds products without rounding them, as the kernels do, only where it runs with AVX2 or AVX-512")
+def test_options_may_change_between_steps_as_in_torch_sgd(kernels, fused_torch):
     ours_net, torch_net = net(), net()
     ours = FactorizedSGD(ours_net.parameters(), 0.05, depth=1, momentum=0.9)
     theirs = torch.optim.SGD(torch_net.parameters(), 0.05, momentum=0.9, foreach=False)

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from small_training import FUSED, RULES, batch, net, train
+from small_training import RULES, batch, net, train
 from torch import nn
 
 from sparsenn.optim import FactorizedSGD, ProxSGD
@@ -361,9 +361,7 @@ def test_pickle_and_deepcopy_carry_the_state(backend):
     assert torch.equal(model[0].weight, pickled_model[0].weight)
 
 
-def test_options_may_change_between_steps_as_in_torch_sgd(kernels):
-    if not FUSED:
-        pytest.skip("torch adds products without rounding them, as the kernels do, only where it runs with AVX2 or AVX-512")
+def test_options_may_change_between_steps_as_in_torch_sgd(kernels, fused_torch):
     ours_net, torch_net = net(), net()
     ours = ProxSGD(ours_net.parameters(), 0.05, momentum=0.9)
     theirs = torch.optim.SGD(torch_net.parameters(), 0.05, momentum=0.9, foreach=False)

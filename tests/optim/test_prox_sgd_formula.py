@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, values
-from small_training import FUSED, RULES, net, train
+from small_training import RULES, net, train
 from torch import nn
 
 import sparsenn
@@ -77,9 +77,7 @@ def test_half_weights_are_rounded_once_a_step(backend, dtype, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_without_penalty_it_is_torch_sgd_to_the_bit(kernels, dtype, rule):
-    if not FUSED:
-        pytest.skip("torch adds products without rounding them, as the kernels do, only where it runs with AVX2 or AVX-512")
+def test_without_penalty_it_is_torch_sgd_to_the_bit(kernels, fused_torch, dtype, rule):
     ours_net, torch_net = net(dtype), net(dtype)
     ours = ProxSGD(ours_net.parameters(), 0.05, **RULES[rule])
     theirs = torch.optim.SGD(torch_net.parameters(), 0.05, foreach=False, fused=False, **RULES[rule])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import sys
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from sparsenn.data import ImageData, require_extra
 from sparsenn.papers.table import Row, Table
 from sparsenn.training import TrainingDiverged, configure, train
 from sparsenn.training.evaluate import evaluate
+from sparsenn.training.figures import new_axes, png
 from sparsenn.training.files import write_atomic
 
 CURVES: dict[str, Row] = {
@@ -139,8 +139,9 @@ def _line(row: Row, done: int, wanted: int) -> str:
 
 
 def _draw(rows: list[Row], title: str) -> bytes:
-    figure = require_extra("matplotlib.figure", "drawing pictures").Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(
+        f"Accuracy against compression, {title}", "all weights / weights left", "test accuracy (%)", width=7.5, height=4.8
+    )
     for curve, color in _COLORS.items():
         own = [row for row in rows if row["curve"] == curve and row["compression"] is not None]
         axes.plot(*_front(point for row in own for point in row["pruned"]), ":", color=color, lw=1.5)
@@ -148,18 +149,13 @@ def _draw(rows: list[Row], title: str) -> bytes:
         axes.plot(*zip(*raw, strict=True) if raw else ((), ()), "o", color=color, ms=4, label=curve)
         axes.plot(*_front(raw), color=color, lw=1.2)
     axes.plot((), (), ":", color="black", label="best after pruning the smallest weights")
-    axes.set(title=f"Accuracy against compression, {title}", xlabel="all weights / weights left", ylabel="test accuracy (%)")
     best = max((row["accuracy"] for row in rows if row["accuracy"] is not None), default=1.0)
     shown = [row["compression"] for row in rows if row["compression"] is not None and row["accuracy"] > best - _SHOWN]
     axes.set(xscale="log", xlim=(0.8, 2 * max(shown, default=1.0)), ylim=(best - _SHOWN, best + 0.01))
     axes.yaxis.set_major_locator(require_extra("matplotlib.ticker", "drawing pictures").MultipleLocator(0.02))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _front(points: Iterable[Any]) -> tuple[list[float], list[float]]:
