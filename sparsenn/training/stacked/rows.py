@@ -82,7 +82,7 @@ def slots(run: Run) -> int:
 
 
 def first_state(run: Run, module: nn.Module, out: Tensor) -> None:
-    """Fill ``out`` (K, P) with what the optimizer of a run remembers at the start; ``factorized`` may lift weights of ``module``.
+    """Fill ``out`` (K, P) with what the optimizer of a run remembers at the start; ``factorized`` may lift its weights.
 
     The factors are those that ``FactorizedSGD`` makes with a generator of the run's seed.
     """

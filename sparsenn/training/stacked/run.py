@@ -74,7 +74,7 @@ class Run:
                 "takes penalty 'none'"
             )
         if self.lam and self.penalty == "none" and self.optimizer in ("sgd", "adam"):
-            raise ConfigError(f"Run: lam is {self.lam!r} and penalizes nothing; optimizer {self.optimizer} takes penalty l1 or l2")
+            raise ConfigError(f"Run: lam is {self.lam!r} and has no effect; optimizer {self.optimizer} takes penalty l1 or l2")
         if self.clipping and self.optimizer == "factorized":
             raise ConfigError(f"Run: clipping is {self.clipping!r}; optimizer factorized takes 0")
 

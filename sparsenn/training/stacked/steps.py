@@ -1,4 +1,4 @@
-"""One step of many runs whose optimizers are alike, each with its own settings: ``torch.optim`` and ours, a column a setting."""
+"""One step of many runs of one optimizer, each with its own settings: ``torch.optim`` and ours, a column a setting."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Settings:
         self._rate = torch.tensor([run.lr for run in runs], dtype=torch.float64, device=like.device)
 
     def adam_scales(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """lr / (1 - β₁^t) and √(1 - β₂^t), as columns."""
+        """The step size lr / (1 - β₁^t), and √(1 - β₂^t), as columns."""
         correction = 1 - self._beta_powers**count
         rate = self._rate / correction[:, 0]
         return rate[:, None].to(like.dtype), correction[:, 1].sqrt()[:, None].to(like.dtype)

@@ -1,4 +1,4 @@
-"""Any architecture: the runs' gradients through ``torch.func``, their optimizers as plain tensor code over all runs of a kind."""
+"""Any architecture: the runs' gradients through ``torch.func``, their optimizers as tensor code over all runs of a kind."""
 
 from __future__ import annotations
 
