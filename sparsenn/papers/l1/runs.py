@@ -1,0 +1,187 @@
+"""Training the runs of an experiment as stacks, and what is measured of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsenn.data import require_extra, taught
+from sparsenn.metrics import nonzero_counts, support_recovery, teacher_distance
+from sparsenn.metrics.recovery import weighted_layers
+from sparsenn.models import build_student, teacher
+from sparsenn.papers.l1.settings import BATCH_SIZE, EXPERIMENTS, KEY, L2_FACTOR, PATIENCE, jobs_of, strength
+from sparsenn.training.session import StopSignal
+from sparsenn.training.stacked import Run, Stack
+from sparsenn.training.stacked.progress import watch_for
+from sparsenn.training.stacked.run import DIVERGED
+from sparsenn.training.stacked.runner import Job, run_jobs
+from sparsenn.training.table import Row, Table
+
+Data = tuple[Tensor, Tensor]
+_KEPT = 1000  # a student with no more weights has them in its row; a larger one in a file beside the table
+
+
+def table_of(experiment: int, folder: Path) -> Table:
+    """The table of an experiment in a folder."""
+    return Table(folder / f"exp{experiment}.jsonl", KEY)
+
+
+def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True, again: str = "the same command") -> list[Row]:
+    """Train what the tables in ``folder`` lack of these runs, and return the rows of all, in the order of ``keys``.
+
+    Raises:
+        TrainingInterrupted: after a signal, once the state is written.
+    """
+    require_extra("scipy.optimize", "comparing students with their teachers")
+    watch = watch_for(quiet=quiet)
+    rows: list[Row] = []
+    try:
+        with StopSignal() as stop:
+            for experiment in dict.fromkeys(key["experiment"] for key in keys):
+                own = [key for key in keys if key["experiment"] == experiment]
+                table = table_of(experiment, folder)
+                jobs = [_job(group, folder) for group in jobs_of(own)]
+                run_jobs(jobs, table, folder / f"exp{experiment}.state", watch=watch, stop=stop, again=again)
+                rows += rows_of(table, own)
+    finally:
+        watch.close()
+    return rows
+
+
+def rows_of(table: Table, keys: Sequence[Row]) -> list[Row]:
+    """The rows of these runs that are there, in the order of ``keys``."""
+    found = {tuple(row[column] for column in KEY): row for row in table.rows}
+    return [found[name] for key in keys if (name := tuple(key[column] for column in KEY)) in found]
+
+
+def _job(keys: list[Row], folder: Path) -> Job:
+    first = keys[0]
+    own = EXPERIMENTS[first["experiment"]]
+    names = [f"experiment {first['experiment']}", first["method"]]
+    if not own.convolutional:
+        names += [f"{first['teacher_activation']} to {first['student_activation']}", f"scale {first['scale']:g}"]
+    sets = list(dict.fromkeys((key["teacher_activation"], key["seed"]) for key in keys))
+    data: list[Data] = []
+
+    def build() -> Stack:
+        data[:] = [taught(teacher(own.teacher, activation), first["size"], seed=seed) for activation, seed in sets]
+        modules = [build_student(own.student, key["student_activation"], scale=key["scale"], seed=key["seed"]) for key in keys]
+        runs = [_run(key, sets.index((key["teacher_activation"], key["seed"]))) for key in keys]
+        limits = [key["max_epochs"] for key in keys]
+        return Stack(modules, runs, data, batch_size=BATCH_SIZE, patience=PATIENCE, max_epochs=limits)
+
+    def figures(stack: Stack, index: int) -> Row:
+        key = keys[index]
+        return _figures(key, stack, index, data[stack.runs[index].data], folder)
+
+    work = sum(float(key["max_epochs"]) * key["size"] for key in keys)
+    return Job(", ".join(names), keys, build, figures, work)
+
+
+def _run(key: Row, data: int) -> Run:
+    method = key["method"]
+    lr = EXPERIMENTS[key["experiment"]].learning_rate(method)
+    penalty = method if method in ("l1", "l2") else "none"
+    optimizer = "prox" if method == "prox" else "sgd"
+    return Run(seed=key["seed"], lr=lr, optimizer=optimizer, lam=strength(method), penalty=penalty, data=data)
+
+
+def _figures(key: Row, stack: Stack, index: int, data: Data, folder: Path) -> Row:
+    outcome, own = stack.outcome(index), EXPERIMENTS[key["experiment"]]
+    row: Row = {
+        "lr": outcome.run.lr,
+        "lam": outcome.run.lam,
+        "status": outcome.status,
+        "epochs": outcome.epochs,
+        "engine": stack.engine,
+    }
+    if outcome.status == DIVERGED:
+        return row
+    net = stack.module(index)
+    source = teacher(own.teacher, key["teacher_activation"])
+    squares = sum(float(w.double().square().sum()) for w in outcome.weights.values())
+    # The public code's loss has lam * sum(w^2) where the gradient is that of 1.5 times as much.
+    excess = outcome.run.lam * (1 - 1 / L2_FACTOR) * squares if key["method"] == "l2" else 0.0
+    return {
+        **row,
+        "loss": outcome.best_loss - excess,
+        "last_loss": outcome.loss - excess,
+        "mse": mean_square(net, data),
+        **weight_figures(net, own.perfect),
+        **recovery_figures(source, net, key["teacher_activation"], key["student_activation"]),
+        **_keep_weights(net, key, folder),
+    }
+
+
+@torch.no_grad()
+def mean_square(net: nn.Module, data: Data) -> float:
+    """The mean squared error of a network over all samples."""
+    x, y = data
+    parts = (
+        (net(x_part) - y_part).double().square().sum() for x_part, y_part in zip(x.split(8192), y.split(8192), strict=True)
+    )
+    return float(sum(parts)) / y.numel()
+
+
+def weight_figures(net: nn.Module, perfect: tuple[int, ...]) -> Row:
+    """Weights of each layer, those that are 0 and those below 1e-4, and whether no more are left than must be."""
+    sizes = [layer.weight.numel() for layer in weighted_layers(net)]
+    kept, exact = nonzero_counts(net), nonzero_counts(net, 0)
+    return {
+        "weights": sizes,
+        "nonzero": list(kept),
+        "exact_nonzero": list(exact),
+        "sparsity": mean_sparsity(sizes, kept),
+        "exact_sparsity": mean_sparsity(sizes, exact),
+        "perfect": kept == perfect if perfect else None,
+    }
+
+
+def mean_sparsity(sizes: Sequence[int], kept: Sequence[int]) -> float:
+    """The mean over the layers of the share of zeros: the paper's average sparsity, in which small layers count as much."""
+    return sum(1 - n / size for n, size in zip(kept, sizes, strict=True)) / len(sizes)
+
+
+def recovery_figures(source: nn.Module, net: nn.Module, teacher_activation: str, student_activation: str) -> Row:
+    """How far the student is from its teacher, and which of the teacher's connections it has."""
+    odd = teacher_activation == student_activation == "tanh"
+    support = support_recovery(source, net)
+    return {
+        "distance": teacher_distance(source, net, absolute=odd),
+        "precision": support.precision,
+        "recall": support.recall,
+    }
+
+
+def _keep_weights(net: nn.Module, key: Row, folder: Path) -> Row:
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    if sum(w.numel() for w in weights.values()) <= _KEPT:
+        return {"values": [[float(f"{v:.7g}") for v in w.flatten().tolist()] for w in weights.values()]}
+    path = weight_file(key, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_extra("safetensors.torch", "keeping weights").save_file(weights, path)
+    return {}
+
+
+def weight_file(key: Row, folder: Path) -> Path:
+    """Where the weights of a large student are kept."""
+    names = (key["method"], key["teacher_activation"], key["student_activation"], f"{key['scale']:g}", key["seed"])
+    return folder / f"exp{key['experiment']}.weights" / f"{'-'.join(map(str, names))}.safetensors"
+
+
+def kept_weights(row: Row, folder: Path) -> list[Tensor] | None:
+    """The weights of a finished run, one tensor a layer in the shape of the module's; None where they were not kept."""
+    own = EXPERIMENTS[row["experiment"]]
+    net = build_student(own.student, row["student_activation"], seed=0)
+    shapes = [p.shape for p in net.parameters()]
+    if "values" in row:
+        return [torch.tensor(values).view(shape) for values, shape in zip(row["values"], shapes, strict=True)]
+    path = weight_file(row, folder)
+    if not path.exists():
+        return None
+    stored: dict[str, Any] = require_extra("safetensors.torch", "reading weights").load_file(path)
+    return [stored[name] for name, _ in net.named_parameters()]
