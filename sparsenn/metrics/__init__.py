@@ -1,6 +1,7 @@
 """What became of the weights: how many are zero, how balanced their factors are, how near they are to stationary."""
 
 from sparsenn.metrics.factors import misalignment
+from sparsenn.metrics.recovery import SupportRecovery, nonzero_counts, support_recovery, teacher_distance
 from sparsenn.metrics.sparsity import LayerSparsity, SparsityReport, sparsity, sparsity_report
 from sparsenn.metrics.stationarity import LayerResidual, StationarityReport, kkt_residual
 
@@ -9,8 +10,12 @@ __all__ = [
     "LayerSparsity",
     "SparsityReport",
     "StationarityReport",
+    "SupportRecovery",
     "kkt_residual",
     "misalignment",
+    "nonzero_counts",
     "sparsity",
     "sparsity_report",
+    "support_recovery",
+    "teacher_distance",
 ]

@@ -96,7 +96,7 @@ def layers_of(module: nn.Module, task: Task) -> tuple[list[PatchLayer], str, str
     """The layers of a module as the operator takes them, the activation between them, and the one after the last.
 
     Raises:
-        NotCoveredError: for a module that is not a chain of linear layers and patch convolutions with one activation between them.
+        NotCoveredError: for a module that is no chain of linear layers and patch convolutions with one activation between.
     """
     if task.x.dim() != 3 or task.y.dim() != (2 if task.loss == "cross_entropy" else 3):
         raise NotCoveredError("samples and targets that are not vectors")

@@ -60,7 +60,12 @@ class Bar(Nobody):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("runs{task.fields[left]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("runs{task.fields[left]}"),
+        )
         self._bars = Bars(*columns, console=Console(file=stream), refresh_per_second=2)
         self._task: Any = None
 
