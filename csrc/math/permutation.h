@@ -14,7 +14,7 @@ SPARSENN_INLINE uint64_t mixed(uint64_t x) {
 
 // The order of `size` samples, at most 2^31 of them, in one epoch of one seed.
 struct Permutation {
-  static constexpr int kRounds = 6;
+  static constexpr int kRounds = 8;
   uint32_t size, a, b;
   uint32_t keys[kRounds];
 

@@ -8,5 +8,17 @@ from sparsenn.ops.permutation import permutation
 from sparsenn.ops.soft_threshold import soft_threshold
 from sparsenn.ops.spectral_linear import spectral_linear
 from sparsenn.ops.spectral_weight import spectral_weight
+from sparsenn.ops.stacked_steps import PatchLayer, RunSettings, stacked_steps_, stacked_tables
 
-__all__ = ["backend", "hadamard_product", "permutation", "soft_threshold", "spectral_linear", "spectral_weight"]
+__all__ = [
+    "PatchLayer",
+    "RunSettings",
+    "backend",
+    "hadamard_product",
+    "permutation",
+    "soft_threshold",
+    "spectral_linear",
+    "spectral_weight",
+    "stacked_steps_",
+    "stacked_tables",
+]

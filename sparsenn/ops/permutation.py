@@ -1,10 +1,10 @@
 """Random orders of samples by counter: the place of every element is a function of (size, seed, epoch) alone.
 
-A Feistel network on pairs (l, r) of digits with the bases a = ⌈√size⌉ and b = ⌈size / a⌉, in which sums modulo the bases stand for
-the usual exclusive or (Black and Rogaway 2002, Ciphers with arbitrary finite domains, Section 5). a b exceeds size by less than
-√size: a result that is no element, which is sent through the network again, is rare at any size, where a power of four would be
-too large by up to a factor of four. The rounds mix by the 32-bit finalizer of MurmurHash3 (Appleby), under keys that SplitMix64
-makes of seed and epoch. csrc/math/permutation.h holds the same formula.
+A Feistel network on pairs (l, r) of digits with the bases a = ⌈√size⌉ and b = ⌈size / a⌉, in which sums modulo the bases stand
+for the usual exclusive or (Black and Rogaway 2002, Ciphers with arbitrary finite domains, Section 5). a b exceeds size by less
+than √size: a result that is no element, which is sent through the network again, is rare at any size; a power of four would be
+too large by up to a factor of four. The rounds mix by the 32-bit finalizer of MurmurHash3 (Appleby), under keys that
+SplitMix64 makes of seed and epoch. csrc/math/permutation.h holds the same formula.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsenn.ops.splitmix import MASK, WEYL, mix
 
 MAX_SIZE = 2**31
-ROUNDS = 6
+ROUNDS = 8
 _LOW = 2**32 - 1
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 
@@ -41,8 +41,8 @@ def permutation(size: int, seed: int, epoch: int, *, device: torch.device | str 
     .. math:: i = l b + r, \qquad l \leftarrow (l + F_k(r)) \bmod a, \quad r \leftarrow (r + F_{k+1}(l)) \bmod b,
         \qquad a = \lceil \sqrt{\mathrm{size}} \rceil, \quad b = \lceil \mathrm{size} / a \rceil
 
-    over six rounds; a result that is not below ``size`` goes through them again. Element i can be computed without the others:
-    kernels and this function find the same order on any device, for any number of threads, and keep no list of it.
+    over eight rounds; a result that is not below ``size`` goes through them again. Element i is found without the
+    others: kernels and this function have the same order on any device, for any number of threads, and keep no list of it.
 
     Args:
         size: How many elements there are, 0 to 2^31.

@@ -16,6 +16,7 @@ from torch import nn
 
 from sparsenn import init
 from sparsenn.init import gaussian, stream
+from sparsenn.ops import splitmix
 
 # --- the stream
 

@@ -20,7 +20,7 @@ def by_hand(i: int, size: int, seed: int, epoch: int) -> int:
     base = splitmix.mix((splitmix.mix(seed % 2**64) + weyl * (epoch + 1)) % 2**64)
     while True:
         digits, bases = list(divmod(i, b)), (a, b)
-        for k in range(6):
+        for k in range(8):
             x = digits[1 - k % 2] ^ (splitmix.mix((base + weyl * (k + 1)) % 2**64) >> 32)
             x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
             x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32

@@ -22,26 +22,18 @@ class Rows:
         weights: (A, P), a run's parameters one behind the other in the module's order.
         state: (A, K, P), what its optimizer remembers: the momentum of ``sgd`` and ``prox``; both moments of ``adam``; the D
             factors of ``factorized``, then their D momenta. K is the largest number that a run of the stack needs.
-        data_loss: (A,) float64, the sum over the epoch's batches so far of the mean loss, without the penalty.
-        penalty: (A,) float64, the same of the penalty, at the weights that the batch's loss was taken at.
+        losses: (A, 2) float64, sums over the epoch's batches so far: of the mean loss, and of the penalty at the same weights.
     """
 
     members: list[int]
     weights: Tensor
     state: Tensor
-    data_loss: Tensor
-    penalty: Tensor
+    losses: Tensor
 
     def kept(self, positions: Sequence[int]) -> Rows:
         """The rows at these positions, in memory of their own."""
         index = torch.tensor(positions, dtype=torch.int64, device=self.weights.device)
-        return Rows(
-            [self.members[i] for i in positions],
-            self.weights[index],
-            self.state[index],
-            self.data_loss[index],
-            self.penalty[index],
-        )
+        return Rows([self.members[i] for i in positions], self.weights[index], self.state[index], self.losses[index])
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class Stack:
         self._status = np.full(count, _ACTIVE)
         self._own_epochs = np.zeros(count, dtype=np.int64)
         self._stale = np.zeros(count, dtype=np.int64)
-        self._data_loss, self._loss = np.full(count, math.nan), np.full(count, math.nan)
+        self._data_loss, self._total_loss = np.full(count, math.nan), np.full(count, math.nan)
         self._best = np.full(count, math.inf)
         self.epochs, self.step = 0, 0
         self._rows = self._first_rows()
@@ -116,13 +116,18 @@ class Stack:
         for run, module, own in zip(self.runs, self._modules, state, strict=True):
             first_state(run, module, own)
         weights = torch.stack([flat_parameters(module) for module in self._modules])
-        sums = [torch.zeros(len(self.runs), dtype=torch.float64, device=like.device) for _ in range(2)]
-        return Rows(list(range(len(self.runs))), weights, state, *sums)
+        losses = torch.zeros(len(self.runs), 2, dtype=torch.float64, device=like.device)
+        return Rows(list(range(len(self.runs))), weights, state, losses)
 
     @property
     def engine(self) -> str:
         """``fused`` or ``torch``."""
         return self._engine.name
+
+    @property
+    def loss(self) -> str:
+        """``mse`` or ``cross_entropy``."""
+        return self._task.loss
 
     @property
     def batches(self) -> int:
@@ -157,13 +162,12 @@ class Stack:
 
     def _end_epoch(self) -> None:
         rows = self._rows
-        sums = torch.stack([rows.data_loss, rows.penalty]).cpu().numpy() / self.batches
-        rows.data_loss.zero_()
-        rows.penalty.zero_()
+        means = rows.losses.cpu().numpy() / self.batches
+        rows.losses.zero_()
         self.epochs, self.step = self.epochs + 1, 0
-        members, loss = np.array(rows.members), sums.sum(0)
+        members, loss = np.array(rows.members), means.sum(1)
         self._own_epochs[members] = self.epochs
-        self._data_loss[members], self._loss[members] = sums[0], loss
+        self._data_loss[members], self._total_loss[members] = means[:, 0], loss
         better = loss < self._best[members]
         self._stale[members] = np.where(better, 0, self._stale[members] + 1)
         self._best[members] = np.where(better, loss, self._best[members])
@@ -200,7 +204,7 @@ class Stack:
             status=_STATUS[self._status[index]],
             epochs=int(self._own_epochs[index]),
             data_loss=float(self._data_loss[index]),
-            loss=float(self._loss[index]),
+            loss=float(self._total_loss[index]),
             best_loss=float(self._best[index]),
             weights={name: part.view(p.shape) for (name, p), part in zip(named.items(), parts, strict=True)},
         )
@@ -221,6 +225,11 @@ class Stack:
         epochs = int((self._limits[self._rows.members] - self.epochs).sum()) if self._rows.members else 0
         return epochs * self.batches - self.step * len(self._rows.members)
 
+    def mean_share(self) -> float:
+        """The share of their ``max_epochs`` that the runs which left have taken, in the mean; 1 while none has."""
+        gone = self._status != _ACTIVE
+        return float((self._own_epochs[gone] / self._limits[gone]).mean()) if gone.any() else 1.0
+
     def state_dict(self) -> dict[str, Any]:
         """All that a stack of the same arguments needs to go on with the same bits: tensors, numbers, strings."""
         rows = self._rows
@@ -231,8 +240,7 @@ class Stack:
             "members": list(rows.members),
             "weights": self._all_weights(),
             "state": rows.state.clone(),
-            "data_sum": rows.data_loss.clone(),
-            "penalty_sum": rows.penalty.clone(),
+            "losses": rows.losses.clone(),
             **{name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _BOOKS},
         }
 
@@ -252,7 +260,7 @@ class Stack:
         for name in _BOOKS:
             setattr(self, f"_{name}", state[name].numpy().copy())
         self._weights = state["weights"].to(device, copy=True)
-        tensors = (state[key].to(device, copy=True) for key in ("state", "data_sum", "penalty_sum"))
+        tensors = (state[key].to(device, copy=True) for key in ("state", "losses"))
         self._rows = Rows(members, self._weights[members], *tensors)
         self._engine.begin(self._rows)
 
@@ -270,7 +278,7 @@ class Stack:
         }
 
 
-_BOOKS = ("status", "own_epochs", "stale", "data_loss", "loss", "best")
+_BOOKS = ("status", "own_epochs", "stale", "data_loss", "total_loss", "best")
 
 
 def _short(value: Any) -> str:

@@ -101,8 +101,7 @@ class TorchEngine:
             for step in range(first, first + count):
                 self._step(group, own, order, epoch * self.task.batches + step, step)
             if positions is not None:
-                for whole, part in zip(_tensors(rows), _tensors(own), strict=True):
-                    whole[positions] = part
+                rows.weights[positions], rows.state[positions], rows.losses[positions] = own.weights, own.state, own.losses
 
     def _order(self, number: int, group: _Group, epoch: int) -> Tensor:
         """(seeds, N): the epoch's orders, kept for the next call in the same epoch."""
@@ -117,13 +116,9 @@ class TorchEngine:
         chosen = order[:, step * size : (step + 1) * size][group.seed_of]
         data = group.data[:, None]
         gradient, loss = group.gradients(own.weights, task.x[data, chosen], task.y[data, chosen])
-        own.data_loss += loss
-        own.penalty += steps.penalty(group.settings, own.weights, own.state)
+        own.losses[:, 0] += loss
+        own.losses[:, 1] += steps.penalty(group.settings, own.weights, own.state)
         steps.step_(group.settings, own.weights, own.state, gradient, steps_before + 1)
-
-
-def _tensors(rows: Rows) -> tuple[Tensor, ...]:
-    return rows.weights, rows.state, rows.data_loss, rows.penalty
 
 
 def _gradients(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Gradients:
