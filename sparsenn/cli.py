@@ -121,6 +121,12 @@ def _add_reproduce(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each λ (default: 1)")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
     parser.add_argument("--data-root", metavar="DIR", help="as for train")
+    students = parser.add_argument_group("of l1")
+    students.add_argument("--methods", metavar="NAME", nargs="+", help="l1, l2, none, prox (default: as published, l1 l2 none)")
+    students.add_argument("--scales", metavar="S", nargs="+", type=float, help="of the start (default: 0.2 1)")
+    students.add_argument("--pairs", metavar="WHICH", help="all, or matched: activations of teacher and student alike")
+    students.add_argument("--size", metavar="N", type=int, help="samples (default: 5120, or 100000 for large students)")
+    students.add_argument("--no-train", action="store_true", help="make the item of the rows that are there")
     parser.add_argument("--quiet", action="store_true", default=False, help="print errors only")
     parser.set_defaults(command=_reproduce)
 
@@ -215,9 +221,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _reproduce(args: argparse.Namespace) -> int:
     options = {key: value for key, value in vars(args).items() if key != "command"}
-    picture = reproduce(**options)
+    path = reproduce(**options)
     if not args.quiet:
-        print(f"The picture is {picture}")
+        print(f"Written: {path}")
     return 0
 
 

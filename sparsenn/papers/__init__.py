@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
+_L1_TABLES = {
+    "table1": "average sparsity, Experiment 3",
+    **{
+        f"table{n}": f"weights {how}, Experiment 1"
+        for n, how in ((2, "without regularization"), (3, "under L1"), (4, "under L2"))
+    },
+    "table5": "final losses of all pairs, Experiment 1",
+    **{f"table{n}": f"weights of {a} students, Experiment 2" for n, a in ((6, "tanh"), (7, "ReLU"), (8, "sigmoid"))},
+    "table9": "average sparsity, Experiment 4",
+    "table10": "average sparsity, Experiment 5",
+    **{f"table{n}": f"weights of {a} students, Experiment 6" for n, a in ((11, "sigmoid"), (12, "ReLU"), (13, "tanh"))},
+}
+_L1_FIGURES = {
+    **{f"fig{n}": f"final losses, Experiment {e}" for n, e in ((3, 3), (5, 2), (9, 4), (11, 5))},
+    **{f"fig{n}": f"weight map, Experiment {e}" for n, e in ((4, 4), (6, 3), (7, 3), (8, 3), (10, 5))},
+}
 ITEMS = {
     "dwf": {"fig1": "accuracy against compression: vanilla L1, proximal L1 and factorization on one net"},
+    "l1": {
+        "exp1": "baselineCNN taught by baselineCNN: all runs, losses, sparsities, recovery, and the published ones beside",
+        "exp2": "the same for multiChannelCNN taught by baselineCNN",
+        "exp3": "the same for fcn_256_32 taught by baselineCNN (hours)",
+        "exp4": "the same for fcn_128_128 taught by baselineCNN (hours)",
+        "exp5": "the same for fcn_256_32 taught by multiChannelCNN (hours)",
+        "exp6": "the same for multiChannelCNN taught by splitFilterCNN",
+        **_L1_TABLES,
+        **dict(sorted(_L1_FIGURES.items(), key=lambda entry: int(entry[0].removeprefix("fig")))),
+    },
 }
+_SHARED = {"l1": "items"}  # papers whose items are made by one module
 
 
 def reproduce(paper: str, item: str, **options: Any) -> Any:
@@ -19,9 +47,15 @@ def reproduce(paper: str, item: str, **options: Any) -> Any:
         **options: what the item's own ``reproduce`` takes.
 
     Raises:
-        ValueError: for an unknown paper or item; the message lists the known ones.
+        ValueError: for an unknown paper or item (the message lists the known ones), or an option that the item does not take.
     """
     if item not in ITEMS.get(paper, {}):
         known = ", ".join(f"{p} {i}" for p, items in ITEMS.items() for i in items)
         raise ValueError(f"reproduce: unknown {paper} {item}; known are {known}")
-    return importlib.import_module(f"sparsenn.papers.{paper}.{item}").reproduce(**options)
+    make = importlib.import_module(f"sparsenn.papers.{paper}.{_SHARED.get(paper, item)}").reproduce
+    if paper in _SHARED:
+        options["item"] = item
+    unknown = [name for name in options if name not in inspect.signature(make).parameters]
+    if unknown:
+        raise ValueError(f"reproduce {paper} {item} takes no {', '.join(name.replace('_', '-') for name in unknown)}")
+    return make(**options)

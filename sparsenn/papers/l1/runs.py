@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsenn.data import require_extra, taught
@@ -45,11 +48,19 @@ def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True, again: str =
                 own = [key for key in keys if key["experiment"] == experiment]
                 table = table_of(experiment, folder)
                 jobs = [_job(group, folder) for group in jobs_of(own)]
-                run_jobs(jobs, table, folder / f"exp{experiment}.state", watch=watch, stop=stop, again=again)
+                state = folder / f"exp{experiment}.state-{_digest(own)}"
+                state.mkdir(parents=True, exist_ok=True)
+                run_jobs(jobs, table, state, watch=watch, stop=stop, again=again)
+                state.rmdir()
                 rows += rows_of(table, own)
     finally:
         watch.close()
     return rows
+
+
+def _digest(keys: Sequence[Row]) -> str:
+    """A name for a list of runs, so that the checkpoint of another list is left alone."""
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]
 
 
 def rows_of(table: Table, keys: Sequence[Row]) -> list[Row]:
@@ -163,7 +174,7 @@ def _keep_weights(net: nn.Module, key: Row, folder: Path) -> Row:
         return {"values": [[float(f"{v:.7g}") for v in w.flatten().tolist()] for w in weights.values()]}
     path = weight_file(key, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    require_extra("safetensors.torch", "keeping weights").save_file(weights, path)
+    save_file(weights, path)
     return {}
 
 
@@ -183,5 +194,5 @@ def kept_weights(row: Row, folder: Path) -> list[Tensor] | None:
     path = weight_file(row, folder)
     if not path.exists():
         return None
-    stored: dict[str, Any] = require_extra("safetensors.torch", "reading weights").load_file(path)
+    stored: dict[str, Any] = load_file(path)
     return [stored[name] for name, _ in net.named_parameters()]

@@ -43,7 +43,7 @@ def methods_in(rows: Sequence[Row]) -> list[str]:
 
 
 def losses(rows: Sequence[Row], experiment: int, scale: float) -> str:
-    """Mean final loss, its deviation and its band for every pair and method, as in Figures 3, 5, 9, 11; the paper's in brackets."""
+    """Mean final loss, its deviation and its band for every pair and method, as in Figure 3; the paper's in brackets."""
     methods = methods_in(rows)
     lines = [
         f"| teacher → student | {' | '.join(NAMES[m] for m in methods)} |",

@@ -1,0 +1,262 @@
+"""What ``sparsenn reproduce l1 ITEM`` makes: the runs that an item needs, then the item from their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsenn.data import require_extra
+from sparsenn.papers.l1 import figures, tables
+from sparsenn.papers.l1.compare import comparison_markdown, spread
+from sparsenn.papers.l1.runs import kept_weights, rows_of, table_of, train
+from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, PAIRS, PUBLISHED, SCALES, SEEDS, grid
+from sparsenn.training.errors import ConfigError
+from sparsenn.training.files import write_atomic
+from sparsenn.training.table import Row
+
+_MATCHED = tuple((activation, activation) for activation in ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A single run that an item shows."""
+
+    method: str
+    scale: float
+    teacher: str
+    student: str
+    seed: int = 1
+
+    @property
+    def name(self) -> str:
+        """The head of its column."""
+        return f"{tables.NAMES[self.method]} ({tables.scale_name(self.scale)}), {self.student}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure.
+
+    Attributes:
+        experiment: whose runs it shows.
+        what: what it shows, in a few words.
+        kind: ``losses``, ``matrix``, ``sparsities``, ``weights`` or ``maps``.
+        columns: the single runs of ``weights`` and ``maps``.
+        methods: of the runs of the other kinds.
+        scales: the same.
+    """
+
+    experiment: int
+    what: str
+    kind: str
+    columns: tuple[Column, ...] = ()
+    methods: tuple[str, ...] = PUBLISHED
+    scales: tuple[float, ...] = SCALES
+
+
+def _matched(method: str, scale: float) -> tuple[Column, ...]:
+    return tuple(Column(method, scale, a, a) for a in ("relu", "sigmoid", "tanh"))
+
+
+def _four(activation: str, seed: int, l2_scale: float = 1.0, none_scale: float = 1.0) -> tuple[Column, ...]:
+    cells = (("l1", 0.2), ("l1", 1.0), ("l2", l2_scale), ("none", none_scale))
+    return tuple(Column(method, scale, activation, activation, seed) for method, scale in cells)
+
+
+_TABLE_8 = tuple(Column("l1", scale, "sigmoid", "sigmoid", seed) for scale in SCALES for seed in (4, 5))
+_ITEMS = {
+    "table1": Item(3, "average sparsity", "sparsities"),
+    "table2": Item(1, "weights without regularization", "weights", _matched("none", 0.2)),
+    "table3": Item(1, "weights under L1", "weights", _matched("l1", 0.2)),
+    "table4": Item(1, "weights under L2", "weights", _matched("l2", 0.2)),
+    "table5": Item(1, "final losses of all pairs", "matrix", methods=("none",), scales=(0.2,)),
+    "table6": Item(2, "weights of tanh students", "weights", _four("tanh", 1)),
+    "table7": Item(2, "weights of ReLU students", "weights", _four("relu", 3)),
+    "table8": Item(2, "weights of sigmoid students", "weights", _TABLE_8),
+    "table9": Item(4, "average sparsity", "sparsities"),
+    "table10": Item(5, "average sparsity", "sparsities"),
+    "table11": Item(6, "weights of sigmoid students", "weights", _four("sigmoid", 2, 0.2, 0.2)),
+    "table12": Item(6, "weights of ReLU students", "weights", _four("relu", 1)),
+    "table13": Item(6, "weights of tanh students", "weights", _four("tanh", 3)),
+    "fig3": Item(3, "final losses", "losses"),
+    "fig4": Item(4, "weight maps", "maps", (Column("l1", 0.2, "relu", "relu"), Column("none", 1.0, "relu", "relu"))),
+    "fig5": Item(2, "final losses", "losses"),
+    "fig6": Item(3, "weight map under L1", "maps", (Column("l1", 0.2, "tanh", "tanh"),)),
+    "fig7": Item(3, "weight map under L2", "maps", (Column("l2", 1.0, "tanh", "tanh"),)),
+    "fig8": Item(3, "weight map without regularization", "maps", (Column("none", 1.0, "tanh", "tanh"),)),
+    "fig9": Item(4, "final losses", "losses"),
+    "fig10": Item(5, "weight map of a sigmoid student", "maps", (Column("l1", 0.2, "tanh", "sigmoid"),)),
+    "fig11": Item(5, "final losses", "losses"),
+}
+
+
+def reproduce(
+    out: str | Path = "runs/l1",
+    *,
+    item: str,
+    methods: Sequence[str] | None = None,
+    scales: Sequence[float] | None = None,
+    pairs: str = "all",
+    seeds: int | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    no_train: bool = False,
+    quiet: bool = True,
+) -> Path:
+    """Train what an item needs and the tables in ``out`` lack, and write the item there.
+
+    ``expN.jsonl`` holds a line for each run of Experiment N that ended; all items share these tables, so that nothing is
+    trained twice. ``exp1`` to ``exp6`` write ``expN.md``: losses, sparsities (below 1e-4 and exactly zero), what was recovered,
+    and how our runs compare with the published ones. A killed command goes on where it was.
+
+    Args:
+        out: the folder.
+        item: ``exp1`` to ``exp6``, ``table1`` to ``table13`` or ``fig3`` to ``fig11``.
+        methods: of ``l1``, ``l2``, ``none`` and ``prox``; None for the item's own.
+        scales: of the start; None for the item's own.
+        pairs: ``all`` nine pairs of activations or ``matched`` ones.
+        seeds: how many, counted from 1; None for the paper's five.
+        size: samples; None for the paper's number.
+        epochs: the longest run; None for the paper's number.
+        no_train: make the item of the rows that are there.
+        quiet: no bar.
+
+    Returns:
+        The path of the table or figure.
+
+    Raises:
+        ValueError: for a setting out of range, or one that the item has no use for.
+        TrainingInterrupted: after a signal, once the state is written.
+
+    Source:
+        Schulz and Poggio, L1-regularization: The path to sparsity; docs/l1.md says where the settings differ from its text.
+    """
+    if pairs not in ("all", "matched"):
+        raise ConfigError(f"pairs is {pairs!r}; it takes all or matched")
+    chosen = PAIRS if pairs == "all" else _MATCHED
+    own = _ITEMS.get(item)
+    limits = {"size": size, "epochs": epochs}
+    if own is not None and own.columns:
+        given = {"methods": methods, "scales": scales, "seeds": seeds, "pairs": None if pairs == "all" else pairs}
+        useless = [name for name, value in given.items() if value is not None]
+        if useless:
+            raise ConfigError(f"{item} shows single runs; it has no use for {', '.join(useless)}")
+        keys = [_key(own.experiment, column, limits) for column in own.columns]
+    else:
+        number = int(item.removeprefix("exp")) if own is None else own.experiment
+        keys = grid(
+            number,
+            methods=methods or (PUBLISHED if own is None else own.methods),
+            scales=scales or (SCALES if own is None else own.scales),
+            pairs=chosen,
+            seeds=SEEDS if seeds is None else seeds,
+            **limits,
+        )
+    if item.startswith("fig"):
+        require_extra("matplotlib", "drawing pictures")
+    folder = Path(out)
+    if no_train:
+        rows = rows_of(table_of(keys[0]["experiment"], folder), keys)
+    else:
+        rows = train(keys, folder, quiet=quiet, again=f"sparsenn reproduce l1 {item}")
+    path = folder / f"{item}.{'png' if item.startswith('fig') else 'md'}"
+    write_atomic(path, _experiment(item, rows) if own is None else _KINDS[own.kind](item, own, rows, folder))
+    return path
+
+
+def _key(experiment: int, column: Column, limits: dict[str, int | None]) -> Row:
+    pair = (column.teacher, column.student)
+    return grid(experiment, methods=[column.method], scales=[column.scale], pairs=[pair], seeds=[column.seed], **limits)[0]
+
+
+def _title(experiment: int) -> str:
+    own = EXPERIMENTS[experiment]
+    return f"Experiment {experiment}: {own.teacher} → {own.student}"
+
+
+def _about(item: str, own: Item) -> str:
+    name = item.replace("table", "Table ").replace("fig", "Figure ")
+    return f"{name}. {_title(own.experiment)}: {own.what}"
+
+
+def _experiment(item: str, rows: list[Row]) -> bytes:
+    return experiment_markdown(int(item.removeprefix("exp")), rows).encode()
+
+
+def experiment_markdown(number: int, rows: Sequence[Row]) -> str:
+    """All figures of an experiment, as far as there are rows."""
+    parts = [f"# {_title(number)}\n", _census(rows)]
+    for scale in sorted({row["scale"] for row in rows}):
+        parts += [f"## Final loss, {tables.scale_name(scale)}\n", tables.losses(rows, number, scale)]
+    if rows:
+        parts += ["## Average sparsity in percent, |w| < 1e-4\n", tables.sparsities(rows, number)]
+        parts += ["## Average sparsity in percent, exact zeros\n", tables.sparsities(rows, number, exact=True)]
+        parts += ["## Recovery, matched activations\n", tables.recoveries(rows)]
+    beside = comparison_markdown(rows, number)
+    if beside:
+        parts += ["## Beside the published runs\n", beside]
+    return "\n".join(parts)
+
+
+def _census(rows: Sequence[Row]) -> str:
+    lines = []
+    for method in tables.methods_in(rows):
+        own = [row for row in rows if row["method"] == method]
+        lrs = ", ".join(f"{lr:g}" for lr in sorted({row["lr"] for row in own}))
+        diverged = sum(row["status"] == "diverged" for row in own)
+        epochs = spread([row["epochs"] for row in own])
+        lines.append(
+            f"- {tables.NAMES[method]}: {len(own)} runs of {own[0]['size']} samples, lr {lrs}, λ {own[0]['lam']:g}; "
+            f"{diverged} diverged; {epochs.low:.0f} to {epochs.high:.0f} epochs"
+        )
+    return "\n".join([*lines, ""]) if lines else "No run has ended.\n"
+
+
+def _losses(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
+    return figures.loss_picture(rows, own.experiment, _about(item, own))
+
+
+def _matrix(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
+    return f"# {_about(item, own)}\n\n{tables.loss_matrix(rows, own.methods[0], own.scales[0])}".encode()
+
+
+def _sparsities(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
+    parts = [
+        f"# {_about(item, own)}\n\nPercent of weights below 1e-4 in magnitude; in brackets what the paper prints.\n",
+        tables.sparsities(rows, own.experiment),
+        "Percent of weights that are exactly zero:\n",
+        tables.sparsities(rows, own.experiment, exact=True),
+    ]
+    return "\n".join(parts).encode()
+
+
+def _single_runs(own: Item, rows: list[Row]) -> list[tuple[str, Row | None]]:
+    found = {(r["method"], r["scale"], r["teacher_activation"], r["student_activation"], r["seed"]): r for r in rows}
+    return [(c.name, found.get((c.method, c.scale, c.teacher, c.student, c.seed))) for c in own.columns]
+
+
+def _weights(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
+    return f"# {_about(item, own)}\n\n{tables.weights(_single_runs(own, rows), own.experiment, folder)}".encode()
+
+
+def _maps(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
+    panels = []
+    for name, row in _single_runs(own, rows):
+        known = row is not None and row["status"] == "finished"
+        title = name
+        if row is not None and known:
+            shares = zip(row["nonzero"], row["weights"], strict=True)
+            layers = ", ".join(f"{100 * (1 - kept / count):.2f} %" for kept, count in shares)
+            title = f"{name}: sparsity {layers}, final loss {row['loss']:.4f}"
+        panels.append((title, kept_weights(row, folder) if row is not None and known else None))
+    return figures.weight_picture(panels)
+
+
+_KINDS: dict[str, Callable[[str, Item, list[Row], Path], bytes]] = {
+    "losses": _losses,
+    "matrix": _matrix,
+    "sparsities": _sparsities,
+    "weights": _weights,
+    "maps": _maps,
+}
