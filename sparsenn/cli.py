@@ -28,6 +28,16 @@ minute. A larger --lam means fewer weights; the methods are
   l1-subgradient  loss + λ‖w‖₁ by adding λ sign(w) to the gradient: weights hover near 0, for comparison
   dense           no penalty
 """
+_TEACHER_STUDENT = """\
+Students of teachers of twelve inputs, with the flags, configuration files and output files of the L1 paper's public code.
+
+  single    one pair of <type>_<activation>, with the first lr, l1_norm and l2_norm of the file
+  multiple  all pairs of relu, tanh and sigmoid (like ones alone if same_act), with all of them, trained as one stack
+
+Types: baselineCNN, splitFilterCNN, multiChannelCNN, and for students fcn_256_32, fcn_128_128, fcn_1024_128. Activations: relu,
+sigmoid, tanh, gelu. The file is looked for as a path, in config_files/ and among those that come with the package:
+config_[cnn_]{l1,l2,noReg}_{0.2,1}.json. The same command again goes on where it was killed.
+"""
 _EXAMPLES = """\
 examples:
   sparsenn train
@@ -99,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train_flags(train)
     train.set_defaults(command=_train)
     _add_reproduce(commands)
+    _add_teacher_student(commands)
     return parser
 
 
@@ -129,6 +140,27 @@ def _add_reproduce(commands: Any) -> None:
     students.add_argument("--no-train", action="store_true", help="make the item of the rows that are there")
     parser.add_argument("--quiet", action="store_true", default=False, help="print errors only")
     parser.set_defaults(command=_reproduce)
+
+
+def _add_teacher_student(commands: Any) -> None:
+    parser = commands.add_parser(
+        "teacher-student",
+        help="students of the L1 paper, by its configuration files",
+        description=_TEACHER_STUDENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--mode", metavar="MODE", required=True, help="single or multiple")
+    parser.add_argument("--teacher_model", "--teacher-model", metavar="TYPE_ACT", help="for single: baselineCNN_tanh, say")
+    parser.add_argument("--student_model", "--student-model", metavar="TYPE_ACT", help="for single: fcn_256_32_relu, say")
+    parser.add_argument("--teacher_type", "--teacher-type", metavar="TYPE", help="for multiple")
+    parser.add_argument("--student_type", "--student-type", metavar="TYPE", help="for multiple")
+    parser.add_argument("--config_path", "--config-path", metavar="FILE", required=True, help="a path, or a name (see above)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of data, weights and order of the samples (default: 42)")
+    parser.add_argument("--name", metavar="NAME", help="goes into the names of folder and files (default: noName)")
+    parser.add_argument("--optimizer", metavar="NAME", help="sgd, or prox for exact zeros under L1 (default: sgd)")
+    parser.add_argument("--quiet", action="store_true", default=False, help="print errors only")
+    parser.set_defaults(command=_teacher_student)
 
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +256,16 @@ def _reproduce(args: argparse.Namespace) -> int:
     path = reproduce(**options)
     if not args.quiet:
         print(f"Written: {path}")
+    return 0
+
+
+def _teacher_student(args: argparse.Namespace) -> int:
+    from sparsenn.papers.l1.teacher_student import run_study
+
+    options = {key: value for key, value in vars(args).items() if key != "command"}
+    folder = run_study(options.pop("mode"), options.pop("config_path"), **options)
+    if not args.quiet:
+        print(f"Written: {folder}")
     return 0
 
 

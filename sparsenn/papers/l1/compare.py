@@ -132,8 +132,13 @@ def cell_rows(rows: Sequence[Row], method: str, scale: float, teacher: str, stud
     return [row for row in rows if row["status"] == "finished" and all(row[name] == value for name, value in names.items())]
 
 
+def _as_published(row: Row) -> bool:
+    own = EXPERIMENTS[row["experiment"]]
+    return (row["size"], row["max_epochs"]) == (own.size, own.max_epochs(row["method"], row["scale"]))
+
+
 def comparison(rows: Sequence[Row], experiment: int) -> list[dict[str, Any]]:
-    """One entry for each usable published cell of an experiment for which there are finished runs of ours.
+    """One entry for each usable published cell of an experiment for which there are finished runs of its size.
 
     ``loss_agrees``: the intervals mean ± 2 standard deviations overlap (each widened by 1e-4, the last printed digit), or one
     mean lies within the range of the other's runs. ``sparsity_agrees``: the published mean lies within the range of our runs,
@@ -141,7 +146,7 @@ def comparison(rows: Sequence[Row], experiment: int) -> list[dict[str, Any]]:
     """
     entries = []
     for cell in reference():
-        own = cell_rows(rows, cell.method, cell.scale, cell.teacher, cell.student)
+        own = [row for row in cell_rows(rows, cell.method, cell.scale, cell.teacher, cell.student) if _as_published(row)]
         if cell.experiment != experiment or not cell.usable or not own:
             continue
         loss = spread([row["loss"] for row in own])
@@ -193,9 +198,3 @@ def _line(entry: dict[str, Any]) -> str:
         f"| {cell.sparsity:.1f} | {sparsity.mean:.1f} | {sparsity.low:.1f} to {sparsity.high:.1f} "
         f"| {'' if entry['sparsity_agrees'] else '•'} |"
     )
-
-
-def title(experiment: int) -> str:
-    """An experiment in a few words."""
-    own = EXPERIMENTS[experiment]
-    return f"Experiment {experiment}: {own.teacher} → {own.student}"

@@ -18,7 +18,7 @@ from sparsenn.metrics.recovery import weighted_layers
 from sparsenn.models import build_student, teacher
 from sparsenn.papers.l1.settings import BATCH_SIZE, EXPERIMENTS, KEY, L2_FACTOR, PATIENCE, jobs_of, strength
 from sparsenn.training.session import StopSignal
-from sparsenn.training.stacked import Run, Stack
+from sparsenn.training.stacked import Outcome, Run, Stack
 from sparsenn.training.stacked.progress import watch_for
 from sparsenn.training.stacked.run import DIVERGED
 from sparsenn.training.stacked.runner import Job, run_jobs
@@ -114,18 +114,27 @@ def _figures(key: Row, stack: Stack, index: int, data: Data, folder: Path) -> Ro
         return row
     net = stack.module(index)
     source = teacher(own.teacher, key["teacher_activation"])
-    squares = sum(float(w.double().square().sum()) for w in outcome.weights.values())
-    # The public code's loss has lam * sum(w^2) where the gradient is that of 1.5 times as much.
-    excess = outcome.run.lam * (1 - 1 / L2_FACTOR) * squares if key["method"] == "l2" else 0.0
+    extra = uncounted(outcome)
     return {
         **row,
-        "loss": outcome.best_loss - excess,
-        "last_loss": outcome.loss - excess,
+        "loss": outcome.best_loss - extra,
+        "last_loss": outcome.loss - extra,
         "mse": mean_square(net, data),
         **weight_figures(net, own.perfect),
         **recovery_figures(source, net, key["teacher_activation"], key["student_activation"]),
         **_keep_weights(net, key, folder),
     }
+
+
+def uncounted(outcome: Outcome) -> float:
+    """What the public code leaves out of an L2 run's loss: it penalises by 1.5 λ Σw² and adds λ Σw². Zero for other runs.
+
+    The final weights stand for those of the best epoch, which are not kept.
+    """
+    if outcome.run.penalty != "l2":
+        return 0.0
+    squares = sum(float(w.double().square().sum()) for w in outcome.weights.values())
+    return outcome.run.lam * (1 - 1 / L2_FACTOR) * squares
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ class Experiment:
     Attributes:
         teacher: the teacher's type.
         student: the student's.
-        perfect: how many weights each layer of a perfectly sparse student keeps; empty where the paper names no numbers.
+        perfect: how many weights each layer of a perfectly sparse student keeps; empty where the paper names none.
         lrs: learning rates of the methods that the default is not for.
         lr: that of the others.
     """
@@ -61,7 +61,7 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    1: Experiment("baselineCNN", "baselineCNN", (3, 2, 2), {"l1": 0.01}),
+    1: Experiment("baselineCNN", "baselineCNN", (), {"l1": 0.01}),
     2: Experiment("baselineCNN", "multiChannelCNN", (3, 2, 2), {}, lr=0.01),
     3: Experiment("baselineCNN", "fcn_256_32", (12, 4, 2), {"l1": 0.01}),
     4: Experiment("baselineCNN", "fcn_128_128", (12, 4, 2), {}),

@@ -1,0 +1,165 @@
+import csv
+import json
+from importlib import resources
+
+import pytest
+import torch
+
+from sparsenn.cli import main
+from sparsenn.models import build_student
+from sparsenn.papers import ITEMS, reproduce
+from sparsenn.papers.l1 import items
+from sparsenn.papers.l1.compare import comparison, reference
+from sparsenn.papers.l1.runs import kept_weights
+from sparsenn.papers.l1.settings import EXPERIMENTS, PAIRS, grid, jobs_of
+from sparsenn.papers.l1.tables import loss_matrix, losses, mean_and_std, sparsities, weights
+from sparsenn.training.errors import ConfigError
+
+pytest.importorskip("scipy")
+
+
+def test_the_grids_are_the_papers():
+    sizes = {number: len(grid(number)) for number in EXPERIMENTS}
+    assert sizes == dict.fromkeys(range(1, 7), 270)
+    for number, own in EXPERIMENTS.items():
+        for key in grid(number):
+            limit = {0.2: 2000, 1.0: 5000}[key["scale"]] if number in (3, 4, 5) else 10_000
+            assert key["size"] == (100_000 if number in (3, 4, 5) else 5120)
+            assert key["max_epochs"] == (limit if key["method"] == "none" else 100_000)
+        assert own.learning_rate("prox") == own.learning_rate("l1")
+    flat = [key for job in jobs_of(grid(3)) for key in job]
+    assert sorted(map(str, flat)) == sorted(map(str, grid(3)))
+    assert [len(job) for job in jobs_of(grid(3))] == [5] * 54
+    assert [len(job) for job in jobs_of(grid(2))] == [90] * 3
+
+
+def test_learning_rates_are_those_of_the_stored_runs():
+    text = resources.files("sparsenn.papers.l1").joinpath("reference.csv").read_text()
+    usable = [row for row in csv.DictReader(text.splitlines()) if row["usable"] == "True"]
+    for row in usable:
+        method = row["reg"].replace("noReg", "none")
+        assert EXPERIMENTS[int(row["exp"])].learning_rate(method) == float(row["lr"])
+
+
+def row(loss, *, method="l1", scale=0.2, pair=("relu", "relu"), seed=1, sparsity=0.5, experiment=2, **changes):
+    key = grid(experiment, methods=[method], scales=[scale], pairs=[pair], seeds=[seed])[0]
+    figures = {"status": "finished", "loss": loss, "mse": loss, "sparsity": sparsity, "exact_sparsity": 0.0, "perfect": False}
+    return {**key, **figures, "precision": 1, "recall": 1, "distance": 0, "epochs": 9, "lr": 0.01, "lam": 1e-5, **changes}
+
+
+def test_a_cell_agrees_by_its_spread():
+    published = next(
+        c for c in reference() if (c.experiment, c.method, c.scale, c.teacher, c.student) == (2, "l1", 0.2, "relu", "tanh")
+    )
+    assert (published.loss, published.paper_loss, published.usable) == (3.617257, 3.6173, True)
+    pair = ("relu", "tanh")
+    near = comparison([row(3.60, pair=pair, sparsity=0.0), row(3.65, pair=pair, seed=2, sparsity=0.0)], 2)
+    assert [(e["cell"], e["loss_agrees"], e["same_band"], e["sparsity_agrees"]) for e in near] == [
+        (published, True, True, True)
+    ]
+    far = comparison([row(3.0, pair=pair), row(3.1, pair=pair, seed=2)], 2)
+    assert [(e["loss_agrees"], e["same_band"], e["sparsity_agrees"]) for e in far] == [(False, True, False)]
+    assert comparison([row(3.6, pair=pair, size=64)], 2) == []
+    assert comparison([row(3.6, pair=pair, status="diverged")], 2) == []
+    assert comparison([row(0.2, pair=("tanh", "relu"))], 2) == []  # published runs with random teachers
+
+
+def test_tables_show_means_deviations_bands_and_the_papers_numbers():
+    rows = [row(1e-4), row(3e-4, seed=2), row(0.3, method="prox")]
+    table = losses(rows, 2, 0.2)
+    assert "| ReLU → ReLU | 0.0002 ± 0.0001 low (0.0001 ± 0.0000) | 0.3000 ± 0.0000 high |" in table
+    assert "0.0849 ± 0.1157, random teachers" in table
+    assert mean_and_std([1e-4, 3e-4], 2) == "0.0002 ± 0.0001"
+    text = sparsities([row(1e-4, experiment=4, scale=1.0, sparsity=0.9933)], 4)
+    assert "| ReLU → ReLU | 99.33 (99.33, random teachers) |" in text
+    matrix = loss_matrix([row(0.1, experiment=1, method="none", pair=("sigmoid", "relu"))], "none", 0.2)
+    assert "| Sigmoid | 0.1000 (0.2557) |" in matrix
+
+
+def test_weights_stand_beside_the_teachers(tmp_path):
+    values = [[0.5] * 12, [9e-5] * 32, [-0.00123] * 8]
+    text = weights([("ours", row(1e-4, values=values)), ("none", None)], 2, tmp_path)
+    assert "| layer 1 | 2.59, -2.83, 0.87 | 0.50, 0.50, 0.50<br>0.50" in text
+    assert "| layer 3 | 0.86, -0.84 | -0.0012, -0.0012<br>" in text
+    assert text.count("| –") == 4
+    assert "| layer 2 | -1.38, 1.29 | 0, 0<br>" in text
+
+
+def test_an_experiment_from_nothing_to_its_report(tmp_path, capsys):
+    command = ["reproduce", "l1", "exp2", "--size", "48", "--epochs", "2", "--seeds", "1", "--pairs", "matched"]
+    assert main([*command, "--methods", "l1", "prox", "--scales", "0.2", "--out", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "exp2.jsonl").read_text().splitlines()]
+    assert [(r["method"], r["teacher_activation"], r["student_activation"]) for r in rows] == [
+        (method, a, a) for method in ("l1", "prox") for a in ("relu", "tanh", "sigmoid")
+    ]
+    assert all(r["weights"] == [12, 32, 8] and r["epochs"] == 2 and r["status"] == "finished" for r in rows)
+    assert [w.shape for w in kept_weights(rows[0], tmp_path)] == [(1, 4, 1, 3), (1, 4, 4, 2), (1, 1, 4, 2)]
+    report = (tmp_path / "exp2.md").read_text()
+    assert "- L1: 3 runs of 48 samples, lr 0.01, λ 1e-05; 0 diverged; 2 to 2 epochs" in report
+    assert "Beside the published runs" not in report
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["exp2.jsonl", "exp2.md"]
+    before = (tmp_path / "exp2.jsonl").read_bytes()
+    assert main([*command, "--methods", "l1", "--scales", "0.2", "--out", str(tmp_path), "--no-train"]) == 0
+    assert (tmp_path / "exp2.jsonl").read_bytes() == before
+    capsys.readouterr()
+
+
+def test_a_weight_map_of_a_large_student(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = reproduce("l1", "fig6", out=tmp_path, size=32, epochs=1)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    stored = json.loads((tmp_path / "exp3.jsonl").read_text())
+    assert "values" not in stored
+    kept = kept_weights(stored, tmp_path)
+    assert [w.shape for w in kept] == [(256, 12), (32, 256), (1, 32)]
+    assert [int((w.abs() >= 1e-4).sum()) for w in kept] == stored["nonzero"]
+
+
+@pytest.mark.parametrize("item", ["table1", "table2", "table5", "table11", "fig3", "fig4"])
+def test_an_item_can_be_made_of_few_rows_or_none(tmp_path, item):
+    own = items._ITEMS[item]
+    if item.startswith("fig"):
+        pytest.importorskip("matplotlib")
+    assert reproduce("l1", item, out=tmp_path, no_train=True).stat().st_size > 0
+    first = own.columns[0] if own.columns else items.Column("l1", 0.2, "relu", "relu")
+    names = {"method": first.method, "scale": first.scale, "pair": (first.teacher, first.student), "seed": first.seed}
+    counts = [p.numel() for p in build_student(EXPERIMENTS[own.experiment].student, "relu", seed=0).parameters()]
+    values = [torch.linspace(-2, 2, n).tolist() for n in counts]
+    made = row(0.1, experiment=own.experiment, **names, weights=counts, nonzero=counts, values=values)
+    (tmp_path / f"exp{own.experiment}.jsonl").write_text(json.dumps(made) + "\n")
+    path = reproduce("l1", item, out=tmp_path, no_train=True)
+    if path.suffix == ".md" and item != "table5":
+        assert any(text in path.read_text() for text in ("50.00", "-2.00"))
+
+
+def test_the_command_line_names_every_item():
+    assert set(items._ITEMS) | {f"exp{n}" for n in EXPERIMENTS} == set(ITEMS["l1"])
+    for item in items._ITEMS.values():
+        for column in item.columns:
+            assert (column.teacher, column.student) in PAIRS
+
+
+@pytest.mark.parametrize(
+    ("item", "options", "message"),
+    [
+        ("exp1", {"methods": ["l3"]}, "methods: got 'l3'; it takes some of l1, l2, none, prox"),
+        ("exp1", {"scales": [0.0]}, "scales: got 0.0; it takes numbers above 0"),
+        ("exp1", {"seeds": 0}, "seeds is 0; it takes 1 or more"),
+        ("exp1", {"size": 0}, "size is 0; it takes 1 or more"),
+        ("exp1", {"pairs": "some"}, "pairs is 'some'; it takes all or matched"),
+        ("table2", {"seeds": 3, "pairs": "matched"}, "table2 shows single runs; it has no use for seeds, pairs"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(tmp_path, item, options, message):
+    with pytest.raises(ConfigError, match=message):
+        reproduce("l1", item, out=tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_options_of_other_papers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="reproduce l1 exp1 takes no dataset, data-root"):
+        reproduce("l1", "exp1", dataset="mnist", data_root="x")
+    with pytest.raises(ValueError, match="reproduce dwf fig1 takes no no-train"):
+        reproduce("dwf", "fig1", no_train=True)
+    with pytest.raises(ValueError, match="unknown l1 fig99; known are dwf fig1, l1 exp1"):
+        reproduce("l1", "fig99")
