@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsenn.training.stacked.run import Run, is_whole
+from sparsenn.training.config import is_int
+from sparsenn.training.stacked.run import Run
 
 LOSSES = ("mse", "cross_entropy")
 DTYPES = (torch.float32, torch.float64)
@@ -30,13 +31,13 @@ def check_sizes(
             f"Stack: it got {len(modules)} modules and {count} runs; it takes one of each for every run, 1 or more"
         )
     for name, value, takes in (
-        ("batch_size", batch_size, is_whole),
-        ("patience", patience, lambda v: v is None or is_whole(v)),
+        ("batch_size", batch_size, is_int),
+        ("patience", patience, lambda v: v is None or is_int(v)),
     ):
         if not takes(value) or (value is not None and value < 1):
             raise ValueError(f"Stack: {name} is {value!r}; it takes a whole number, 1 or more")
-    limits = [max_epochs] * count if is_whole(max_epochs) else max_epochs
-    if not isinstance(limits, Sequence) or len(limits) != count or not all(is_whole(own) and own >= 1 for own in limits):
+    limits = [max_epochs] * count if is_int(max_epochs) else max_epochs
+    if not isinstance(limits, Sequence) or len(limits) != count or not all(is_int(own) and own >= 1 for own in limits):
         raise ValueError(f"Stack: max_epochs is {max_epochs!r}; it takes a whole number, 1 or more, or {count} of them")
     if dtype not in DTYPES:
         raise ValueError(f"Stack: dtype is {dtype}; it takes {' or '.join(map(str, DTYPES))}")

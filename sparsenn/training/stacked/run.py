@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sparsenn.training.config import is_int, is_number
 from sparsenn.training.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,34 +102,24 @@ class Outcome:
     weights: dict[str, Tensor]
 
 
-def is_whole(value: Any) -> bool:
-    """Whether a value is an int, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_beta(value: Any) -> bool:
     return is_number(value) and 0 <= value < 1
 
 
 _NOT_NEGATIVE = (lambda value: is_number(value) and value >= 0, "a number, 0 or more")
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda value: is_whole(value) and 0 <= value < 2**63, "a whole number from 0 up to, but not, 2^63"),
+    "seed": (lambda value: is_int(value) and 0 <= value < 2**63, "a whole number from 0 up to, but not, 2^63"),
     "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "optimizer": (lambda value: value in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "momentum": (_is_beta, "a number from 0 up to, but not, 1"),
     "lam": _NOT_NEGATIVE,
     "penalty": (lambda value: value in PENALTIES, f"one of {', '.join(PENALTIES)}"),
-    "depth": (lambda value: is_whole(value) and value >= 1, "a whole number, 1 or more"),
+    "depth": (lambda value: is_int(value) and value >= 1, "a whole number, 1 or more"),
     "betas": (
         lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_beta, value)),
         "two numbers from 0 up to, but not, 1",
     ),
     "eps": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "clipping": _NOT_NEGATIVE,
-    "data": (lambda value: is_whole(value) and value >= 0, "the index of a data set"),
+    "data": (lambda value: is_int(value) and value >= 0, "the index of a data set"),
 }

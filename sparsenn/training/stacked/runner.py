@@ -75,6 +75,7 @@ def run_jobs(
     for job in open_jobs:
         later -= job.work
         session = _Session(job, table, folder, later)
+        watch.say(f"{job.name}: {len(job.keys)} runs, {session.stack.reason}")
         session.write_rows()
         try:
             while session.stack.active:
