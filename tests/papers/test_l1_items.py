@@ -12,7 +12,7 @@ from sparsenn.papers.l1 import items
 from sparsenn.papers.l1.compare import comparison, reference
 from sparsenn.papers.l1.runs import kept_weights
 from sparsenn.papers.l1.settings import EXPERIMENTS, PAIRS, grid, jobs_of
-from sparsenn.papers.l1.tables import loss_matrix, losses, mean_and_std, sparsities, weights
+from sparsenn.papers.l1.tables import correlations, loss_matrix, losses, mean_and_std, sparsities, weights
 from sparsenn.training.errors import ConfigError
 
 pytest.importorskip("scipy")
@@ -74,6 +74,12 @@ def test_tables_show_means_deviations_bands_and_the_papers_numbers():
     assert "| ReLU → ReLU | 99.33 (99.33, random teachers) |" in text
     matrix = loss_matrix([row(0.1, experiment=1, method="none", pair=("sigmoid", "relu"))], "none", 0.2)
     assert "| Sigmoid | 0.1000 (0.2557) |" in matrix
+
+
+def test_the_correlation_is_of_ranks():
+    rows = [row(loss, sparsity=s, seed=i) for i, (loss, s) in enumerate([(1e-4, 0.9), (1e-3, 0.8), (10.0, 0.1)], start=1)]
+    assert "| L1 | 3 | -1.00 |" in correlations(rows)
+    assert "| L1 | 1 | – |" in correlations(rows[:1])
 
 
 def test_weights_stand_beside_the_teachers(tmp_path):

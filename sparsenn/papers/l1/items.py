@@ -193,6 +193,7 @@ def experiment_markdown(number: int, rows: Sequence[Row]) -> str:
         parts += ["## Average sparsity in percent, |w| < 1e-4\n", tables.sparsities(rows, number)]
         parts += ["## Average sparsity in percent, exact zeros\n", tables.sparsities(rows, number, exact=True)]
         parts += ["## Recovery, matched activations\n", tables.recoveries(rows)]
+        parts += ["## Loss and sparsity\n", tables.correlations(rows)]
     beside = comparison_markdown(rows, number)
     if beside:
         parts += ["## Beside the published runs\n", beside]

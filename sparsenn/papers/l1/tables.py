@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsenn.data import require_extra
 from sparsenn.models import teacher
 from sparsenn.papers.l1.compare import band, cell_rows, reference, spread
 from sparsenn.papers.l1.runs import kept_weights
@@ -118,6 +119,19 @@ def recoveries(rows: Sequence[Row]) -> str:
                     f"| {100 * means['sparsity']:.2f} | {100 * means['exact_sparsity']:.2f} | {means['precision']:.2f} "
                     f"| {means['recall']:.2f} | {means['distance']:.2f} | {means['epochs']:.0f} |"
                 )
+    return "\n".join(lines) + "\n"
+
+
+def correlations(rows: Sequence[Row]) -> str:
+    """Spearman's rank correlation of final loss and sparsity over the runs of a method: the paper says that it is negative."""
+    rank = require_extra("scipy.stats", "rank correlations").spearmanr
+    lines = ["| method | runs | rank correlation of final loss and sparsity |", "|---|---|---|"]
+    for method in methods_in(rows):
+        own = [row for row in rows if row["method"] == method and row["status"] == "finished"]
+        figures = [[row[name] for row in own] for name in ("loss", "sparsity")]
+        varied = all(len(set(values)) > 1 for values in figures)
+        text = f"{rank(*figures).statistic:.2f}" if varied else NOTHING
+        lines.append(f"| {NAMES[method]} | {len(own)} | {text} |")
     return "\n".join(lines) + "\n"
 
 
