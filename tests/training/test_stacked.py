@@ -16,9 +16,9 @@ from sparsenn.training.stacked.rows import Task
 ENGINES = ("torch", "fused")
 
 
-def stack_of(which=range(len(RUNS)), *, kind="fcn", dtype=torch.float64, max_epochs=3, **options) -> Stack:
+def stack_of(which=None, *, kind="fcn", dtype=torch.float64, max_epochs=3, **options) -> Stack:
     every = nets(kind)
-    which = list(which)
+    which = range(len(RUNS)) if which is None else which
     return Stack(
         [every[i] for i in which], [RUNS[i] for i in which], data_sets(), max_epochs=max_epochs, dtype=dtype, **options
     )

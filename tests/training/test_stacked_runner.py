@@ -191,7 +191,7 @@ def test_the_time_left_is_what_remains_over_the_speed(tmp_path, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(runner.time, "perf_counter", lambda: float(next(clock)))
     run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Listener())
-    # every visit of the first job begins and ends with a look at the clock around one epoch of 3 steps and as many runs as are left
+    # a visit of the first job is one epoch of 3 steps of 3 runs, between the first and the third look at the clock
     first = [left for done, total, title, left in seen if title == "first" and left is not None]
     assert seen[0][:3] == (0, 5, "first")
     assert first[0] == pytest.approx(((2 + 8 + 5) * 3 + (5 + 8) * 3) / (9 / 2))
