@@ -46,7 +46,6 @@ def run_jobs(
     watch: Watch | None = None,
     stop: StopSignal | None = None,
     again: str = "the same command",
-    checkpoint_every: float = CHECKPOINT_EVERY,
 ) -> None:
     """Train every job whose rows are not all in the table, from its checkpoint in ``folder`` where there is one.
 
@@ -61,7 +60,6 @@ def run_jobs(
         watch: who watches.
         stop: asked about once a second.
         again: the command that goes on, for the message of an interruption.
-        checkpoint_every: seconds between two checkpoints.
 
     Raises:
         TrainingInterrupted: after a signal, once the state is written.
@@ -82,7 +80,7 @@ def run_jobs(
                 session.visit()
                 watch.update(done + session.written, total, job.name, session.seconds_left())
                 number = stop.number if stop is not None else None
-                if number is not None or time.monotonic() >= session.saved + checkpoint_every:
+                if number is not None or time.monotonic() >= session.saved + CHECKPOINT_EVERY:
                     session.save()
                 if number is not None and session.stack.active:
                     raise TrainingInterrupted(f"stopped after a whole step; go on with: {again}", number, folder)
