@@ -72,9 +72,13 @@ def rows_of(table: Table, keys: Sequence[Row]) -> list[Row]:
 def _job(keys: list[Row], folder: Path) -> Job:
     first = keys[0]
     own = EXPERIMENTS[first["experiment"]]
-    names = [f"experiment {first['experiment']}", first["method"]]
+    names = [f"experiment {first['experiment']}"]
     if not own.convolutional:
-        names += [f"{first['teacher_activation']} to {first['student_activation']}", f"scale {first['scale']:g}"]
+        names += [
+            first["method"],
+            f"{first['teacher_activation']} to {first['student_activation']}",
+            f"scale {first['scale']:g}",
+        ]
     sets = list(dict.fromkeys((key["teacher_activation"], key["seed"]) for key in keys))
     data: list[Data] = []
 

@@ -133,11 +133,11 @@ def grid(
 
 
 def jobs_of(keys: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The runs that are trained as one stack: all of a method for a convolutional student, the seeds of a cell for others."""
+    """The runs that are trained as one stack: all of a convolutional student, whose kernel takes many at once, else a cell's seeds."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for key in keys:
-        names = ["experiment", "method", "size"]
+        names = ["experiment", "size"]
         if not EXPERIMENTS[key["experiment"]].convolutional:
-            names += ["scale", "teacher_activation", "student_activation", "max_epochs"]
+            names += ["method", "scale", "teacher_activation", "student_activation", "max_epochs"]
         groups.setdefault(tuple(key[name] for name in names), []).append(key)
     return list(groups.values())
