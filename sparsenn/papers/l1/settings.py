@@ -133,7 +133,7 @@ def grid(
 
 
 def jobs_of(keys: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The runs that are trained as one stack: all of a convolutional student, whose kernel takes many at once, else a cell's seeds."""
+    """The runs that are trained as one stack: all of a convolutional student, the seeds of a cell of a large one."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for key in keys:
         names = ["experiment", "size"]
