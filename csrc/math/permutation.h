@@ -16,9 +16,10 @@ SPARSENN_INLINE uint64_t mixed(uint64_t x) {
 struct Permutation {
   static constexpr int kRounds = 8;
   uint32_t size, a, b;
+  double inverse;  // of b
   uint32_t keys[kRounds];
 
-  SPARSENN_INLINE Permutation() : size(0), a(1), b(1), keys{} {}
+  SPARSENN_INLINE Permutation() : size(0), a(1), b(1), inverse(1), keys{} {}
 
   SPARSENN_INLINE Permutation(int64_t count, int64_t seed, int64_t epoch) : size(static_cast<uint32_t>(count)), a(1) {
     constexpr uint64_t kWeyl = 0x9e3779b97f4a7c15u;
@@ -26,6 +27,7 @@ struct Permutation {
     a = static_cast<uint32_t>(std::sqrt(static_cast<double>(size)));
     if (static_cast<uint64_t>(a) * a < size || a == 0) ++a;
     b = size ? (size - 1) / a + 1 : 1;
+    inverse = 1.0 / b;
     const uint64_t base = mixed(mixed(static_cast<uint64_t>(seed)) + kWeyl * (static_cast<uint64_t>(epoch) + 1));
     SPARSENN_UNROLL
     for (int k = 0; k < kRounds; ++k) keys[k] = static_cast<uint32_t>(mixed(base + kWeyl * (k + 1u)) >> 32);
@@ -39,9 +41,14 @@ struct Permutation {
     return static_cast<uint32_t>(static_cast<uint64_t>(x) * base >> 32);
   }
 
-  // Once through the network: a bijection of the numbers below a b.
-  SPARSENN_INLINE uint32_t round_trip(uint32_t i) const {
-    uint32_t left = i / b, right = i - left * b;
+  // Once through the network: a bijection of the numbers below a b, which is less than 2^32.
+  SPARSENN_INLINE uint32_t once(uint32_t i) const {
+    // The quotient by b, by a product that is off by one at most: vectors have no division of integers.
+    uint32_t left = static_cast<uint32_t>(static_cast<int64_t>(static_cast<double>(i) * inverse));
+    uint32_t right = i - left * b;
+    const uint32_t over = right >= b && right < 0x80000000u ? 1u : 0u, under = right >= 0x80000000u ? 1u : 0u;
+    left += over - under;
+    right += (under - over) * b;
     SPARSENN_UNROLL
     for (int k = 0; k < kRounds; k += 2) {
       left += below(a, right, keys[k]);
@@ -56,7 +63,7 @@ struct Permutation {
   SPARSENN_INLINE int64_t operator()(int64_t i) const {
     uint32_t found = static_cast<uint32_t>(i);
     if (size < 2) return i;
-    do found = round_trip(found);
+    do found = once(found);
     while (found >= size);
     return found;
   }

@@ -1,6 +1,7 @@
 // The CPU kernels as implementations of the operators. Loading this library registers them.
 #include "registration/bindings.h"
 #include "registration/spectral.h"
+#include "registration/stacked.h"
 
 namespace sparsenn {
 namespace {
@@ -57,4 +58,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsenn, CPU, m) {
   sparsenn::set_parallel_for(sparsenn::torch_parallel_for);
   sparsenn::bindings::implement<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_stacked<sparsenn::CpuDevice>(m);
 }

@@ -4,6 +4,7 @@
 
 #include "registration/bindings.h"
 #include "registration/spectral.h"
+#include "registration/stacked.h"
 
 namespace sparsenn {
 namespace {
@@ -121,4 +122,5 @@ struct CudaDevice {
 STABLE_TORCH_LIBRARY_IMPL(sparsenn, CUDA, m) {
   sparsenn::bindings::implement<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_stacked<sparsenn::CudaDevice>(m);
 }
