@@ -106,7 +106,7 @@ def spoken(seconds: float) -> str:
     Example:
         >>> from sparsenn.training.stacked.progress import spoken
         >>> spoken(59.7), spoken(3700), spoken(200_000)
-        ('1 min', '1 h 2 min', '2 d 8 h')
+        ('1 min', '1 h 2 min', '2 d 7 h')
     """
     whole = round(seconds)
     if whole < 60:

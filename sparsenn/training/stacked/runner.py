@@ -64,6 +64,22 @@ def run_jobs(
     Raises:
         TrainingInterrupted: after a signal, once the state is written.
         RunFolderError: if the checkpoint is damaged or does not fit its job.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from sparsenn.training.stacked import Job, Run, Stack, figures, run_jobs
+        >>> from sparsenn.training.table import Table
+        >>> x = torch.randn(32, 4)
+        >>> def build():
+        ...     nets = [torch.nn.Linear(4, 1) for _ in range(2)]
+        ...     return Stack(nets, [Run(seed=0), Run(seed=1)], [(x, x[:, :1])], max_epochs=[5, 3])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table = Table(Path(folder) / "rows.jsonl", ("seed",))
+        ...     run_jobs([Job("nets", [{"seed": 0}, {"seed": 1}], build, figures)], table, Path(folder))
+        >>> [(row["seed"], row["epochs"]) for row in table.rows]
+        [(1, 3), (0, 5)]
     """
     watch = watch or Nobody()
     total = sum(len(job.keys) for job in jobs)
@@ -174,6 +190,20 @@ def figures(stack: Stack, index: int, threshold: float = 1e-4) -> Row:
         ``status``, ``epochs``; ``mse`` (or ``cross_entropy``), ``final_loss`` and ``best_loss``: the last epoch's loss without
         and with the penalty, and the best with it; ``sparsity`` and ``exact_sparsity``: shares of all weights, and of the
         k-th tensor's as ``sparsity_k`` and ``exact_sparsity_k``, k = 1, 2, …. Of a diverged run all but the first two are None.
+
+    Raises:
+        ValueError: if the run has not ended.
+
+    Example:
+        >>> import torch
+        >>> from sparsenn.training.stacked import Run, Stack, figures
+        >>> x = torch.randn(32, 4)
+        >>> stack = Stack([torch.nn.Linear(4, 1)], [Run(optimizer="prox", lam=10.0)], [(x, x[:, :1])], max_epochs=30)
+        >>> while stack.active:
+        ...     stack.epoch()
+        >>> row = figures(stack, 0)
+        >>> row["status"], row["epochs"], row["exact_sparsity_1"]
+        ('finished', 30, 1.0)
     """
     outcome = stack.outcome(index)
     if outcome.status == ACTIVE:
