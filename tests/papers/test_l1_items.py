@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 from importlib import resources
 
@@ -8,12 +9,13 @@ import torch
 from sparsenn.cli import main
 from sparsenn.models import build_student
 from sparsenn.papers import ITEMS, reproduce
-from sparsenn.papers.l1 import items
+from sparsenn.papers.l1 import items, runs
 from sparsenn.papers.l1.compare import comparison, reference
 from sparsenn.papers.l1.runs import kept_weights
-from sparsenn.papers.l1.settings import EXPERIMENTS, PAIRS, grid, jobs_of
+from sparsenn.papers.l1.settings import EXPERIMENTS, KEY, PAIRS, grid, jobs_of
 from sparsenn.papers.l1.tables import correlations, loss_matrix, losses, mean_and_std, sparsities, weights
 from sparsenn.training.errors import ConfigError
+from sparsenn.training.table import Table
 
 pytest.importorskip("scipy")
 
@@ -108,6 +110,34 @@ def test_an_experiment_from_nothing_to_its_report(tmp_path, capsys):
     assert main([*command, "--methods", "l1", "--scales", "0.2", "--out", str(tmp_path), "--no-train"]) == 0
     assert (tmp_path / "exp2.jsonl").read_bytes() == before
     capsys.readouterr()
+
+
+def test_killed_runs_go_on_and_rows_from_elsewhere_count(tmp_path, monkeypatch):
+    keys = grid(1, methods=["l1"], scales=[0.2], seeds=1, size=32, epochs=3)
+    whole = runs.train(keys, tmp_path / "whole")
+    few = Table(tmp_path / "few" / "exp1.jsonl", KEY)
+    for made in whole[:4]:
+        few.add(made)
+    trained = []
+    job = runs._job
+
+    def killed(group, folder):
+        trained.append(len(group))
+        made = job(group, folder)
+        return dataclasses.replace(made, build=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    monkeypatch.setattr(runs, "_job", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(keys, tmp_path / "few")
+    assert trained == [5]
+    monkeypatch.setattr(runs, "_job", lambda group, folder: trained.append(len(group)) or job(group, folder))
+    few.add(whole[4])
+    again = runs.train(keys, tmp_path / "few")
+    assert trained == [5, 5]  # the list that was begun, whose checkpoint would hold all of it
+    for made, expected in zip(again, whole, strict=True):
+        assert {c: made[c] for c in KEY} == {c: expected[c] for c in KEY}
+        assert made["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert [entry.name for entry in (tmp_path / "few").iterdir()] == ["exp1.jsonl"]
 
 
 def test_a_weight_map_of_a_large_student(tmp_path):

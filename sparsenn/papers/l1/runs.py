@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sparsenn.metrics import nonzero_counts, support_recovery, teacher_distance
 from sparsenn.metrics.recovery import weighted_layers
 from sparsenn.models import build_student, teacher
 from sparsenn.papers.l1.settings import BATCH_SIZE, EXPERIMENTS, KEY, L2_FACTOR, PATIENCE, jobs_of, strength
+from sparsenn.training.files import write_atomic
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Outcome, Run, Stack
 from sparsenn.training.stacked.progress import watch_for
@@ -25,6 +27,7 @@ from sparsenn.training.stacked.runner import Job, run_jobs
 from sparsenn.training.table import Row, Table
 
 Data = tuple[Tensor, Tensor]
+_KEYS = "keys.json"
 _KEPT = 1000  # a student with no more weights has them in its row; a larger one in a file beside the table
 
 
@@ -47,20 +50,32 @@ def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True, again: str =
             for experiment in dict.fromkeys(key["experiment"] for key in keys):
                 own = [key for key in keys if key["experiment"] == experiment]
                 table = table_of(experiment, folder)
-                jobs = [_job(group, folder) for group in jobs_of(own)]
-                state = folder / f"exp{experiment}.state-{_digest(own)}"
-                state.mkdir(parents=True, exist_ok=True)
-                run_jobs(jobs, table, state, watch=watch, stop=stop, again=again)
-                state.rmdir()
+                for part, state in _parts(own, table, folder / f"exp{experiment}.state"):
+                    jobs = [_job(group, folder) for group in jobs_of(part)]
+                    run_jobs(jobs, table, state, watch=watch, stop=stop, again=again)
+                    shutil.rmtree(state)
                 rows += rows_of(table, own)
     finally:
         watch.close()
     return rows
 
 
-def _digest(keys: Sequence[Row]) -> str:
-    """A name for a list of runs, so that the checkpoint of another list is left alone."""
-    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]
+def _parts(keys: Sequence[Row], table: Table, folder: Path) -> Iterator[tuple[list[Row], Path]]:
+    """Lists of runs to be trained, each with a folder for its state: those that were begun, then what the table lacks."""
+    wanted = {json.dumps(key) for key in keys}
+    for begun in sorted(folder.glob(f"*/{_KEYS}")):
+        part = json.loads(begun.read_text(encoding="utf-8"))
+        if {json.dumps(key) for key in part} <= wanted:
+            yield part, begun.parent
+    left = list(table.missing(keys))
+    if left:
+        text = json.dumps(left)
+        state = folder / hashlib.sha256(text.encode()).hexdigest()[:8]
+        state.mkdir(parents=True, exist_ok=True)
+        write_atomic(state / _KEYS, text.encode())
+        yield left, state
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def rows_of(table: Table, keys: Sequence[Row]) -> list[Row]:
