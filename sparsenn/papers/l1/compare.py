@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from sparsenn.papers.l1.settings import EXPERIMENTS, PAIRS
+from sparsenn.papers.l1.settings import EXPERIMENTS, PAIRS, SEEDS
 from sparsenn.training.table import Row
 
 BANDS = (1e-3, 0.25)  # the paper's: below the first green, up to the second orange, above red
@@ -159,6 +159,7 @@ def comparison(rows: Sequence[Row], experiment: int) -> list[dict[str, Any]]:
                 "loss": loss,
                 "mse": mse,
                 "sparsity": sparsity,
+                "complete": loss.count >= SEEDS,
                 "same_band": band(loss.mean) == band(cell.loss),
                 "loss_agrees": abs(loss.mean - cell.loss) <= slack or loss.low <= cell.loss <= loss.high,
                 "sparsity_agrees": sparsity.low - 1 <= cell.sparsity <= sparsity.high + 1,
@@ -176,23 +177,25 @@ def comparison_markdown(rows: Sequence[Row], experiment: int) -> str:
     if not entries:
         return ""
     head = [
-        "| method, scale | pair | loss, published | loss, ours | range | | sparsity %, published | ours | range | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method, scale | pair | runs | loss, published | loss, ours | range | | sparsity %, published | ours | range | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     body = [_line(entry) for entry in entries]
-    agree = [sum(entry[name] for entry in entries) for name in ("loss_agrees", "same_band", "sparsity_agrees")]
-    count = len(entries)
+    whole = [entry for entry in entries if entry["complete"]]
+    agree = [sum(entry[name] for entry in whole) for name in ("loss_agrees", "same_band", "sparsity_agrees")]
     summary = (
-        f"Of {count} usable published cells the losses agree in {agree[0]}, fall into the same band in {agree[1]}, and the "
-        f"sparsities agree in {agree[2]}. A dot marks what does not agree."
+        f"Of {len(whole)} usable published cells of which we have all {SEEDS} runs the losses agree in {agree[0]}, fall into "
+        f"the same band in {agree[1]}, and the sparsities agree in {agree[2]}. A dot marks what does not agree."
     )
+    if len(whole) < len(entries):
+        summary += " Where runs are still going on, those that ended first are shown: they are no fair sample, and not counted."
     return "\n".join([summary, "", *head, *body, ""])
 
 
 def _line(entry: dict[str, Any]) -> str:
     cell, loss, sparsity = entry["cell"], entry["loss"], entry["sparsity"]
     return (
-        f"| {cell.method}, {cell.scale:g} | {cell.teacher} → {cell.student} "
+        f"| {cell.method}, {cell.scale:g} | {cell.teacher} → {cell.student} | {loss.count} "
         f"| {cell.loss:.4f} ± {cell.loss_std:.4f} | {loss.mean:.4f} ± {loss.std:.4f} | {loss.low:.4f} to {loss.high:.4f} "
         f"| {'' if entry['loss_agrees'] else '•'} "
         f"| {cell.sparsity:.1f} | {sparsity.mean:.1f} | {sparsity.low:.1f} to {sparsity.high:.1f} "
