@@ -63,7 +63,7 @@ def reference() -> list[Cell]:
     Example:
         >>> from sparsenn.papers.l1.compare import reference
         >>> len(reference()), sum(cell.usable for cell in reference())
-        (282, 165)
+        (282, 166)
     """
     text = resources.files("sparsenn.papers.l1").joinpath("reference.csv").read_text(encoding="utf-8")
     return [_cell(row) for row in csv.DictReader(text.splitlines())]
