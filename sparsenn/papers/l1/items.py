@@ -159,7 +159,7 @@ def reproduce(
     if no_train:
         rows = rows_of(table_of(keys[0]["experiment"], folder), keys)
     else:
-        rows = train(keys, folder, quiet=quiet, again=f"sparsenn reproduce l1 {item}")
+        rows = train(keys, folder, quiet=quiet)
     path = folder / f"{item}.{'png' if item.startswith('fig') else 'md'}"
     write_atomic(path, _experiment(item, rows) if own is None else _KINDS[own.kind](item, own, rows, folder))
     return path

@@ -36,7 +36,7 @@ def table_of(experiment: int, folder: Path) -> Table:
     return Table(folder / f"exp{experiment}.jsonl", KEY)
 
 
-def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True, again: str = "the same command") -> list[Row]:
+def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True) -> list[Row]:
     """Train what the tables in ``folder`` lack of these runs, and return the rows of all, in the order of ``keys``.
 
     Raises:
@@ -52,7 +52,7 @@ def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True, again: str =
                 table = table_of(experiment, folder)
                 for part, state in _parts(own, table, folder / f"exp{experiment}.state"):
                     jobs = [_job(group, folder) for group in jobs_of(part)]
-                    run_jobs(jobs, table, state, watch=watch, stop=stop, again=again)
+                    run_jobs(jobs, table, state, watch=watch, stop=stop)
                     shutil.rmtree(state)
                 rows += rows_of(table, own)
     finally:
@@ -208,8 +208,8 @@ def _keep_weights(net: nn.Module, key: Row, folder: Path) -> Row:
 
 def weight_file(key: Row, folder: Path) -> Path:
     """Where the weights of a large student are kept."""
-    names = (key["method"], key["teacher_activation"], key["student_activation"], f"{key['scale']:g}", key["seed"])
-    return folder / f"exp{key['experiment']}.weights" / f"{'-'.join(map(str, names))}.safetensors"
+    names = [f"{key[column]:g}" if column == "scale" else str(key[column]) for column in KEY[1:]]
+    return folder / f"exp{key['experiment']}.weights" / f"{'-'.join(names)}.safetensors"
 
 
 def kept_weights(row: Row, folder: Path) -> list[Tensor] | None:
