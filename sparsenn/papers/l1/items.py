@@ -156,10 +156,7 @@ def reproduce(
     if item.startswith("fig"):
         require_extra("matplotlib", "drawing pictures")
     folder = Path(out)
-    if no_train:
-        rows = rows_of(table_of(keys[0]["experiment"], folder), keys)
-    else:
-        rows = train(keys, folder, quiet=quiet)
+    rows = rows_of(table_of(keys[0]["experiment"], folder), keys) if no_train else train(keys, folder, quiet=quiet)
     path = folder / f"{item}.{'png' if item.startswith('fig') else 'md'}"
     write_atomic(path, _experiment(item, rows) if own is None else _KINDS[own.kind](item, own, rows, folder))
     return path
