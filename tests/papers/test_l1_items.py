@@ -69,7 +69,7 @@ def test_a_cell_agrees_by_its_spread():
 def test_tables_show_means_deviations_bands_and_the_papers_numbers():
     rows = [row(1e-4), row(3e-4, seed=2), row(0.3, method="prox")]
     table = losses(rows, 2, 0.2)
-    assert "| ReLU → ReLU | 0.0002 ± 0.0001 low (0.0001 ± 0.0000) | 0.3000 ± 0.0000 high |" in table
+    assert "| ReLU → ReLU | 0.0002 ± 0.0001 low, 2 of 5 (0.0001 ± 0.0000) | 0.3000 ± 0.0000 high, 1 of 5 |" in table
     assert "0.0849 ± 0.1157, random teachers" in table
     assert mean_and_std([1e-4, 3e-4], 2) == "0.0002 ± 0.0001"
     text = sparsities([row(1e-4, experiment=4, scale=1.0, sparsity=0.9933)], 4)
@@ -103,7 +103,7 @@ def test_an_experiment_from_nothing_to_its_report(tmp_path, capsys):
     assert all(r["weights"] == [12, 32, 8] and r["epochs"] == 2 and r["status"] == "finished" for r in rows)
     assert [w.shape for w in kept_weights(rows[0], tmp_path)] == [(1, 4, 1, 3), (1, 4, 4, 2), (1, 1, 4, 2)]
     report = (tmp_path / "exp2.md").read_text()
-    assert "- L1: 3 runs of 48 samples, lr 0.01, λ 1e-05; 0 diverged; 2 to 2 epochs" in report
+    assert "- L1: 3 of 3 runs of 48 samples, lr 0.01, λ 1e-05; 0 diverged; 2 to 2 epochs" in report
     assert "Beside the published runs" not in report
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["exp2.jsonl", "exp2.md"]
     before = (tmp_path / "exp2.jsonl").read_bytes()

@@ -136,6 +136,7 @@ def reproduce(
         raise ConfigError(f"pairs is {pairs!r}; it takes all or matched")
     chosen = PAIRS if pairs == "all" else _MATCHED
     own = _ITEMS.get(item)
+    number = int(item.removeprefix("exp")) if own is None else own.experiment
     limits = {"size": size, "epochs": epochs}
     if own is not None and own.columns:
         given = {"methods": methods, "scales": scales, "seeds": seeds, "pairs": None if pairs == "all" else pairs}
@@ -144,7 +145,6 @@ def reproduce(
             raise ConfigError(f"{item} shows single runs; it has no use for {', '.join(useless)}")
         keys = [_key(own.experiment, column, limits) for column in own.columns]
     else:
-        number = int(item.removeprefix("exp")) if own is None else own.experiment
         keys = grid(
             number,
             methods=methods or (PUBLISHED if own is None else own.methods),
@@ -158,7 +158,9 @@ def reproduce(
     folder = Path(out)
     rows = rows_of(table_of(keys[0]["experiment"], folder), keys) if no_train else train(keys, folder, quiet=quiet)
     path = folder / f"{item}.{'png' if item.startswith('fig') else 'md'}"
-    write_atomic(path, _experiment(item, rows) if own is None else _KINDS[own.kind](item, own, rows, folder))
+    write_atomic(
+        path, experiment_markdown(number, rows, keys).encode() if own is None else _KINDS[own.kind](item, own, rows, folder)
+    )
     return path
 
 
@@ -177,13 +179,9 @@ def _about(item: str, own: Item) -> str:
     return f"{name}. {_title(own.experiment)}: {own.what}"
 
 
-def _experiment(item: str, rows: list[Row]) -> bytes:
-    return experiment_markdown(int(item.removeprefix("exp")), rows).encode()
-
-
-def experiment_markdown(number: int, rows: Sequence[Row]) -> str:
-    """All figures of an experiment, as far as there are rows."""
-    parts = [f"# {_title(number)}\n", _census(rows)]
+def experiment_markdown(number: int, rows: Sequence[Row], keys: Sequence[Row]) -> str:
+    """All figures of an experiment, as far as there are rows for the runs that ``keys`` name."""
+    parts = [f"# {_title(number)}\n", _census(rows, keys)]
     for scale in sorted({row["scale"] for row in rows}):
         parts += [f"## Final loss, {tables.scale_name(scale)}\n", tables.losses(rows, number, scale)]
     if rows:
@@ -197,17 +195,20 @@ def experiment_markdown(number: int, rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def _census(rows: Sequence[Row]) -> str:
+def _census(rows: Sequence[Row], keys: Sequence[Row]) -> str:
     lines = []
     for method in tables.methods_in(rows):
         own = [row for row in rows if row["method"] == method]
         lrs = ", ".join(f"{lr:g}" for lr in sorted({row["lr"] for row in own}))
         diverged = sum(row["status"] == "diverged" for row in own)
         epochs = spread([row["epochs"] for row in own])
+        wanted = sum(key["method"] == method for key in keys)
         lines.append(
-            f"- {tables.NAMES[method]}: {len(own)} runs of {own[0]['size']} samples, lr {lrs}, λ {own[0]['lam']:g}; "
-            f"{diverged} diverged; {epochs.low:.0f} to {epochs.high:.0f} epochs"
+            f"- {tables.NAMES[method]}: {len(own)} of {wanted} runs of {own[0]['size']} samples, lr {lrs}, "
+            f"λ {own[0]['lam']:g}; {diverged} diverged; {epochs.low:.0f} to {epochs.high:.0f} epochs"
         )
+    if 0 < len(rows) < len(keys):
+        lines += ["", f"The other runs go on. Those that ended first are no fair sample: a cell of fewer than {SEEDS} says so."]
     return "\n".join([*lines, ""]) if lines else "No run has ended.\n"
 
 

@@ -9,7 +9,7 @@ from sparsenn.data import require_extra
 from sparsenn.models import teacher
 from sparsenn.papers.l1.compare import band, cell_rows, reference, spread
 from sparsenn.papers.l1.runs import kept_weights
-from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, PAIRS, PUBLISHED
+from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, PAIRS, PUBLISHED, SEEDS
 from sparsenn.training.table import Row
 
 NAMES = {"relu": "ReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "l1": "L1", "l2": "L2", "none": "none", "prox": "proximal L1"}
@@ -61,7 +61,7 @@ def losses(rows: Sequence[Row], experiment: int, scale: float) -> str:
             own = [row["loss"] for row in cell_rows(rows, method, scale, *pair)]
             text = mean_and_std(own, experiment)
             if own:
-                text += f" {band(spread(own).mean)}"
+                text += f" {band(spread(own).mean)}{'' if len(own) >= SEEDS else f', {len(own)} of {SEEDS}'}"
             there = printed.get((method, *pair))
             if there is not None:
                 text += f" ({there.paper_loss:.4f} ± {there.paper_loss_std:.4f}{'' if there.usable else ', random teachers'})"
