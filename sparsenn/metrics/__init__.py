@@ -2,15 +2,21 @@
 
 from sparsenn.metrics.factors import misalignment
 from sparsenn.metrics.sparsity import LayerSparsity, SparsityReport, sparsity, sparsity_report
+from sparsenn.metrics.spectrum import RidgeReport, effective_rank, product_singular_values, ridge_report, sorted_by_norm
 from sparsenn.metrics.stationarity import LayerResidual, StationarityReport, kkt_residual
 
 __all__ = [
     "LayerResidual",
     "LayerSparsity",
+    "RidgeReport",
     "SparsityReport",
     "StationarityReport",
+    "effective_rank",
     "kkt_residual",
     "misalignment",
+    "product_singular_values",
+    "ridge_report",
+    "sorted_by_norm",
     "sparsity",
     "sparsity_report",
 ]

@@ -3,6 +3,7 @@
 from sparsenn.nn.factorized import HadamardConv1d, HadamardConv2d, HadamardLinear
 from sparsenn.nn.indexed import IndexedConv1d, IndexedConv2d, IndexedConv3d, IndexedLinear
 from sparsenn.nn.parametrizations import HadamardProduct
+from sparsenn.nn.ridge import RidgeBlock, RidgeNet
 from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralGate, SpectralLinear
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "IndexedConv2d",
     "IndexedConv3d",
     "IndexedLinear",
+    "RidgeBlock",
+    "RidgeNet",
     "SpectralConv1d",
     "SpectralConv2d",
     "SpectralGate",
