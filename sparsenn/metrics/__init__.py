@@ -2,10 +2,18 @@
 
 from sparsenn.metrics.factors import misalignment
 from sparsenn.metrics.sparsity import LayerSparsity, SparsityReport, sparsity, sparsity_report
-from sparsenn.metrics.spectrum import RidgeReport, effective_rank, product_singular_values, ridge_report, sorted_by_norm
+from sparsenn.metrics.spectrum import (
+    NEGLIGIBLE,
+    RidgeReport,
+    effective_rank,
+    product_singular_values,
+    ridge_report,
+    sorted_by_norm,
+)
 from sparsenn.metrics.stationarity import LayerResidual, StationarityReport, kkt_residual
 
 __all__ = [
+    "NEGLIGIBLE",
     "LayerResidual",
     "LayerSparsity",
     "RidgeReport",

@@ -7,6 +7,11 @@ from typing import Any
 
 ITEMS = {
     "dwf": {"fig1": "accuracy against compression: vanilla L1, proximal L1 and factorization on one net"},
+    "rbv2": {
+        "fig2": "the share of weights that count against the epoch: three strengths of the norm and of weight decay",
+        "fig3": "matrices between hidden layers, sorted by norm",
+        "fig4": "their singular values, and what they are products of",
+    },
 }
 
 
