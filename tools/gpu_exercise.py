@@ -159,19 +159,37 @@ def check_spectral(dtype: torch.dtype, device: str, short: bool) -> int:
             ("spectral_linear_backward", (upstream, x, phi, *ends, wanted)),
         ]
         for name, given in calls:
-            operator, what = getattr(torch.ops.sparsenn, name), f"{name}: {(batch, out, inputs)}, {dtype}, eigenvalues {kind}"
-            with backend("reference"):
-                expected = tree_leaves(operator(*given))
-            got, again = tree_leaves(operator(*given)), tree_leaves(operator(*given))
-            for k, (a, b) in enumerate(zip(got, expected, strict=True)):
-                scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
-                error = (a.double() - b.double()).abs().max().item() / scale if b.numel() else 0.0
-                if a.shape != b.shape or not error <= 4 * TOLERANCE[dtype]:
-                    sys.exit(f"gpu_exercise: {what}: result {k} is off by {error:.3g} of the largest value")
-            if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)):
-                sys.exit(f"gpu_exercise: {what}: two runs differ")
+            check_call(name, given, dtype, f"{(batch, out, inputs)}, eigenvalues {kind}")
             count += 1
     return count
+
+
+def check_ridge(dtype: torch.dtype, device: str) -> int:
+    """The norm of ridge nets, over blocks of several sizes and an empty one."""
+    torch.manual_seed(0)
+    outers, inners, skips = (
+        [torch.randn(shape, dtype=torch.float64).to(device, dtype) for shape in shapes]
+        for shapes in ([(16, 1296), (3, 0), (1, 70)], [(1296, 4), (600, 71)], [(16, 4)])
+    )
+    grad = torch.tensor(0.5, device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    check_call("ridge_norm", (outers, inners, skips), dtype, "6 matrices")
+    check_call("ridge_norm_backward", (grad, outers, inners, skips), dtype, "6 matrices")
+    return 2
+
+
+def check_call(name: str, given: tuple, dtype: torch.dtype, what: str) -> None:
+    """The kernel's results are the reference's, relative to their largest value, and the same bits twice."""
+    operator = getattr(torch.ops.sparsenn, name)
+    with backend("reference"):
+        expected = tree_leaves(operator(*given))
+    got, again = tree_leaves(operator(*given)), tree_leaves(operator(*given))
+    for k, (a, b) in enumerate(zip(got, expected, strict=True)):
+        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        error = (a.double() - b.double()).abs().max().item() / scale if b.numel() else 0.0
+        if a.shape != b.shape or not error <= 4 * TOLERANCE[dtype]:
+            sys.exit(f"gpu_exercise: {name}: {what}, {dtype}: result {k} is off by {error:.3g} of the largest value")
+    if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)):
+        sys.exit(f"gpu_exercise: {name}: {what}, {dtype}: two runs differ")
 
 
 def check_streams() -> int:
@@ -242,7 +260,7 @@ def main() -> None:
     for shape, dtype, depth, layouts in itertools.product(shapes, dtypes, depths, LAYOUTS):
         count += Case(shape, dtype, depth, layouts, arguments.device).check()
     for dtype in dtypes:
-        count += check_spectral(dtype, arguments.device, arguments.short)
+        count += check_spectral(dtype, arguments.device, arguments.short) + check_ridge(dtype, arguments.device)
     if arguments.device != "cpu":
         count += check_streams()
     print(f"gpu_exercise: {count} calls agree with the reference on {arguments.device}")

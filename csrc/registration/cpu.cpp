@@ -1,5 +1,6 @@
 // The CPU kernels as implementations of the operators. Loading this library registers them.
 #include "registration/bindings.h"
+#include "registration/ridge_norm.h"
 #include "registration/spectral.h"
 
 namespace sparsenn {
@@ -57,4 +58,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsenn, CPU, m) {
   sparsenn::set_parallel_for(sparsenn::torch_parallel_for);
   sparsenn::bindings::implement<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_ridge_norm<sparsenn::CpuDevice>(m);
 }

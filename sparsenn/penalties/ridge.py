@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from sparsenn.nn.ridge import RidgeBlock, ridge_blocks
+from sparsenn.ops import ridge_norm
 from sparsenn.ops.reference import accumulator
 
 
@@ -40,7 +39,9 @@ def rbv2(module: nn.Module) -> Tensor:
         >>> sparsenn.penalties.rbv2(block).item()  # (1 + 2)^2 + 5^2 + 4 * 0.5
         36.0
     """
-    return _over_blocks("rbv2", module, lambda v, w: v.abs().sum(0).square().sum() + w.square().sum())
+    blocks = _blocks("rbv2", module)
+    skips = [b.skip.weight for b in blocks if b.skip is not None]
+    return ridge_norm([b.outer.weight for b in blocks], [b.inner.weight for b in blocks], skips)
 
 
 def rbv2_path(module: nn.Module) -> Tensor:
@@ -68,11 +69,12 @@ def rbv2_path(module: nn.Module) -> Tensor:
         >>> bool(sparsenn.penalties.rbv2_path(net) <= sparsenn.penalties.rbv2(net))
         True
     """
-    for block in ridge_blocks(module):
+    blocks = _blocks("rbv2_path", module)
+    for block in blocks:
         if not block.homogeneous:
             kind = type(block.activation).__name__
             raise ValueError(f"rbv2_path: {kind} is not positively homogeneous; it takes ReLU, LeakyReLU, PReLU, Identity")
-    return _over_blocks("rbv2_path", module, lambda v, w: 2 * (v.abs().sum(0) * torch.linalg.vector_norm(w, dim=1)).sum())
+    return torch.stack([_path(b) for b in blocks]).sum()
 
 
 def weight_decay(module: nn.Module) -> Tensor:
@@ -94,12 +96,14 @@ def weight_decay(module: nn.Module) -> Tensor:
     return sum((accumulator(p).square().sum() for p in module.parameters()), torch.zeros(()))
 
 
-def _over_blocks(name: str, module: nn.Module, neurons: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _blocks(name: str, module: nn.Module) -> list[RidgeBlock]:
     blocks = list(ridge_blocks(module))
     if not blocks:
         raise ValueError(f"{name}: {type(module).__name__} has no sparsenn.nn.RidgeBlock")
-    return torch.stack([neurons(accumulator(b.outer.weight), accumulator(b.inner.weight)) + _skip(b) for b in blocks]).sum()
+    return blocks
 
 
-def _skip(block: RidgeBlock) -> Tensor | float:
-    return 0.0 if block.skip is None else accumulator(block.skip.weight).abs().sum()
+def _path(block: RidgeBlock) -> Tensor:
+    v, w = accumulator(block.outer.weight), accumulator(block.inner.weight)
+    neurons = 2 * (v.abs().sum(0) * torch.linalg.vector_norm(w, dim=1)).sum()
+    return neurons if block.skip is None else neurons + accumulator(block.skip.weight).abs().sum()

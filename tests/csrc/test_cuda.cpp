@@ -3,6 +3,7 @@
 #include "cuda/launch.cuh"
 #include "launcher_cases.h"
 #include "prox_cases.h"
+#include "ridge_cases.h"
 #include "spectral_cases.h"
 
 using namespace sparsenn;
@@ -13,6 +14,7 @@ namespace {
 LAUNCHER_TESTS(Cuda)
 PROX_LAUNCHER_TESTS(Cuda)
 SPECTRAL_TESTS(Cuda)
+RIDGE_TESTS(Cuda)
 
 TEST(rows_divide_exactly) {
   std::mt19937_64 random(1);
