@@ -368,6 +368,32 @@ def test_the_copy_can_be_trained_and_saved():
     torch.testing.assert_close(found[1], expected[1][3:])
 
 
+class Remembers(nn.Module):
+    """Holds its weights a second time, counts its calls, and makes a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.weights = [self.first.weight, self.last.weight]
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.last(torch.sigmoid(self.first(x))) * torch.tensor([1.0, 2.0])
+
+
+def test_the_model_stays_whatever_its_forward_does_and_shares_nothing():
+    net = generic(Remembers())
+    zero(net.first.weight, 1, 3)
+    small = compact(net, torch.randn(1, 4).double())
+    assert small.first.out_features == 4
+    assert net.calls == small.calls == 0
+    assert vars(small).keys() == vars(net).keys()
+    own = {tensor.data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+    assert not own & {tensor.data_ptr() for tensor in (*small.weights, *small.parameters(), *small.buffers())}
+    assert_same_function(net, small, torch.randn(9, 4).double())
+
+
 class Several(nn.Module):
     """Outputs of several kinds, an argument with a default."""
 

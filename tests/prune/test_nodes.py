@@ -172,6 +172,8 @@ def test_a_metric_that_fails_leaves_the_model():
         ({"threshold": -1.0}, "threshold is -1.0; it takes a number >= 0"),
         ({"fraction": 1.5}, "fraction is 1.5; it takes a number from 0 to 1"),
         ({"threshold": 9.0, "keep": -1}, "keep is -1; it takes an int >= 0"),
+        ({"threshold": 9.0, "keep": 0.5}, "keep is 0.5; it takes an int >= 0"),
+        ({"threshold": 9.0, "layers": "20"}, r"layers is '20'; it takes a sequence of names, such as \['20'\]"),
         (
             {"threshold": 9.0, "layers": ["2", "1"]},
             "layers holds '1'; it takes names of .*: 0, 2, 4",
