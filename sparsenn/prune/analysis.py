@@ -94,6 +94,8 @@ class Analysis(fx.Interpreter):
             return opaque(trace, result)
         if not args and "input" in kwargs:
             args = (kwargs.pop("input"),)
+        if isinstance(n.target, type) and issubclass(n.target, tuple):  # a named tuple
+            return n.target(*args, **kwargs)
         if n.op == "call_module":
             return self._module(n, args, kwargs, result)
         site = Site(self._title(n), None, result)

@@ -21,6 +21,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _LAYERS: Any = tuple(LAYERS)
 
 
+@torch.inference_mode(False)  # the copy is to be trained, and changes in place are noticed by the tensors' versions
 @torch.no_grad()
 def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: float = 0.0, round_to: int = 1) -> ModuleT:
     r"""A physically smaller copy of a model, without its dead units, that has the same outputs in eval mode.

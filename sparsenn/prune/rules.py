@@ -264,6 +264,7 @@ _ELEMENTWISE = (
     "relu relu6 leaky_relu elu celu selu gelu silu mish tanh sigmoid softplus softsign hardtanh hardswish hardsigmoid "
     "logsigmoid tanhshrink softshrink hardshrink threshold clamp clip abs absolute neg negative sign sin cos square erf"
 )
+_IN_PLACE = " ".join(f"{name}_" for name in _ELEMENTWISE.split())
 _ELEMENTWISE_MODULES = (
     "ReLU ReLU6 LeakyReLU ELU CELU SELU GELU SiLU Mish Tanh Sigmoid Softplus Softsign Hardtanh Hardswish Hardsigmoid "
     "LogSigmoid Tanhshrink Softshrink Hardshrink Threshold RReLU"
@@ -309,7 +310,7 @@ MODULES: dict[type[nn.Module], Rule] = {
 FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys(_functions(_MIXING), mixing),
     **dict.fromkeys(_functions(_DROPOUTS), _dropout),
-    **{function: _each(function) for function in _functions(_ELEMENTWISE)},
+    **{function: _each(function) for function in _functions(f"{_ELEMENTWISE} {_IN_PLACE}")},
     **dict.fromkeys(_functions("mean amax amin"), _reduce),
     **dict.fromkeys(_functions("cat concat concatenate"), _concatenate),
     **dict.fromkeys(_functions("add"), _of_two(operator.add)),
