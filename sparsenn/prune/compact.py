@@ -57,10 +57,11 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
         The copy. :func:`compaction_report` compares the two. Make a new optimizer for it.
 
     Raises:
-        ValueError: for a threshold or a ``round_to`` that is out of range; a model that cannot be traced, holds an operation
-            that is unknown, or changes a tensor in place that is read again; a layer with a hook or a parametrization; batch
-            normalization in training mode where a constant passes through it; a copy whose output on the example differs, which
-            happens where the forward computes with widths in a way that a trace does not show. All name the place.
+        ValueError: for a threshold or a ``round_to`` that is out of range; a model that cannot be traced, fails on the example,
+            holds an operation that is unknown, or changes a tensor in place that is read again; a hook on a layer or on the
+            model itself; a layer with a parametrization; batch normalization in training mode where a constant passes through
+            it; a copy whose output on the example differs, which happens where the forward computes with widths in a way that a
+            trace does not show. All name the place.
 
     Example:
         >>> import torch, sparsenn
