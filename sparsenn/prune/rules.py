@@ -307,29 +307,26 @@ MODULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys(_modules(_MIXING_MODULES), mixing),
     nn.Flatten: _flatten_module,
 }
+_BY_NAME: dict[str, Rule] = {  # functions and methods alike
+    **dict.fromkeys(_MIXING.split(), mixing),
+    **dict.fromkeys(["mean", "amax", "amin"], _reduce),
+    "add": _of_two(operator.add),
+    **dict.fromkeys(["sub", "subtract"], _of_two(operator.sub)),
+    **dict.fromkeys(["mul", "multiply"], _of_two(operator.mul)),
+    **dict.fromkeys(["truediv", "div", "divide", "true_divide"], _divide),
+    "flatten": _flatten,
+}
 FUNCTIONS: dict[Any, Rule] = {
-    **dict.fromkeys(_functions(_MIXING), mixing),
+    **{function: rule for name, rule in _BY_NAME.items() for function in _functions(name)},
     **dict.fromkeys(_functions(_DROPOUTS), _dropout),
     **{function: _each(function) for function in _functions(f"{_ELEMENTWISE} {_IN_PLACE}")},
-    **dict.fromkeys(_functions("mean amax amin"), _reduce),
     **dict.fromkeys(_functions("cat concat concatenate"), _concatenate),
-    **dict.fromkeys(_functions("add"), _of_two(operator.add)),
-    **dict.fromkeys(_functions("sub subtract"), _of_two(operator.sub)),
-    **dict.fromkeys(_functions("mul multiply"), _of_two(operator.mul)),
-    **dict.fromkeys(_functions("truediv div divide"), _divide),
-    torch.flatten: _flatten,
 }
 METHODS: dict[str, Rule] = {
-    **dict.fromkeys(_MIXING.split(), mixing),
+    **_BY_NAME,
     **dict.fromkeys(_SAME_METHODS.split(), unchanged),
     **dict.fromkeys(_CASTS.split(), _cast),
     **{name: _each(getattr(torch, name)) for name in _ELEMENTWISE.split() if hasattr(torch, name)},
-    **dict.fromkeys(["mean", "amax", "amin"], _reduce),
-    "add": _of_two(operator.add),
-    "sub": _of_two(operator.sub),
-    "mul": _of_two(operator.mul),
-    "div": _divide,
-    "flatten": _flatten,
 }
 for _d in (1, 2, 3):
     FUNCTIONS[getattr(F, f"avg_pool{_d}d")] = _pool(_d, _average_keeps)

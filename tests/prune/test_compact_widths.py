@@ -155,6 +155,7 @@ CALLS = {
     "largest": (lambda x, y: x.unsqueeze(1).max(1)[0] + y, 6),
     "pooling with indices": (lambda x, y: F.max_pool1d((x + y)[:, None], 1, return_indices=True)[0].flatten(1), 6),
     "to integers": (lambda x, y: (4 * (x + y)).to(torch.int32).to(x.dtype), 6),
+    "long names": (lambda x, y: torch.true_divide(x.multiply(2).subtract(y), 3).divide_(2), 4),
     "in place": (lambda x, y: F.relu_(x + y), 4),
     "to float": (lambda x, y: (x + y).float().double(), 4),
 }
