@@ -142,6 +142,11 @@ def nodes(
     dead = dict(zip(chosen, goes.split([own.numel() for own in relevance.values()]), strict=True))
     for name, own in relevance.items():
         dead[name][own.argsort(descending=True, stable=True)[:keep]] = False
+    tied: dict[int, list[str]] = {}
+    for name, layer in chosen.items():
+        tied.setdefault(id(_stored(layer)[0]), []).append(name)
+    for names in tied.values():  # layers with one weight lose the nodes that all of them can do without
+        dead |= dict.fromkeys(names, torch.stack([dead[name] for name in names]).all(0))
     killed = {name: tuple(mask.nonzero().flatten().tolist()) for name, mask in dead.items()}
     for name, layer in chosen.items():
         _kill(layer, dead[name])

@@ -127,6 +127,15 @@ def test_pruned_nodes_are_gone_after_compaction():
     torch.testing.assert_close(small(x), net(x), rtol=1e-12, atol=1e-12)
 
 
+def test_layers_with_one_weight_lose_the_same_nodes():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+    net[0].weight.data = torch.tensor([[3.0, 0.0, 0.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    net[1].weight = net[0].weight
+    report = nodes(net, fraction=0.5)  # the third least relevant node is that of one layer alone
+    assert report.killed == {"0": (1,), "1": (1,)}
+    assert node_relevance(net[1]).tolist() == [3.0, 0.0, 2.0]
+
+
 def test_a_metric_stops_the_pruning_before_it_falls_too_far():
     seen = []
 
