@@ -111,7 +111,8 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
     :func:`factorize`. Buffers and parameters behind other parametrizations are left alone. Make a new optimizer afterwards.
 
     ``Spectral*`` layers become plain ones that hold the composed weight. The threshold acts neither on φ and λ nor on what is
-    composed of them, unless φ or λ were factorized themselves; a ``SpectralGate`` stays as it is.
+    composed of them, unless φ or λ were factorized themselves; a ``SpectralGate`` stays as it is. Layers with a common φ get a
+    weight each.
 
     Args:
         model: The model, changed in place (the object stays, so a lone ``HadamardLinear`` changes its class).
