@@ -90,7 +90,7 @@ inline std::vector<StackedRun> stacked_runs() {
           stacked_run(6, A::tanh, A::tanh, O::sgd, P::l1)};
 }
 
-inline const std::vector<PatchLayer> kPatches = {{2, 7, 3, 2, 2, true}, {3, 2, 4, 2, 1, true}, {4, 1, 2, 1, 1, false}};
+inline const std::vector<PatchLayer> kPatches = {{2, 7, 3, 2, 2, true}, {3, 3, 4, 3, 1, true}, {4, 1, 2, 1, 1, false}};
 inline const std::vector<PatchLayer> kDense = {
     {11, 1, 37, 1, 1, true}, {37, 1, 23, 1, 1, false}, {23, 1, 3, 1, 1, true}};
 
