@@ -146,6 +146,45 @@ void ridge_norm(DType dtype, const NormTerm* terms, int64_t count, void* total, 
 template <class Device>
 void ridge_norm_backward(DType dtype, const NormTerm* terms, int64_t count, const void* scale, void* stream);
 
+// A layer of small networks: a convolution over patches that do not overlap, of a row-major (in_channels, length)
+// input; weights are (filters, out_channels, in_channels, kernel), biases (filters, out_channels).
+struct PatchLayer {
+  int64_t in_channels, length, out_channels, kernel, filters;
+  bool bias;
+};
+
+// What a run of a stack has for itself. The enumerations are those of math/activation.h and math/stacked_steps.h.
+enum class Activation : int32_t;
+enum class Optimizer : int32_t;
+enum class WeightPenalty : int32_t;
+struct StackedRun {
+  int64_t index, seed, data, depth;
+  Activation activation, last;
+  Optimizer optimizer;
+  WeightPenalty penalty;
+  double lr, lam, momentum, beta1, beta2, eps, clipping;
+};
+
+// The tensors of stacked_steps_, contiguous, and which steps to take.
+struct Stack {
+  DType dtype;  // float32 or float64
+  void *weights, *state;
+  int64_t parameters, rows;  // of a run: state is (runs, rows, parameters)
+  double* losses;
+  const void *x, *y;
+  bool labels;  // y is int64
+  int64_t sets, samples;
+  const PatchLayer* layers;
+  int64_t depth;
+  int64_t batch, epoch, first, steps;
+};
+
+// Steps of `count` runs. `workspace` has room for stacked_workspace(stack, count) bytes.
+template <class Device>
+int64_t stacked_workspace(const Stack& stack, int64_t count);
+template <class Device>
+void stacked_steps(const Stack& stack, const StackedRun* runs, int64_t count, void* workspace, void* stream);
+
 // Splits [0, size) among threads; parts are multiples of `grain` but for the last. Serial until a binding installs its
 // own.
 using ParallelFor = void (*)(int64_t size, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context),

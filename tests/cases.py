@@ -78,6 +78,8 @@ def operator_samples() -> Iterator[tuple[str, tuple]]:
     yield from _spectral_samples()
     yield from _ridge_samples()
 
+    yield from _stacked_samples()
+
 
 def _prox_samples() -> Iterator[tuple[str, tuple]]:
     """lam as one number, one for each weight, and as tensors that broadcast; zeros counted or not."""
@@ -137,3 +139,15 @@ def _ridge_samples() -> Iterator[tuple[str, tuple]]:
         yield "ridge_norm", ([], inners[:1], [])
         yield "ridge_norm_backward", (grad, outers, inners, skips)
         yield "ridge_norm_backward", (grad, outers[:1], [], [])
+
+
+def _stacked_samples() -> Iterator[tuple[str, tuple]]:
+    """Two layers with a bias between them, every optimizer; targets and labels."""
+    layers = [1, 6, 2, 3, 2, 1, 4, 1, 3, 1, 1, 0]
+    for dtype in (torch.float64, torch.float32):
+        weights, state = values((4, 28), dtype), values((4, 4, 28), dtype).abs()
+        codes = torch.tensor([[5, 0, 1, 0, 0, 1, 2], [6, 1, 2, 0, 1, 0, 2], [7, 0, 3, 0, 2, 0, 2], [8, 1, 4, 4, 3, 2, 1]])
+        rates = torch.tensor([[0.01, 0.01, 0.9, 0.9, 0.99, 1e-8, 0.0]], dtype=torch.float64).repeat(4, 1)
+        y = values((2, 7, 3), dtype) if dtype == torch.float64 else torch.randint(3, (2, 7))
+        losses, x, active = torch.zeros(4, 2, dtype=torch.float64), values((2, 7, 6), dtype), torch.tensor([3, 0, 1, 2])
+        yield "stacked_steps_", (weights, state, losses, x, y, codes, rates, active, layers, 4, 1, 0, 2)

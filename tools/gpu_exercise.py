@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import sparsenn
-from sparsenn.ops import backend
+from sparsenn.ops import PatchLayer, RunSettings, backend, stacked_steps_, stacked_tables
 
 # Relative to the largest value: roundings of a few products and sums.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -192,6 +192,41 @@ def check_call(name: str, given: tuple, dtype: torch.dtype, what: str) -> None:
         sys.exit(f"gpu_exercise: {name}: {what}, {dtype}: two runs differ")
 
 
+def check_stacked(dtype: torch.dtype, device: str) -> int:
+    """Steps of small networks: every optimizer, penalty and activation, targets and labels, batches that are cut off."""
+    kinds = [("sgd", "none"), ("sgd", "l1"), ("sgd", "l2"), ("prox", "none"), ("factorized", "none"), ("adam", "l1")]
+    names = itertools.cycle(("relu", "tanh", "sigmoid", "gelu", "identity"))
+    runs = [
+        RunSettings(n, n % 2, next(names), next(names), optimizer, penalty, 3, lr=0.02, lam=1e-3)
+        for n, (optimizer, penalty) in enumerate(kinds)
+    ]
+    patches = [PatchLayer(2, 3, 7, 2, 2, True), PatchLayer(9, 5, bias=True), PatchLayer(5, 3)]
+    wide = [PatchLayer(14, 300, bias=True), PatchLayer(300, 70), PatchLayer(70, 3)]  # 25000 weights, 90 kB in float32
+    for layers, labels in itertools.product((patches, wide), (False, True)):
+
+        def draw(*shape: int, seed: int) -> Tensor:
+            return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+
+        size, results = sum(layer.parameters for layer in layers), []
+        x, y = draw(2, 37, 14, seed=1), draw(2, 37, 3, seed=2)
+        for which in ("reference", "compiled", "compiled"):
+            weights, state = draw(len(runs), size, seed=3) * 0.1, draw(len(runs), 6, size, seed=4).abs() * 0.5
+            losses = torch.zeros(len(runs), 2, dtype=torch.float64, device=device)
+            with backend(which):
+                stacked_steps_(
+                    weights, state, losses, x, y.argmax(2) if labels else y, *stacked_tables(runs), layers,
+                    batch_size=16, epoch=1,
+                )  # fmt: skip
+            results.append((weights, state, losses))
+        for k, (expected, got, again) in enumerate(zip(*results, strict=True)):
+            error = (got.double() - expected.double()).abs().max().item() / max(1.0, expected.abs().max().item())
+            if not error <= 20 * TOLERANCE[dtype]:  # three steps, sums of 300 products
+                sys.exit(f"gpu_exercise: stacked_steps_: {dtype}, {size} weights: result {k} is off by {error:.3g}")
+            if not torch.equal(got, again):
+                sys.exit(f"gpu_exercise: stacked_steps_: {dtype}, {size} weights: two runs differ")
+    return 4
+
+
 def check_streams() -> int:
     """A stream of one's own, a captured graph that follows lr, and the last device there is."""
     device = f"cuda:{torch.cuda.device_count() - 1}"
@@ -261,6 +296,10 @@ def main() -> None:
         count += Case(shape, dtype, depth, layouts, arguments.device).check()
     for dtype in dtypes:
         count += check_spectral(dtype, arguments.device, arguments.short) + check_ridge(dtype, arguments.device)
+
+        count += check_spectral(dtype, arguments.device, arguments.short)
+    for dtype in (torch.float32, torch.float64):
+        count += check_stacked(dtype, arguments.device)
     if arguments.device != "cpu":
         count += check_streams()
     print(f"gpu_exercise: {count} calls agree with the reference on {arguments.device}")

@@ -1,63 +1,9 @@
 #include "cpu/tiles.h"
 
-#include "cpu/simd.h"
-#include "math/scalar.h"
+#include "cpu/vector.h"
 
 namespace sparsenn::cpu {
 namespace {
-
-template <class T, int kLanes>
-struct Vector {
-  typedef T type __attribute__((vector_size(sizeof(T) * kLanes)));
-  typedef T in_memory __attribute__((vector_size(sizeof(T) * kLanes), aligned(sizeof(T)), may_alias));
-};
-
-template <class T, int kLanes>
-using vector_t = typename Vector<T, kLanes>::type;
-
-template <int kLanes, class T>
-SPARSENN_INLINE void read(vector_t<T, kLanes>& to, const T* from) {
-  to = *reinterpret_cast<const typename Vector<T, kLanes>::in_memory*>(from);
-}
-
-template <int kLanes, class T>
-SPARSENN_INLINE void write(T* to, const vector_t<T, kLanes>& from) {
-  *reinterpret_cast<typename Vector<T, kLanes>::in_memory*>(to) = from;
-}
-
-template <int kLanes, class T>
-SPARSENN_INLINE void splat(vector_t<T, kLanes>& to, const T* from) {
-#if defined(SPARSENN_HAS_CLONES)
-  // Left alone, GCC loads a whole vector and broadcasts its first lane.
-  if constexpr (sizeof(to) >= 32 && sizeof(T) == 4) {
-    asm("vbroadcastss %1, %0" : "=v"(to) : "m"(*from));
-    return;
-  } else if constexpr (sizeof(to) >= 32) {
-    asm("vbroadcastsd %1, %0" : "=v"(to) : "m"(*from));
-    return;
-  }
-#endif
-  to = *from - vector_t<T, kLanes>{};
-}
-
-// sum += a b, rounded once. Written out, because C++ has no such operation on vectors, and GCC makes one of a loop over
-// lanes only where the code around it is simple.
-template <int kLanes, class T, class V>
-SPARSENN_INLINE void accumulate(V& to, const V& a, const V& b) {
-  V sum = to;
-#if defined(SPARSENN_HAS_CLONES)
-  if constexpr (sizeof(V) >= 32 && sizeof(T) == 4) {
-    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  } else if constexpr (sizeof(V) >= 32) {
-    asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  } else
-#endif
-  {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) sum[i] = multiply_add(a[i], b[i], sum[i]);
-  }
-  to = sum;
-}
 
 template <class T, int kLanes, int kRows, int kVectors, bool kByRow>
 SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride) {
@@ -86,9 +32,6 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
     for (int n = 0; n < kVectors; ++n) write<kLanes>(c + m * c_stride + n * kLanes, sums[m][n]);
   }
 }
-
-template <class T, int kLanes>
-using indices_t = vector_t<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
 
 // The totals of up to kLanes rows of partial sums. A row becomes one vector by adding upper halves to lower ones; then
 // each round halves the vectors' number and the lanes that are still to be added: of lanes in blocks of `size`, those
@@ -264,33 +207,6 @@ SPARSENN_INLINE void pull(const Pull<T>& row) {
     row.partials[lane] = multiply_add(grad, phi, row.partials[lane]);
     row.phi_grad[k] = (kStarts ? row.starts[k] - row.end : -row.end) * grad;
   }
-}
-
-// Interleaving the first half of the vectors with the second, log2(kLanes) times.
-template <class T, int kLanes>
-SPARSENN_INLINE void transpose_square(const T* from, int64_t stride, T* to, int64_t to_stride) {
-  using V = vector_t<T, kLanes>;
-  indices_t<T, kLanes> low, high;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    low[i] = i / 2 + i % 2 * kLanes;
-    high[i] = low[i] + kLanes / 2;
-  }
-  V rows[kLanes], next[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) read<kLanes>(rows[i], from + i * stride);
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) write<kLanes>(to + i * to_stride, rows[i]);
 }
 
 template <class T, int kLanes, int kVectors>

@@ -14,11 +14,13 @@
 #define SPARSENN_INLINE inline __attribute__((always_inline))
 #endif
 
-// Before a loop over the factors of one weight, which are held in registers.
+// Before a loop over the factors of one weight, which are held in registers; or over the terms of a polynomial.
 #if defined(__CUDACC__) || defined(__clang__)
 #define SPARSENN_UNROLL _Pragma("unroll")
+#define SPARSENN_UNROLL_ALL _Pragma("unroll")
 #else
 #define SPARSENN_UNROLL _Pragma("GCC unroll 8")
+#define SPARSENN_UNROLL_ALL _Pragma("GCC unroll 32")
 #endif
 
 namespace sparsenn {

@@ -2,6 +2,7 @@
 #include "registration/bindings.h"
 #include "registration/ridge_norm.h"
 #include "registration/spectral.h"
+#include "registration/stacked.h"
 
 namespace sparsenn {
 namespace {
@@ -59,4 +60,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsenn, CPU, m) {
   sparsenn::bindings::implement<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_ridge_norm<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_stacked<sparsenn::CpuDevice>(m);
 }

@@ -5,6 +5,7 @@
 #include "registration/bindings.h"
 #include "registration/ridge_norm.h"
 #include "registration/spectral.h"
+#include "registration/stacked.h"
 
 namespace sparsenn {
 namespace {
@@ -123,4 +124,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsenn, CUDA, m) {
   sparsenn::bindings::implement<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_ridge_norm<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_stacked<sparsenn::CudaDevice>(m);
 }

@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-_MASK = 2**64 - 1
-_WEYL = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SHIFTS = (30, 27, 31)
+from sparsenn.ops.splitmix import MASK, MULTIPLIERS, SHIFTS, WEYL, mix
+
 # Small enough for the second-level cache of a CPU, large enough to fill a GPU.
 _PIECE = {"cpu": 1 << 17}
 _LARGE_PIECE = 1 << 22
@@ -22,7 +20,7 @@ _LARGE_PIECE = 1 << 22
 
 def _signed(value: int) -> int:
     """The int64 with the same bits as a 64-bit unsigned value."""
-    value &= _MASK
+    value &= MASK
     return value - 2**64 if value >> 63 else value
 
 
@@ -32,16 +30,10 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix_(x: Tensor) -> Tensor:
-    for bits, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
+    for bits, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
         x.bitwise_xor_(_shifted(x, bits))
         if multiplier is not None:
             x.mul_(_signed(multiplier))
-    return x
-
-
-def _mix_int(x: int) -> int:
-    for bits, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
-        x = (x ^ (x >> bits)) * multiplier & _MASK
     return x
 
 
@@ -56,8 +48,8 @@ def uniform(numbers: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
     Returns:
         Two float64 tensors of the shape of ``numbers``.
     """
-    key = _signed(_mix_int(_mix_int(seed & _MASK) + _WEYL * (stream + 1) & _MASK))
-    bits = _mix_(_mix_(numbers.mul(_signed(_WEYL)).add_(key)).add_(key))
+    key = _signed(mix(mix(seed & MASK) + WEYL * (stream + 1) & MASK))
+    bits = _mix_(_mix_(numbers.mul(_signed(WEYL)).add_(key)).add_(key))
     sign = bits.bitwise_and(1).mul_(2).sub_(1).double()
     return _shifted(bits, 12).double().add_(0.5).mul_(2.0**-52), sign
 

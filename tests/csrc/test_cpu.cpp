@@ -3,6 +3,7 @@
 #include "prox_cases.h"
 #include "ridge_cases.h"
 #include "spectral_cases.h"
+#include "stacked_cases.h"
 
 using namespace sparsenn;
 
@@ -12,6 +13,7 @@ LAUNCHER_TESTS(Cpu)
 PROX_LAUNCHER_TESTS(Cpu)
 SPECTRAL_TESTS(Cpu)
 RIDGE_TESTS(Cpu)
+STACKED_TESTS(Cpu)
 
 // Large tensors are written past the cache, in spans: the same bits as in pieces too small for that.
 template <class T>

@@ -1,0 +1,196 @@
+// The elementwise parts of small networks in training.
+#include <cmath>
+
+#include "cpu/dispatch.h"
+#include "cpu/stacked.h"
+
+namespace sparsenn::cpu {
+namespace {
+
+template <Optimizer kOptimizer, WeightPenalty kPenalty, int D, class T>
+SPARSENN_INLINE void move_as(const Moves<T>& moves) {
+  constexpr int kRows = kStateRows<kOptimizer, D>;
+  const LaneRates<T> rates = *moves.rates;  // a copy, which no store can change
+  T sums[kWide<T>];
+  std::copy_n(moves.penalties, kWide<T>, sums);
+  T* const state = moves.state;
+  const int64_t stride = moves.stride, whole = moves.size / kWide<T> * kWide<T>;
+  for (int64_t i = 0; i < whole; i += kWide<T>) {
+    T* const weights = moves.weights + i;
+    const T* const grads = moves.grads + i;
+    SPARSENN_INDEPENDENT
+    for (int lane = 0; lane < kWide<T>; ++lane) {
+      T own[kRows];
+      SPARSENN_UNROLL_ALL
+      for (int k = 0; k < kRows; ++k) own[k] = state[k * stride + i + lane];
+      weights[lane] =
+          stacked_step<kOptimizer, kPenalty, D>(weights[lane], grads[lane], own, rates.at(lane), sums[lane]);
+      SPARSENN_UNROLL_ALL
+      for (int k = 0; k < kRows; ++k) state[k * stride + i + lane] = own[k];
+    }
+  }
+  for (int64_t i = whole; i < moves.size; ++i) {
+    const int lane = static_cast<int>(i - whole);
+    T own[kRows];
+    for (int k = 0; k < kRows; ++k) own[k] = state[k * stride + i];
+    moves.weights[i] =
+        stacked_step<kOptimizer, kPenalty, D>(moves.weights[i], moves.grads[i], own, rates.at(lane), sums[lane]);
+    for (int k = 0; k < kRows; ++k) state[k * stride + i] = own[k];
+  }
+  std::copy_n(sums, kWide<T>, moves.penalties);
+}
+
+template <Optimizer kOptimizer, class T>
+SPARSENN_INLINE void move_penalized(WeightPenalty penalty, const Moves<T>& moves) {
+  switch (penalty) {
+    case WeightPenalty::none:
+      return move_as<kOptimizer, WeightPenalty::none, 1>(moves);
+    case WeightPenalty::l1:
+      return move_as<kOptimizer, WeightPenalty::l1, 1>(moves);
+    case WeightPenalty::l2:
+      return move_as<kOptimizer, WeightPenalty::l2, 1>(moves);
+  }
+}
+
+template <class T>
+SPARSENN_INLINE void move_any(const StepKind& kind, const Moves<T>& moves) {
+  constexpr Optimizer kFactorized = Optimizer::factorized;
+  switch (kind.optimizer) {
+    case Optimizer::sgd:
+      return move_penalized<Optimizer::sgd>(kind.penalty, moves);
+    case Optimizer::adam:
+      return move_penalized<Optimizer::adam>(kind.penalty, moves);
+    case Optimizer::prox:
+      return move_as<Optimizer::prox, WeightPenalty::none, 1>(moves);
+    case Optimizer::factorized:
+      SPARSENN_DISPATCH_DEPTH(kind.depth, (move_as<kFactorized, WeightPenalty::none, D>(moves)), {})
+  }
+}
+
+template <Activation kKind, class T>
+SPARSENN_INLINE void activate_as(int64_t size, T* z, T* a) {
+  SPARSENN_INDEPENDENT
+  for (int64_t i = 0; i < size; ++i) {
+    T slope;
+    a[i] = activation<kKind>(z[i], slope);
+    z[i] = slope;
+  }
+}
+
+template <class T>
+SPARSENN_INLINE void activate_any(Activation kind, int64_t size, T* z, T* a) {
+  switch (kind) {
+    case Activation::identity:
+      return activate_as<Activation::identity>(size, z, a);
+    case Activation::relu:
+      return activate_as<Activation::relu>(size, z, a);
+    case Activation::tanh:
+      return activate_as<Activation::tanh>(size, z, a);
+    case Activation::sigmoid:
+      return activate_as<Activation::sigmoid>(size, z, a);
+    case Activation::gelu:
+      return activate_as<Activation::gelu>(size, z, a);
+  }
+}
+
+template <class T>
+SPARSENN_INLINE void lose_squares(const Losses<T>& losses) {
+  T sums[kWide<T>];
+  std::copy_n(losses.sums, kWide<T>, sums);
+  const T twice = 2 / losses.scale;
+  for (int64_t n = 0; n < losses.count; ++n) {
+    const T* const outputs = losses.outputs + n * kWide<T>;
+    const T* const targets = losses.targets + n * kWide<T>;
+    T* const gradients = losses.gradients + n * kWide<T>;
+    SPARSENN_INDEPENDENT
+    for (int lane = 0; lane < kWide<T>; ++lane) {
+      const T gap = outputs[lane] - targets[lane];
+      sums[lane] = multiply_add(gap, gap, sums[lane]);
+      gradients[lane] = gap * twice;
+    }
+  }
+  std::copy_n(sums, kWide<T>, losses.sums);
+}
+
+// log(sum_c exp(z_c)) - z_label, with the largest output taken out of the exponents.
+template <class T>
+SPARSENN_INLINE void lose_entropy(const Losses<T>& losses) {
+  T most[kWide<T>], total[kWide<T>];
+  std::copy_n(losses.outputs, kWide<T>, most);
+  std::fill_n(total, kWide<T>, T(0));
+  for (int64_t n = 1; n < losses.count; ++n) {
+    const T* const outputs = losses.outputs + n * kWide<T>;
+    SPARSENN_INDEPENDENT
+    for (int lane = 0; lane < kWide<T>; ++lane) most[lane] = outputs[lane] > most[lane] ? outputs[lane] : most[lane];
+  }
+  for (int64_t n = 0; n < losses.count; ++n) {
+    const T* const outputs = losses.outputs + n * kWide<T>;
+    T* const gradients = losses.gradients + n * kWide<T>;
+    SPARSENN_INDEPENDENT
+    for (int lane = 0; lane < kWide<T>; ++lane) {
+      gradients[lane] = exponential(outputs[lane] - most[lane]);
+      total[lane] += gradients[lane];
+    }
+  }
+  const T share = T(1) / losses.scale;
+  for (int64_t n = 0; n < losses.count; ++n) {
+    T* const gradients = losses.gradients + n * kWide<T>;
+    SPARSENN_INDEPENDENT
+    for (int lane = 0; lane < kWide<T>; ++lane) {
+      gradients[lane] = (gradients[lane] / total[lane] - (losses.labels[lane] == n ? T(1) : T(0))) * share;
+    }
+  }
+  for (int lane = 0; lane < kWide<T>; ++lane) {
+    const T own = losses.outputs[losses.labels[lane] * kWide<T> + lane];
+    losses.sums[lane] += logarithm(total[lane]) + most[lane] - own;
+  }
+}
+
+template <class T>
+SPARSENN_INLINE void lose_any(const Losses<T>& losses) {
+  if (losses.labels) {
+    lose_entropy(losses);
+  } else {
+    lose_squares(losses);
+  }
+}
+
+template <class T>
+SPARSENN_INLINE void multiply_any(int64_t size, const T* by, T* numbers) {
+  SPARSENN_INDEPENDENT
+  for (int64_t i = 0; i < size; ++i) numbers[i] *= by[i];
+}
+
+}  // namespace
+
+SPARSENN_CLONES void multiply(int64_t size, const float* by, float* numbers) { multiply_any(size, by, numbers); }
+SPARSENN_CLONES void multiply(int64_t size, const double* by, double* numbers) { multiply_any(size, by, numbers); }
+SPARSENN_CLONES void move(const StepKind& kind, const Moves<float>& moves) { move_any(kind, moves); }
+SPARSENN_CLONES void move(const StepKind& kind, const Moves<double>& moves) { move_any(kind, moves); }
+SPARSENN_CLONES void activate(Activation kind, int64_t size, float* z, float* a) { activate_any(kind, size, z, a); }
+SPARSENN_CLONES void activate(Activation kind, int64_t size, double* z, double* a) { activate_any(kind, size, z, a); }
+SPARSENN_CLONES void lose(const Losses<float>& losses) { lose_any(losses); }
+SPARSENN_CLONES void lose(const Losses<double>& losses) { lose_any(losses); }
+
+// Once through the network for all; the few that come out too large go through it again alone.
+SPARSENN_CLONES void samples_of(const Permutation& order, int64_t begin, int64_t count, int32_t* samples) {
+  const Permutation own = order;
+  if (own.size < 2) {
+    std::fill_n(samples, count, 0);
+    return;
+  }
+  const uint32_t start = static_cast<uint32_t>(begin);
+  const int32_t size = static_cast<int32_t>(count);
+  auto* const found = reinterpret_cast<uint32_t*>(samples);
+  uint32_t most = 0;
+  SPARSENN_INDEPENDENT
+  for (int32_t i = 0; i < size; ++i) {
+    found[i] = own.once(start + static_cast<uint32_t>(i));
+    most = found[i] > most ? found[i] : most;
+  }
+  for (int32_t i = 0; most >= own.size && i < size; ++i) {
+    while (found[i] >= own.size) found[i] = own.once(found[i]);
+  }
+}
+
+}  // namespace sparsenn::cpu
