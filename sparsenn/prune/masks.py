@@ -175,8 +175,8 @@ def apply_masks(model: ModuleT, masks: Mapping[str, Tensor]) -> ModuleT:
     """Put masks on parameters of a model, in place: those entries are exactly 0 from here on, and have no gradient.
 
     A masked parameter is computed by a :class:`Mask` at each use, from what an optimizer sees: the same ``Parameter`` object as
-    before, now called ``parametrizations.<name>.original``, so that an optimizer made earlier goes on. The numbers under the
-    mask are set to 0 once; whatever becomes of them later, the model reads 0. Masks are buffers: they are in the ``state_dict``, move with the
+    before, untouched, now called ``parametrizations.<name>.original``, so that an optimizer made earlier goes on. Whatever is
+    stored under the mask, or becomes of it, the model reads 0. Masks are buffers: they are in the ``state_dict``, move with the
     model, and DDP sends them to all ranks. Apply masks before ``torch.compile``, DDP and sharding. A parameter that has a mask
     already gets the new one in the same buffer; what the old mask hid, and the new one shows, is whatever is stored.
 
@@ -223,7 +223,7 @@ def apply_masks(model: ModuleT, masks: Mapping[str, Tensor]) -> ModuleT:
 
 @torch.no_grad()
 def set_masks(chosen: list[tuple[Entry, Tensor]]) -> None:
-    """Put a mask on each entry, and zeros under it."""
+    """Put a mask on each entry."""
     for entry, kept in chosen:
         kept = _of_rank_0(kept.to(entry.stored.device))
         if entry.mask is None:
@@ -231,7 +231,6 @@ def set_masks(chosen: list[tuple[Entry, Tensor]]) -> None:
             for module, name in entry.places:
                 _register(module, name, entry.mask)
         entry.mask.mask.copy_(kept)
-        entry.stored.masked_fill_(~kept, 0)
 
 
 def _of_rank_0(mask: Tensor) -> Tensor:
@@ -247,7 +246,7 @@ def _register(module: nn.Module, name: str, mask: Mask) -> None:
     own_class(module)
     # Through nn.Identity the stored tensor stays as it is: torch would put the right_inverse's own memory in its place.
     parametrize.register_parametrization(module, name, nn.Identity())
-    module.parametrizations[name][0] = mask  # type: ignore[operator, index, assignment]
+    module.parametrizations[name][0] = mask  # type: ignore[index, assignment]
     module.__dict__.setdefault(_ORDER, order)
     adapt_class(module)
 

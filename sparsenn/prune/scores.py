@@ -153,8 +153,8 @@ def random(
     Args:
         model: The model, changed in place.
         compression: All parameters over those that stay, ≥ 1, counted as in :func:`magnitude`.
-        budget: ``"uniform"``: every tensor has the same density; ``"erk"``: densities of an Erdős–Rényi-Kernel network, in which
-            small layers keep more; ``"global"``: every set of weights of the right size is equally likely.
+        budget: ``"uniform"``: every tensor has the same density; ``"erk"``: densities of an Erdős–Rényi-Kernel network, in
+            which small layers keep more; ``"global"``: every set of weights of the right size is equally likely.
         exclude: As in :func:`magnitude`.
         generator: A generator on the CPU, the same draws for every device; torch's default one where it is None.
         on_collapse: As in :func:`magnitude`.
@@ -315,7 +315,7 @@ def synflow(
         with torch.no_grad():
             for weight, mask in zip(weights, masks, strict=True):
                 weight.masked_fill_(~mask, 0)
-    return _apply(plan, masks)
+    return _prune(plan, [mask.double() for mask in masks])
 
 
 @torch.no_grad()
