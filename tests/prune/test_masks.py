@@ -117,6 +117,9 @@ def test_names_order_and_parameter_objects_come_back():
     assert all(after[name] is before[name] for name in before)
     assert type(model[0]) is nn.Linear
     assert list(model.state_dict()) == list(net().state_dict())
+    prune.apply_masks(model, {"0.weight": torch.ones(5, 6, dtype=torch.bool)})
+    assert [row.name for row in prune.magnitude(model, compression=1).tensors] == list(before)
+    assert list(dict(prune.remove(model).named_parameters())) == list(before)
 
 
 def test_a_new_mask_takes_the_old_ones_buffer():
@@ -167,6 +170,14 @@ def test_tied_parameters_have_one_mask_and_stay_tied():
     prune.remove(model)
     assert model[0].weight is model[1].weight is weight
     assert len(list(model.parameters())) == 3
+
+
+def test_a_mask_on_a_copy_leaves_the_model_alone():
+    model = prune.apply_masks(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+    twin = prune.apply_masks(copy.deepcopy(model), {"bias": torch.tensor([False])})
+    assert twin.bias.item() == 0.0
+    assert isinstance(model.bias, nn.Parameter)
+    assert list(prune.masks(model)) == ["weight"]
 
 
 def test_a_copy_has_its_own_masks():

@@ -50,10 +50,10 @@ def test_a_run_ends_with_exactly_the_wanted_weights(shapes, method):
     assert list(dict(result.net.model.named_parameters())) == list(dict(models.lenet_300_100(3, 1, 8).named_parameters()))
 
 
-@pytest.mark.parametrize("stop_after", [1, 9, 10, 11, 17])
+@pytest.mark.parametrize("stop_after", [10, 13])
 @pytest.mark.parametrize("method", PRUNERS)
 def test_a_run_continued_from_before_at_and_after_the_masks_is_the_same_bits(shapes, method, stop_after):
-    chosen = config(method, prune_epoch=2, augment=stop_after == 11)  # the masks come after step 10
+    chosen = config(method, prune_epoch=2, augment=stop_after == 13)  # the masks come after step 10
     whole, broken = finish(Fit(chosen, shapes)), finish(Fit(chosen, shapes), stop_after)
     assert bool(prune.masks(broken.model)) == (stop_after > 10)
     buffer = io.BytesIO()
