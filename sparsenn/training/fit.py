@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ class Fit:
         """Optimizer and schedule of the part of the run that the net is in, before or after its masks."""
         config = self.config
         epochs = config.prune_epoch if self.epoch < config.prune_epoch else config.epochs - config.prune_epoch
+        if config.retrain_lr is not None and self.epoch >= config.prune_epoch:
+            config = replace(config, lr=config.retrain_lr)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(self.optimizer, config.schedule, epochs * self.batches)
 

@@ -70,6 +70,12 @@ def test_magnitude_trains_before_and_after_and_the_others_prune_at_once():
     for method in ("snip", "synflow", "random"):
         config = configure(dataset="mnist", method=method, compression=50)
         assert (config.epochs, config.prune_epoch, config.compression) == (75, 0, 50)
+    assert configure(method="magnitude", lr=0.3).retrain_lr == pytest.approx(0.12)
+    assert configure(method="snip", prune_epoch=3, retrain_lr=0.7).retrain_lr == 0.7
+    with pytest.raises(ConfigError, match=r"retrain-lr is 0\.1; with prune-epoch 0 it takes None, since nothing"):
+        configure(method="snip", retrain_lr=0.1)
+    with pytest.raises(ConfigError, match="retrain-lr is None; with prune-epoch 260 it takes a number above 0"):
+        configure(method="magnitude", epochs=520, retrain_lr=None)
     with pytest.raises(ConfigError, match="prune-epoch is 7; with 7 epochs it takes 0 to 6"):
         configure(method="snip", epochs=7, prune_epoch=7)
     with pytest.raises(ConfigError, match="method synflow needs a compression, a number of 1 or more"):
@@ -147,6 +153,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
         ("compression", 0.5, "a number, 1 or more"),
         ("compression", float("inf"), "a number, 1 or more"),
         ("prune_epoch", -1, "0 or more"),
+        ("retrain_lr", 0, "a number above 0"),
         ("prune_biases", "yes", "true or false"),
         ("augment", 1, "true or false"),
         ("epochs", 0, "1 or more"),
@@ -167,7 +174,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_it_takes(key, value, takes):
-    masks = key in ("compression", "prune_epoch", "prune_biases")
+    masks = key in ("compression", "prune_epoch", "retrain_lr", "prune_biases")
     with pytest.raises(ConfigError, match=f"{key.replace('_', '-')} is .*it takes .*{takes}"):
         configure(**({"method": "snip"} if masks else {}), **{key: value})
 
