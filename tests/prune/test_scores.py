@@ -415,3 +415,20 @@ def test_the_table_shows_what_stayed():
         "----------------------------------------",
         "total                  12     6   0.5000",
     ]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_the_masks_of_the_cpu():
+    def found(call: str, device: str) -> dict[str, torch.Tensor]:
+        model, batch = net().double().to(device), (BATCH[0].double().to(device), BATCH[1].to(device))
+        if call == "snip":
+            prune.snip(model, compression=3, batch=batch, loss_fn=functional.cross_entropy)
+        else:
+            torch.manual_seed(0)
+            CALLS[call](model, compression=3, on_collapse="ignore")
+        return {name: mask.cpu() for name, mask in prune.masks(model).items()}
+
+    for call in CALLS:
+        cpu, gpu = found(call, "cpu"), found(call, "cuda")
+        assert all(torch.equal(mask, gpu[name]) for name, mask in cpu.items()), call
