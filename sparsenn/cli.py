@@ -153,7 +153,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument(
         "--prune-epoch", type=int, metavar="N", help="epochs before pruning (default: half for magnitude, else 0)"
     )
-    sparsity.add_argument("--retrain-lr", type=float, metavar="LR", help="learning rate after that (default: 0.4 of --lr)")
+    sparsity.add_argument(
+        "--retrain-lr", type=float, metavar="LR", help="initial learning rate after that (default: that of --lr)"
+    )
     sparsity.add_argument(
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )

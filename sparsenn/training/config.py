@@ -13,7 +13,6 @@ from typing import Any
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, PRUNERS, SCHEDULES, Preset
 
-RETRAIN = 0.4  # of the learning rate: at all of it, what is left of a trained net may blow up
 FREE_ON_RESUME = ("data_root", "checkpoint_every")
 
 
@@ -37,7 +36,7 @@ class TrainConfig:
         compression: all parameters over those that a pruning method keeps; None for the other methods.
         prune_epoch: how many epochs a pruning method trains the dense net before it puts its masks on. The rest of the run
             trains what is left, with a fresh optimizer and the schedule from its beginning. 0 prunes at initialization.
-        retrain_lr: the initial learning rate of that rest; None where ``prune_epoch`` is 0 and ``lr`` is that of the whole run.
+        retrain_lr: the initial learning rate of that rest; None for ``lr``.
         prune_biases: whether a pruning method ranks biases and normalization layers with the weights; they stay otherwise.
         lr: initial learning rate.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
@@ -132,8 +131,6 @@ def configure(**given: Any) -> TrainConfig:
     _refuse_without_effect(given, method)
     depth = given.get("depth", preset.depth) if method == "dwf" else 1
     epochs = given.get("epochs", 2 * preset.epochs if method == "magnitude" else preset.epochs)
-    prune_epoch = given.get("prune_epoch", epochs // 2 if method == "magnitude" and _is_int(epochs) else 0)
-    lr = given.get("lr", preset.lr_at(depth if _is_int(depth) else preset.depth) if method == "dwf" else preset.dense_lr)
     defaults: dict[str, Any] = {
         "dataset": dataset,
         "model": model,
@@ -143,10 +140,10 @@ def configure(**given: Any) -> TrainConfig:
         "lam_schedule": "constant" if "lam" in _neutral(method) or given.get("target_sparsity") else preset.lam_schedule,
         "target_sparsity": None,
         "compression": preset.compression if method in PRUNERS else None,
-        "prune_epoch": prune_epoch,
-        "retrain_lr": RETRAIN * lr if method in PRUNERS and prune_epoch and _is_number(lr) else None,
+        "prune_epoch": epochs // 2 if method == "magnitude" and _is_int(epochs) else 0,
+        "retrain_lr": None,
         "prune_biases": False,
-        "lr": lr,
+        "lr": preset.lr_at(depth if _is_int(depth) else preset.depth) if method == "dwf" else preset.dense_lr,
         "schedule": "cosine",
         "epochs": epochs,
         "batch_size": preset.batch_size,
@@ -267,9 +264,8 @@ def _check_masks(config: TrainConfig) -> None:
         raise ConfigError(f"method {config.method} needs a compression, a number of 1 or more")
     if config.prune_epoch >= config.epochs:
         raise ConfigError(f"prune-epoch is {config.prune_epoch}; with {config.epochs} epochs it takes 0 to {config.epochs - 1}")
-    if (config.retrain_lr is None) != (config.prune_epoch == 0):
-        takes = "None, since nothing is trained before the masks" if config.prune_epoch == 0 else "a number above 0"
-        raise ConfigError(f"retrain-lr is {config.retrain_lr!r}; with prune-epoch {config.prune_epoch} it takes {takes}")
+    if config.retrain_lr is not None and config.prune_epoch == 0:
+        raise ConfigError("retrain-lr has no effect with prune-epoch 0, where nothing is trained before the masks; drop it")
 
 
 def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:

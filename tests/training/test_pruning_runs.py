@@ -81,6 +81,8 @@ def test_magnitude_prunes_what_the_dense_net_became_and_begins_its_schedule_anew
     sparse = [record["compression_ratio"] for record in fit.history]
     assert sparse[1] < 1.1
     assert sparse[2] >= 8
+    same = finish(Fit(config("magnitude"), shapes))
+    assert [record["lr"] for record in same.history] == pytest.approx([0.05, 0.0, 0.05, 0.0])
 
 
 def test_the_masks_at_the_start_are_those_of_the_room(shapes):
