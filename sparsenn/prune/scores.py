@@ -346,6 +346,39 @@ def _flow(network: nn.Module, ones: Tensor, weights: list[Tensor], masks: list[T
     return [score.masked_fill(~mask, -1) for score, mask in zip(scores, masks, strict=True)]
 
 
+def compression_limit(model: nn.Module, *, exclude: Iterable[Selector] = _NOT_PRUNED) -> float:
+    """The largest compression that the pruning functions can reach on a model: all parameters over those never pruned.
+
+    Args:
+        model: Any module.
+        exclude: As in :func:`magnitude`.
+
+    Returns:
+        A float ≥ 1; inf where every parameter may be pruned.
+
+    Raises:
+        ValueError: for a selector that means nothing.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> sparsenn.prune.compression_limit(torch.nn.Linear(9, 1))
+        10.0
+    """
+    found = entries(model)
+    free = _numel(found) - _numel(_candidates("compression_limit", found, exclude))
+    return _numel(found) / free if free else math.inf
+
+
+def _candidates(caller: str, found: list[Entry], exclude: Iterable[Selector]) -> list[Entry]:
+    protected = selected([entry.named for entry in found], exclude, "exclude", caller)
+    trained = [entry for i, entry in enumerate(found) if i not in protected and entry.stored.requires_grad]
+    return [entry for entry in trained if entry.stored.is_floating_point()]
+
+
+def _numel(found: list[Entry]) -> int:
+    return sum(entry.numel for entry in found)
+
+
 @dataclass
 class _Plan:
     """What a pruning function is to do: checked, with nothing changed yet.
@@ -366,15 +399,14 @@ def _plan(caller: str, model: nn.Module, compression: float, exclude: Iterable[S
         raise ValueError(f"{caller}: compression is {compression!r}; it takes a number >= 1")
     _check_choice(caller, "on_collapse", on_collapse, ON_COLLAPSE)
     found = entries(model)
-    protected = selected([entry.named for entry in found], exclude, "exclude", caller)
-    candidates = [entry for i, entry in enumerate(found) if i not in protected and _is_trained(entry.stored)]
+    candidates = _candidates(caller, found, exclude)
     for entry in candidates:
         if entry.obstacle:
             raise ValueError(f"{caller}: {entry.name!r} {entry.obstacle}, or leave it out with exclude")
         if bool(entry.weight.isnan().any()):
             raise ValueError(f"{caller}: {entry.name!r} holds NaN; it takes weights that can be compared")
-    total = sum(entry.numel for entry in found)
-    free = total - sum(entry.numel for entry in candidates)
+    total = _numel(found)
+    free = total - _numel(candidates)
     keep = math.floor(total / compression) - free
     if keep < 0:
         raise ValueError(
@@ -388,10 +420,6 @@ def _plan(caller: str, model: nn.Module, compression: float, exclude: Iterable[S
             f"takes more than that, or remove the masks first"
         )
     return _Plan(caller, found, candidates, keep, on_collapse)
-
-
-def _is_trained(stored: Tensor) -> bool:
-    return stored.requires_grad and stored.is_floating_point()
 
 
 def _check_choice(caller: str, name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -67,11 +66,12 @@ def check_compression(config: TrainConfig, model: nn.Module) -> None:
     Raises:
         ConfigError: with the largest one that is possible.
     """
-    try:
-        generator = torch.Generator().manual_seed(config.seed)
-        prune.random(copy.deepcopy(model), generator=generator, on_collapse="ignore", **_how_many(config))
-    except ValueError as error:
-        raise ConfigError(f"{error} (prune-biases here)") from error
+    limit = prune.compression_limit(model, exclude=_how_many(config)["exclude"])
+    if config.compression is not None and config.compression > limit:
+        raise ConfigError(
+            f"compression is {config.compression:g}; {config.model} takes at most {limit:.6g} as long as biases and "
+            "normalization stay; prune-biases ranks them too"
+        )
 
 
 def put_masks(config: TrainConfig, model: nn.Module, data: ImageData) -> prune.Pruning:

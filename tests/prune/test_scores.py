@@ -150,6 +150,15 @@ def test_tied_parameters_count_once():
     assert torch.equal(model[0].weight, model[2].weight)
 
 
+def test_the_limit_is_the_largest_compression_that_works():
+    limit = prune.compression_limit(net())
+    assert limit == 159 / 32
+    assert prune.magnitude(net(), compression=limit, on_collapse="ignore").kept == 32
+    with pytest.raises(ValueError, match=f"it takes at most {limit:.6g}"):
+        prune.magnitude(net(), compression=limit * (1 + 1e-12))
+    assert prune.compression_limit(net(), exclude=()) == prune.compression_limit(nn.ReLU()) == math.inf
+
+
 def test_selectors_are_those_of_param_groups():
     model = net()
     prune.magnitude(model, compression=1.2, exclude=("bias", "norm", "5.*"))
