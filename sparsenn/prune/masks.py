@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -70,6 +71,7 @@ class Entry:
         shape: of the tensor that the model computes with; None where it is not initialized yet.
         mask: its mask, if it has one.
         obstacle: why it can't be pruned, as the end of a sentence that begins with its name; empty where it can.
+        sharded: whether ranks share it out.
     """
 
     named: NamedParameter
@@ -77,6 +79,7 @@ class Entry:
     shape: torch.Size | None
     mask: Mask | None
     obstacle: str
+    sharded: bool
 
     @property
     def name(self) -> str:
@@ -108,7 +111,7 @@ class Entry:
 def entries(model: nn.Module) -> list[Entry]:
     """Every parameter of a model once, in the model's order, which is the same with masks and without."""
     found: dict[tuple[int, ...], Entry] = {}
-    for path, module, _ in walk(model):
+    for path, module, inside in walk(model):
         own: dict[str, parametrize.ParametrizationList | None] = dict.fromkeys(_own(module))
         own.update(parametrizations_of(module))
         order = module.__dict__.get(_ORDER, ())
@@ -116,7 +119,7 @@ def entries(model: nn.Module) -> list[Entry]:
             tensors = _tensors(module, name, own[name])
             if tensors:
                 key = tuple(map(id, tensors))
-                entry = found.get(key) or found.setdefault(key, _entry(module, name, tensors, own[name]))
+                entry = found.get(key) or found.setdefault(key, _entry(inside, name, tensors, own[name]))
                 if (module, name) not in entry.places:
                     entry.places.append((module, name))
                 names, owners = (*entry.named.names, join(path, name)), (*entry.named.owners, module)
@@ -136,20 +139,34 @@ def _tensors(module: nn.Module, name: str, parametrization: parametrize.Parametr
 
 
 def _entry(
-    module: nn.Module, name: str, tensors: tuple[Tensor, ...], parametrization: parametrize.ParametrizationList | None
+    inside: tuple[nn.Module, ...],
+    name: str,
+    tensors: tuple[Tensor, ...],
+    parametrization: parametrize.ParametrizationList | None,
 ) -> Entry:
+    module = inside[-1]
     mask = parametrization[0] if parametrization is not None and len(parametrization) == 1 else None
     mask = mask if isinstance(mask, Mask) else None
-    obstacle = "" if mask is not None else _obstacle(module, name, tensors[0], parametrization)
+    sharded = is_sharded(tensors[0]) or any(map(_is_fsdp, inside))
+    if sharded:
+        obstacle = "is sharded; prune the whole model, then shard it"
+    else:
+        obstacle = "" if mask is not None else _obstacle(module, name, tensors[0], parametrization)
     if parametrization is not None and mask is None:
         shape: torch.Size | None = getattr(module, name).shape
     else:
         shape = None if nn.parameter.is_lazy(tensors[0]) else tensors[0].shape
-    return Entry(NamedParameter(tensors[0], (), ()), [], shape, mask, obstacle)
+    return Entry(NamedParameter(tensors[0], (), ()), [], shape, mask, obstacle, sharded)
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 shards this module, at times into parameters that look whole."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def _obstacle(module: nn.Module, name: str, stored: Tensor, other: parametrize.ParametrizationList | None) -> str:
-    """Why a parameter without a mask can't have one, and the cure; empty where it can."""
+    """Why a whole parameter without a mask can't have one, and the cure; empty where it can."""
     if other is not None:
         if isinstance(other[0], HadamardProduct):
             return "is a product of factors; collapse the model first"
@@ -160,8 +177,6 @@ def _obstacle(module: nn.Module, name: str, stored: Tensor, other: parametrize.P
         return "is not initialized yet; run one batch through the model first"
     if stored.is_meta:
         return "is on the meta device and has no values"
-    if is_sharded(stored):
-        return "is sharded; prune the whole model, then shard it"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
         return "belongs to an embedding with sparse or max_norm, which needs the stored weight itself; turn these off"
     if isinstance(module, torch.jit.ScriptModule):
@@ -263,14 +278,23 @@ def remove(model: ModuleT) -> ModuleT:
     Returns:
         The same model.
 
+    Raises:
+        ValueError: for a masked parameter that is sharded. A whole model of the same masks can load its full ``state_dict``.
+
     Example:
         >>> import torch, sparsenn
         >>> layer = sparsenn.prune.apply_masks(torch.nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
         >>> [name for name, _ in sparsenn.prune.remove(layer).named_parameters()], float(layer.weight[0, 1])
         (['weight', 'bias'], 0.0)
     """
+    masked = [entry for entry in entries(model) if entry.mask is not None]
+    for entry in masked:
+        if entry.sharded:
+            raise ValueError(
+                f"remove: {entry.name!r} is sharded; load the full state_dict into a whole model of the same masks"
+            )
     with torch.no_grad():
-        for entry in entries(model):
+        for entry in masked:
             if entry.mask is not None:
                 entry.stored.masked_fill_(~entry.mask.mask, 0)
                 for module, name in entry.places:

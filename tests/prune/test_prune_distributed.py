@@ -1,4 +1,4 @@
-"""Masks over ranks: DDP in real gloo processes."""
+"""Masks over ranks: DDP and FSDP2 in real gloo processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 from sparsenn import prune
@@ -70,17 +70,28 @@ def _work(rank: int, folder: Path) -> None:
     torch.save({"random": prune.masks(drawn), "snip": snipped, "after": after, "weights": state}, folder / f"rank-{rank}.pt")
 
     mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
-    sharded = net()
-    sharded[0].weight = nn.Parameter(distribute_tensor(sharded[0].weight.detach(), mesh, [Shard(0)]))
+    model, whole = net()[:1], net()[:1]
+    for chosen in (model, whole):
+        prune.magnitude(chosen, compression=2)
+    fully_shard(model[0], mesh=mesh)
+    for chosen in (model, whole):
+        optimizer = torch.optim.SGD(chosen.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+        for step in range(3):
+            optimizer.zero_grad()
+            chosen(images(step)[0]).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(model(images(9)[0]), whole(images(9)[0]), rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match=r"remove: '0\.weight' is sharded; load the full state_dict into a whole model"):
+        prune.remove(model)
     with pytest.raises(ValueError, match=r"'0\.weight' is sharded; prune the whole model, then shard it"):
-        prune.magnitude(sharded, compression=2)
+        prune.magnitude(model, compression=3)
 
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_ranks_have_the_same_masks_and_train_the_same_weights_under_them(tmp_path):
+def test_ranks_have_the_same_masks_and_train_the_same_weights_under_them_also_in_shards(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -171,6 +171,16 @@ def test_selectors_are_those_of_param_groups():
         prune.random(net(), compression=2, budget="all")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("call", ["magnitude", "erk", "synflow"])
+def test_half_types_are_ranked_as_their_values_in_float64(call, dtype):
+    model = net().to(dtype)
+    wide = copy.deepcopy(model).double()
+    for chosen in (model, wide):
+        CALLS[call](chosen, compression=3, on_collapse="ignore")
+    assert all(torch.equal(mask, prune.masks(wide)[name]) for name, mask in prune.masks(model).items())
+
+
 def test_nan_is_refused():
     model = net()
     with torch.no_grad():
