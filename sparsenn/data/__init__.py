@@ -1,9 +1,20 @@
 """Real data sets as tensors in memory."""
 
+from sparsenn.data.augment import augment
 from sparsenn.data.digits import load_digits
 from sparsenn.data.errors import DataError, MissingExtraError, require_extra
 from sparsenn.data.idx import read_idx
 from sparsenn.data.images import ImageData
 from sparsenn.data.registry import load, names
 
-__all__ = ["DataError", "ImageData", "MissingExtraError", "load", "load_digits", "names", "read_idx", "require_extra"]
+__all__ = [
+    "DataError",
+    "ImageData",
+    "MissingExtraError",
+    "augment",
+    "load",
+    "load_digits",
+    "names",
+    "read_idx",
+    "require_extra",
+]
