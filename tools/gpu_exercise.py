@@ -296,8 +296,6 @@ def main() -> None:
         count += Case(shape, dtype, depth, layouts, arguments.device).check()
     for dtype in dtypes:
         count += check_spectral(dtype, arguments.device, arguments.short) + check_ridge(dtype, arguments.device)
-
-        count += check_spectral(dtype, arguments.device, arguments.short)
     for dtype in (torch.float32, torch.float64):
         count += check_stacked(dtype, arguments.device)
     if arguments.device != "cpu":
