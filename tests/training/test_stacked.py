@@ -134,12 +134,26 @@ def test_a_run_ends_when_patience_epochs_in_a_row_brought_nothing_better():
                 return epoch, best
         return 60, best
 
-    outcomes = train(modules, runs, data_sets(40)[:1], max_epochs=60, dtype=torch.float64, patience=4)
+    def impatient():
+        return Stack(modules, runs, data_sets(40)[:1], max_epochs=60, dtype=torch.float64, patience=4)
+
+    stack = impatient()
+    while stack.active:
+        stack.epoch()
+        again = impatient()
+        again.load_state_dict(stack.state_dict())  # patience is a part of the state
+        stack = again
     expected = [end(own) for own in losses]
-    assert [outcome.epochs for outcome in outcomes] == [epochs for epochs, _ in expected]
-    assert [outcome.best_loss for outcome in outcomes] == pytest.approx([best for _, best in expected], rel=1e-9)
+    assert [outcome.epochs for outcome in stack.outcomes] == [epochs for epochs, _ in expected]
+    assert [outcome.best_loss for outcome in stack.outcomes] == pytest.approx([best for _, best in expected], rel=1e-9)
     assert len({epochs for epochs, _ in expected}) > 2
     assert min(epochs for epochs, _ in expected) < 60
+
+
+def test_a_loss_that_stays_the_same_is_no_improvement():
+    x, y = torch.zeros(20, 12), torch.ones(20, 1)  # the output is 0 whatever the weights, and nothing moves
+    outcome = train([fcn((3,), "tanh")], [Run()], [(x, y)], patience=4, max_epochs=60)[0]
+    assert (outcome.epochs, outcome.best_loss) == (5, 1.0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -181,11 +181,14 @@ def test_parquet_holds_the_same_rows(tmp_path):
     assert parquet.read_table(tmp_path / "out" / "runs.parquet").to_pylist() == rows
 
 
+# A sweep that checkpoints often, and that no machine finishes before it is killed.
 KILLED = """
-import sys
-from sparsenn.training.stacked import runner
-runner.VISIT, runner.CHECKPOINT_EVERY = 0.01, 0.02
+import sys, time
 from sparsenn.cli import main
+from sparsenn.training.stacked import Stack, runner
+runner.VISIT, runner.CHECKPOINT_EVERY = 0.01, 0.02
+advance = Stack.advance
+Stack.advance = lambda stack, steps: (time.sleep(0.02), advance(stack, steps))[1]
 sys.exit(main(sys.argv[1:]))
 """
 
