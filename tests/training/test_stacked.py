@@ -92,6 +92,16 @@ def test_any_architecture_learns_classes():
         assert outcome.data_loss == outcome.loss == pytest.approx(history[-1][0], rel=1e-12)
 
 
+def test_layers_may_share_a_weight():
+    net = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Tanh(), nn.Linear(12, 12, bias=False), nn.Linear(12, 1))
+    net[2].weight = net[0].weight
+    x, y = data_sets()[0]
+    stack = finish(Stack([net], [Run(lr=0.05)], [(x, y)], max_epochs=2, dtype=torch.float64))
+    module, _ = alone(net, Run(lr=0.05), x, y, 2)
+    torch.testing.assert_close(flat(stack.outcomes[0]), flat(module), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(stack.module(0)(x), module(x), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["fcn", "cnn"])
 def test_company_changes_no_bit_of_a_run(kind):
     together = finish(stack_of(kind=kind, engine="fused", dtype=torch.float32))

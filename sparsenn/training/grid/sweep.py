@@ -16,7 +16,7 @@ from sparsenn.data import require_extra, taught
 from sparsenn.models import build_student, teacher
 from sparsenn.models.students import INPUTS
 from sparsenn.training.errors import ConfigError, RunFolderError
-from sparsenn.training.files import remove_parts, write_atomic
+from sparsenn.training.files import remove_parts, write_atomic, write_json
 from sparsenn.training.folder import SWEEP, open_new
 from sparsenn.training.grid.config import SWEPT, Key, SweepConfig, read_sweep
 from sparsenn.training.session import StopSignal, session
@@ -182,7 +182,11 @@ def _open_again(out: str | Path, config: SweepConfig) -> Path:
     different = [name for name, value in stored.to_dict().items() if value != config.to_dict()[name] and name != "threads"]
     if different:
         raise ConfigError(f"{out} holds another sweep: {', '.join(different)} differ; drop --resume and name another --out")
-    remove_parts(Path(out))
+    try:
+        remove_parts(Path(out))
+        write_json(Path(out) / SWEEP, config.to_dict())
+    except OSError as error:
+        raise RunFolderError(f"{out}: cannot be written: {error.strerror or error}; make it writable to go on") from error
     return Path(out)
 
 
