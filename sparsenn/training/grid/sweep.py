@@ -28,6 +28,7 @@ from sparsenn.training.table import Row, Table
 
 TABLE = "runs.jsonl"
 FORMATS = ("csv", "jsonl", "parquet")
+_STEP_COST = 200  # what a step costs whatever its network, in weights: for the estimate of the time left
 
 
 def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format: str = "csv", quiet: bool = True) -> list[Row]:  # noqa: A002
@@ -138,7 +139,7 @@ def _job(own: Group, config: SweepConfig) -> Job:
         about = {"patience": config.patience, "dtype": config.dtype, "device": config.device, "engine": stack.engine}
         return {**about, "version": __version__, "commit": commit, **figures(stack, index)}
 
-    return Job(own.name, own.keys, lambda: _build(own.keys, config), row, float(weights * steps))
+    return Job(own.name, own.keys, lambda: _build(own.keys, config), row, float((weights + _STEP_COST) * steps))
 
 
 def _build(keys: tuple[Key, ...], config: SweepConfig) -> Stack:
