@@ -154,7 +154,7 @@ struct Stack {
   double* losses;
   const void *x, *y;
   bool labels;  // y is int64
-  int64_t samples;
+  int64_t sets, samples;
   const PatchLayer* layers;
   int64_t depth;
   int64_t batch, epoch, first, steps;

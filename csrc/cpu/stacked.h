@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cpu/simd.h"
@@ -98,18 +99,12 @@ void lose(const Losses<double>& losses);
 // The samples from the `begin`-th on in an order.
 void samples_of(const Permutation& order, int64_t begin, int64_t count, int32_t* samples);
 
-// The trainers: of one run after the other, for structures of dense layers; and of up to kWide runs of one kind.
-template <class T>
-void train_dense(const Stack& stack, const std::vector<StackedLayer>& layers, const StackedRun& run);
-template <class T>
-void train_lanes(const Stack& stack, const std::vector<StackedLayer>& layers, const StackedRun* const* runs,
-                 int64_t count);
-
 // Room for numbers, aligned to vectors, at first zero.
 template <class T>
 class Room {
  public:
   explicit Room(int64_t size) : data_(new (std::align_val_t(64)) T[size]()) {}
+  Room(Room&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   Room(const Room&) = delete;
   Room& operator=(const Room&) = delete;
   ~Room() { ::operator delete[](data_, std::align_val_t(64)); }
@@ -119,5 +114,39 @@ class Room {
  private:
   T* data_;
 };
+
+// The samples of one step after the other, found for several steps at once: a single one would not fill the processor.
+class Order {
+ public:
+  Order(const Stack& stack, int64_t seed)
+      : permutation_(stack.samples, seed, stack.epoch),
+        size_(stack.samples),
+        batch_(stack.batch),
+        samples_(2 * kSteps * batch_) {}
+
+  // They stay while steps of this block or of the next are asked for.
+  const int32_t* of_step(int64_t step) {
+    const int64_t block = step / kSteps, begin = block * kSteps * batch_;
+    int32_t* const samples = samples_ + block % 2 * kSteps * batch_;
+    if (known_[block % 2] != block) {
+      samples_of(permutation_, begin, std::min(kSteps * batch_, size_ - begin), samples);
+      known_[block % 2] = block;
+    }
+    return samples + step % kSteps * batch_;
+  }
+
+ private:
+  static constexpr int64_t kSteps = 8;
+  Permutation permutation_;
+  int64_t size_, batch_, known_[2] = {-1, -1};
+  Room<int32_t> samples_;
+};
+
+// The trainers: of one run after the other, for structures of dense layers; and of up to kWide runs of one kind.
+template <class T>
+void train_dense(const Stack& stack, const std::vector<StackedLayer>& layers, const StackedRun& run);
+template <class T>
+void train_lanes(const Stack& stack, const std::vector<StackedLayer>& layers, const StackedRun* const* runs,
+                 int64_t count);
 
 }  // namespace sparsenn::cpu

@@ -207,7 +207,7 @@ struct Chosen {
 SPARSENN_PRODUCTS_FOR(base, , 16, 2, 2, 2, 2)
 #if defined(SPARSENN_HAS_CLONES)
 SPARSENN_PRODUCTS_FOR(v3, __attribute__((target("arch=x86-64-v3"))), 32, 4, 4, 4, 2)
-SPARSENN_PRODUCTS_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64, 8, 16, 4, 2)
+SPARSENN_PRODUCTS_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64, 16, 16, 8, 2)
 #endif
 
 template <class T>
@@ -235,10 +235,9 @@ class Dense {
         state_(static_cast<T*>(stack.state) + run.index * stack.rows * stack.parameters),
         vectors_(padded(stack.batch, W) / W),
         outputs_(layers.back().outputs),
-        order_(stack.samples, run.seed, stack.epoch),
+        order_(stack, run.seed),
         targets_(outputs_ * W),
         labels_(W),
-        samples_(2 * stack.batch),
         grads_(room_for_gradients(layers)) {
     features_.push_back(std::make_unique<Features<T>>(layers.front().inputs, vectors_));
     for (const StackedLayer& layer : layers) {
@@ -248,7 +247,6 @@ class Dense {
 
   void run() {
     const int64_t batches = (stack_.samples + stack_.batch - 1) / stack_.batch;
-    find_samples(stack_.first);
     for (int64_t step = stack_.first; step < stack_.first + stack_.steps; ++step) {
       const int64_t size = std::min(stack_.batch, stack_.samples - step * stack_.batch);
       const double scale = static_cast<double>(stack_.labels ? size : size * outputs_);
@@ -260,7 +258,7 @@ class Dense {
       gather(step, size);
       forward(size);
       const double loss = judge(step, size, static_cast<T>(scale));
-      if (step + 1 < stack_.first + stack_.steps) find_samples(step + 1);
+      if (step + 1 < stack_.first + stack_.steps) prefetch(step + 1);
       backward(size, penalties);
       double penalty = 0;
       for (const T own : penalties) penalty += static_cast<double>(own);
@@ -279,27 +277,25 @@ class Dense {
   }
 
   int64_t vectors(int64_t size) const { return padded(size, W) / W; }
-  int32_t* samples_of_step(int64_t step) { return samples_ + step % 2 * stack_.batch; }
   int64_t place(int64_t sample) const { return run_.data * stack_.samples + sample; }
   const T* input(int64_t sample) const {
     return static_cast<const T*>(stack_.x) + place(sample) * layers_.front().inputs;
   }
 
-  // The samples of a step, and their rows on the way to the cache.
-  void find_samples(int64_t step) {
-    const int64_t begin = step * stack_.batch, size = std::min(stack_.batch, stack_.samples - begin);
-    int32_t* const own = samples_of_step(step);
-    samples_of(order_, begin, size, own);
+  // The rows of a step's samples on the way to the cache.
+  void prefetch(int64_t step) {
+    const int64_t size = std::min(stack_.batch, stack_.samples - step * stack_.batch), width = layers_.front().inputs;
+    const int32_t* const own = order_.of_step(step);
     for (int64_t i = 0; i < size; ++i) {
       const T* const row = input(own[i]);
-      for (int64_t k = 0; k < layers_.front().inputs; k += W) __builtin_prefetch(row + k);
-      __builtin_prefetch(row + layers_.front().inputs - 1);
+      for (int64_t k = 0; k < width; k += W) __builtin_prefetch(row + k);
+      __builtin_prefetch(row + width - 1);
     }
   }
 
   void gather(int64_t step, int64_t size) {
     Features<T>& x = *features_.front();
-    const int32_t* const own = samples_of_step(step);
+    const int32_t* const own = order_.of_step(step);
     for (int64_t i = 0; i < size; ++i) std::copy_n(input(own[i]), x.count, x.by_sample + i * x.stride);
     for (int64_t v = 0; v < vectors(size); ++v) {
       ops_.transpose(W, x.stride, x.by_sample + v * W * x.stride, x.stride, x.by_feature + v * x.stride * W, W);
@@ -324,7 +320,7 @@ class Dense {
   // The sum of the samples' losses. Samples that are not there pull at nothing.
   double judge(int64_t step, int64_t size, T scale) {
     Features<T>& made = *features_.back();
-    const int32_t* const own = samples_of_step(step);
+    const int32_t* const own = order_.of_step(step);
     double total = 0;
     for (int64_t first = 0, at = 0; first < size; first += W, at += made.stride * W) {
       const int64_t here = std::min(W, size - first);
@@ -360,7 +356,7 @@ class Dense {
         }
       }
       // Only now, when the old weights have served.
-      const int64_t rows = std::max<int64_t>(1, kGradients / from.stride / 4 * 4);
+      const int64_t rows = std::max<int64_t>(1, kGradients / from.stride / 8 * 8);
       for (int64_t m = 0; m < to.count; m += rows) {
         const int64_t count = std::min(rows, to.count - m);
         ops_.gradient(count, from.count, size, to.pulls + m * W, to.stride * W, from.by_sample, from.stride, grads_,
@@ -376,7 +372,11 @@ class Dense {
   // is overwritten by the next, and no row that has not moved yet is touched.
   static void close_up(T* rows, int64_t count, int64_t size, int64_t stride) {
     for (int64_t m = 1; size < stride && m < count; ++m) {
-      for (int64_t k = 0; k < size; k += W) std::memmove(rows + m * size + k, rows + m * stride + k, sizeof(T) * W);
+      for (int64_t k = 0; k < size; k += W) {
+        T vector[W];
+        std::memcpy(vector, rows + m * stride + k, sizeof(vector));
+        std::memcpy(rows + m * size + k, vector, sizeof(vector));
+      }
     }
   }
 
@@ -403,10 +403,9 @@ class Dense {
   const Chosen<T>& ops_;
   T *const weights_, *const state_;
   const int64_t vectors_, outputs_;
-  const Permutation order_;
+  Order order_;
   Room<T> targets_;
   Room<int64_t> labels_;
-  Room<int32_t> samples_;
   Room<T> grads_;
   std::vector<std::unique_ptr<Features<T>>> features_;
   LaneRates<T> rates_{};

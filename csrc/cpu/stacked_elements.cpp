@@ -174,15 +174,22 @@ SPARSENN_CLONES void lose(const Losses<double>& losses) { lose_any(losses); }
 
 // Once through the network for all; the few that come out too large go through it again alone.
 SPARSENN_CLONES void samples_of(const Permutation& order, int64_t begin, int64_t count, int32_t* samples) {
-  const Permutation copy = order;
-  SPARSENN_INDEPENDENT
-  for (int64_t i = 0; i < count; ++i) {
-    samples[i] = static_cast<int32_t>(copy.size < 2 ? 0 : copy.once(static_cast<uint32_t>(begin + i)));
+  const Permutation own = order;
+  if (own.size < 2) {
+    std::fill_n(samples, count, 0);
+    return;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    while (static_cast<uint32_t>(samples[i]) >= copy.size) {
-      samples[i] = static_cast<int32_t>(copy.once(static_cast<uint32_t>(samples[i])));
-    }
+  const uint32_t start = static_cast<uint32_t>(begin);
+  const int32_t size = static_cast<int32_t>(count);
+  auto* const found = reinterpret_cast<uint32_t*>(samples);
+  uint32_t most = 0;
+  SPARSENN_INDEPENDENT
+  for (int32_t i = 0; i < size; ++i) {
+    found[i] = own.once(start + static_cast<uint32_t>(i));
+    most = found[i] > most ? found[i] : most;
+  }
+  for (int32_t i = 0; most >= own.size && i < size; ++i) {
+    while (found[i] >= own.size) found[i] = own.once(found[i]);
   }
 }
 

@@ -132,10 +132,12 @@ struct Ops {
     }
   }
 
-  static SPARSENN_INLINE void transpose(const T* from, int64_t stride, T* to) {
-    for (int64_t k = 0; k < stride; k += kLanes) {
+  // to[k][lane] = rows[lane][k] for a multiple of kWide of features k.
+  static SPARSENN_INLINE void transpose(const T* const* rows, int64_t size, T* to) {
+    for (int64_t k = 0; k < size; k += kLanes) {
       for (int64_t n = 0; n < kWide<T>; n += kLanes) {
-        transpose_square<T, kLanes>(from + n * stride + k, stride, to + k * kWide<T> + n, kWide<T>);
+        transpose_square<T, kLanes>([&](int i) SPARSENN_INLINED { return rows[n + i] + k; }, to + k * kWide<T> + n,
+                                    kWide<T>);
       }
     }
   }
@@ -159,8 +161,8 @@ struct Ops {
     Ops<T, BYTES / sizeof(T)>::hand_back(layer, parameters, pulls, stride, inputs, input_stride);                      \
   }                                                                                                                    \
   template <class T>                                                                                                   \
-  TARGET void transpose_##NAME(const T* from, int64_t stride, T* to) {                                                 \
-    Ops<T, BYTES / sizeof(T)>::transpose(from, stride, to);                                                            \
+  TARGET void transpose_##NAME(const T* const* rows, int64_t size, T* to) {                                                 \
+    Ops<T, BYTES / sizeof(T)>::transpose(rows, size, to);                                                            \
   }                                                                                                                    \
   template <class T>                                                                                                   \
   constexpr Chosen<T> chosen_##NAME{forward_##NAME<T>, backward_##NAME<T>, hand_back_##NAME<T>, transpose_##NAME<T>};
@@ -172,7 +174,7 @@ struct Chosen {
   void (*forward)(const StackedLayer&, const T*, const T*, int64_t, T*, int64_t);
   void (*backward)(const StackedLayer&, const T*, int64_t, const T*, T*, int64_t, T*);
   void (*hand_back)(const StackedLayer&, const T*, const T*, int64_t, T*, int64_t);
-  void (*transpose)(const T*, int64_t, T*);
+  void (*transpose)(const T* const*, int64_t, T*);
 };
 
 SPARSENN_OPS_FOR(base, , 16)
@@ -209,23 +211,25 @@ class Lanes {
         weights_(stack.parameters * W),
         state_(rows_ * stack.parameters * W),
         grads_(stack.parameters * W),
-        gathered_(W * input_stride_),
+        edge_(W * input_stride_),
         x_(kSamples * input_stride_ * W),
         targets_(kSamples * outputs_ * W),
-        labels_(kSamples * W),
-        samples_(2 * W * stack.batch) {
+        labels_(kSamples * W) {
     for (const StackedLayer& layer : layers) signals_.push_back(std::make_unique<Signals<T>>(layer.outputs));
-    for (int64_t lane = 0; lane < count; ++lane) orders_[lane] = {stack.samples, runs[lane]->seed, stack.epoch};
+    std::fill_n(rows_of_, W, static_cast<const T*>(edge_));
+    for (int64_t lane = 0; lane < count; ++lane) {
+      orders_.emplace_back(stack, runs[lane]->seed);
+      inputs_of_[lane] = static_cast<const T*>(stack.x) + runs[lane]->data * stack.samples * inputs_;
+    }
   }
 
   void run() {
     copy<true>();
-    find_samples(stack_.first);
     for (int64_t step = stack_.first; step < stack_.first + stack_.steps; ++step) {
       const int64_t size = std::min(stack_.batch, stack_.samples - step * stack_.batch);
       const T scale = static_cast<T>(stack_.labels ? size : size * outputs_);
       std::fill_n(static_cast<T*>(grads_), stack_.parameters * W, T(0));
-      if (step + 1 < stack_.first + stack_.steps) find_samples(step + 1);
+      if (step + 1 < stack_.first + stack_.steps) prefetch(step + 1);
       T sums[W] = {}, penalties[W] = {};
       for (int64_t begin = 0; begin < size; begin += kSamples) {
         gather(step, begin, std::min<int64_t>(kSamples, size - begin));
@@ -277,32 +281,36 @@ class Lanes {
     }
   }
 
-  int32_t* samples_of_step(int64_t step) { return samples_ + step % 2 * W * stack_.batch; }
-
-  const T* input(int64_t lane, int64_t sample) const {
-    return static_cast<const T*>(stack_.x) + (runs_[lane]->data * stack_.samples + sample) * inputs_;
-  }
-
-  // The samples of a step, and their rows on the way to the cache.
-  void find_samples(int64_t step) {
-    const int64_t begin = step * stack_.batch, size = std::min(stack_.batch, stack_.samples - begin);
+  // The rows of a step's samples on the way to the cache.
+  void prefetch(int64_t step) {
+    const int64_t size = std::min(stack_.batch, stack_.samples - step * stack_.batch);
     for (int64_t lane = 0; lane < count_; ++lane) {
-      int32_t* const own = samples_of_step(step) + lane * stack_.batch;
-      samples_of(orders_[lane], begin, size, own);
+      const int32_t* const own = orders_[lane].of_step(step);
       for (int64_t i = 0; i < size; ++i) {
-        const T* const row = input(lane, own[i]);
+        const T* const row = inputs_of_[lane] + own[i] * inputs_;
         __builtin_prefetch(row);
         __builtin_prefetch(row + inputs_ - 1);
       }
     }
   }
 
+  // Whole vectors are read from where the samples lie, past their ends; not past that of the last data set's, whose
+  // last samples are copied first.
   void gather(int64_t step, int64_t begin, int64_t size) {
+    const int64_t all = stack_.sets * stack_.samples * inputs_;
+    for (int64_t lane = 0; lane < count_; ++lane) samples_[lane] = orders_[lane].of_step(step) + begin;
     for (int64_t s = 0; s < size; ++s) {
       for (int64_t lane = 0; lane < count_; ++lane) {
-        const int64_t sample = samples_of_step(step)[lane * stack_.batch + begin + s];
-        copy_row(input(lane, sample), gathered_ + lane * input_stride_);
-        const int64_t at = runs_[lane]->data * stack_.samples + sample;
+        const T* row = inputs_of_[lane] + samples_[lane][s] * inputs_;
+        if (row - static_cast<const T*>(stack_.x) > all - input_stride_) {
+          std::copy_n(row, inputs_, edge_ + lane * input_stride_);
+          row = edge_ + lane * input_stride_;
+        }
+        rows_of_[lane] = row;
+      }
+      ops_.transpose(rows_of_, input_stride_, x_ + s * input_stride_ * W);
+      for (int64_t lane = 0; lane < count_; ++lane) {
+        const int64_t at = runs_[lane]->data * stack_.samples + samples_[lane][s];
         if (stack_.labels) {
           labels_[s * W + lane] = static_cast<const int64_t*>(stack_.y)[at];
         } else {
@@ -310,15 +318,7 @@ class Lanes {
           for (int64_t n = 0; n < outputs_; ++n) targets_[(s * outputs_ + n) * W + lane] = y[n];
         }
       }
-      ops_.transpose(gathered_, input_stride_, x_ + s * input_stride_ * W);
     }
-  }
-
-  void copy_row(const T* from, T* to) const {
-    constexpr int64_t kPiece = 16 / sizeof(T);
-    int64_t k = 0;
-    for (; k + kPiece <= inputs_; k += kPiece) std::memcpy(to + k, from + k, 16);
-    for (; k < inputs_; ++k) to[k] = from[k];
   }
 
   void forward() {
@@ -363,11 +363,12 @@ class Lanes {
   const StepKind kind_;
   const Chosen<T>& ops_;
   const int64_t rows_, inputs_, outputs_, input_stride_;
-  Room<T> weights_, state_, grads_, gathered_, x_, targets_;
+  Room<T> weights_, state_, grads_, edge_, x_, targets_;
   Room<int64_t> labels_;
-  Room<int32_t> samples_;
   std::vector<std::unique_ptr<Signals<T>>> signals_;
-  Permutation orders_[W];
+  std::vector<Order> orders_;
+  const T *inputs_of_[W], *rows_of_[W];
+  const int32_t* samples_[W];
   LaneRates<T> rates_{};
 };
 

@@ -63,10 +63,10 @@ SPARSENN_INLINE void accumulate(V& to, const V& a, const V& b) {
 template <class T, int kLanes>
 using indices_t = vector_t<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
 
-// A square of kLanes rows, `stride` apart, to one of kLanes columns: interleaving the first half of the vectors with
-// the second, log2(kLanes) times.
-template <class T, int kLanes>
-SPARSENN_INLINE void transpose_square(const T* from, int64_t stride, T* to, int64_t to_stride) {
+// A square of kLanes rows, of which row(i) points to one, to one of kLanes columns: interleaving the first half of the
+// vectors with the second, log2(kLanes) times.
+template <class T, int kLanes, class Row>
+SPARSENN_INLINE void transpose_square(const Row& row, T* to, int64_t to_stride) {
   using V = vector_t<T, kLanes>;
   indices_t<T, kLanes> low, high;
 #pragma GCC unroll 16
@@ -76,7 +76,7 @@ SPARSENN_INLINE void transpose_square(const T* from, int64_t stride, T* to, int6
   }
   V rows[kLanes], next[kLanes];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) read<kLanes>(rows[i], from + i * stride);
+  for (int i = 0; i < kLanes; ++i) read<kLanes>(rows[i], static_cast<const T*>(row(i)));
 #pragma GCC unroll 4
   for (int half = kLanes / 2; half > 0; half /= 2) {
 #pragma GCC unroll 8
@@ -89,6 +89,12 @@ SPARSENN_INLINE void transpose_square(const T* from, int64_t stride, T* to, int6
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) write<kLanes>(to + i * to_stride, rows[i]);
+}
+
+// The same for rows that are `stride` apart.
+template <class T, int kLanes>
+SPARSENN_INLINE void transpose_square(const T* from, int64_t stride, T* to, int64_t to_stride) {
+  transpose_square<T, kLanes>([&](int i) SPARSENN_INLINED { return from + i * stride; }, to, to_stride);
 }
 
 }  // namespace sparsenn::cpu

@@ -16,10 +16,10 @@ SPARSENN_INLINE uint64_t mixed(uint64_t x) {
 struct Permutation {
   static constexpr int kRounds = 8;
   uint32_t size, a, b;
-  double inverse;  // of b
+  uint32_t inverse;  // floor((2^32 - 1) / b)
   uint32_t keys[kRounds];
 
-  SPARSENN_INLINE Permutation() : size(0), a(1), b(1), inverse(1), keys{} {}
+  SPARSENN_INLINE Permutation() : size(0), a(1), b(1), inverse(0), keys{} {}
 
   SPARSENN_INLINE Permutation(int64_t count, int64_t seed, int64_t epoch) : size(static_cast<uint32_t>(count)), a(1) {
     constexpr uint64_t kWeyl = 0x9e3779b97f4a7c15u;
@@ -27,10 +27,14 @@ struct Permutation {
     a = static_cast<uint32_t>(std::sqrt(static_cast<double>(size)));
     if (static_cast<uint64_t>(a) * a < size || a == 0) ++a;
     b = size ? (size - 1) / a + 1 : 1;
-    inverse = 1.0 / b;
+    inverse = 0xffffffffu / b;
     const uint64_t base = mixed(mixed(static_cast<uint64_t>(seed)) + kWeyl * (static_cast<uint64_t>(epoch) + 1));
     SPARSENN_UNROLL
     for (int k = 0; k < kRounds; ++k) keys[k] = static_cast<uint32_t>(mixed(base + kWeyl * (k + 1u)) >> 32);
+  }
+
+  static SPARSENN_INLINE uint32_t high_product(uint32_t x, uint32_t y) {
+    return static_cast<uint32_t>(static_cast<uint64_t>(x) * y >> 32);
   }
 
   // A number below `base`, by the 32-bit finalizer of MurmurHash3 (Appleby).
@@ -38,17 +42,15 @@ struct Permutation {
     uint32_t x = digit ^ key;
     x = (x ^ (x >> 16)) * 0x85ebca6bu;
     x = (x ^ (x >> 13)) * 0xc2b2ae35u;
-    return static_cast<uint32_t>(static_cast<uint64_t>(x) * base >> 32);
+    return high_product(x, base);
   }
 
   // Once through the network: a bijection of the numbers below a b, which is less than 2^32.
   SPARSENN_INLINE uint32_t once(uint32_t i) const {
-    // The quotient by b, by a product that is off by one at most: vectors have no division of integers.
-    uint32_t left = static_cast<uint32_t>(static_cast<int64_t>(static_cast<double>(i) * inverse));
-    uint32_t right = i - left * b;
-    const uint32_t over = right >= b && right < 0x80000000u ? 1u : 0u, under = right >= 0x80000000u ? 1u : 0u;
-    left += over - under;
-    right += (under - over) * b;
+    // The quotient by b, or one less: vectors have no division of integers.
+    uint32_t left = high_product(i, inverse), right = i - left * b;
+    left += right >= b ? 1u : 0u;
+    right -= right >= b ? b : 0u;
     SPARSENN_UNROLL
     for (int k = 0; k < kRounds; k += 2) {
       left += below(a, right, keys[k]);

@@ -142,6 +142,7 @@ void stacked_steps_(Tensor weights, Tensor state, Tensor losses, Tensor x, Tenso
                     x.data_ptr(),
                     y.data_ptr(),
                     labels,
+                    sets,
                     samples,
                     layers.data(),
                     static_cast<int64_t>(layers.size()),
