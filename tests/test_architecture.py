@@ -16,7 +16,7 @@ PACKAGE = Path(sparsenn.__file__).parent
 # A room may import itself and the rooms of earlier rows.
 ROWS = [
     {"_native"},
-    {"_extension"},
+    {"_extension", "_extras"},
     {"ops"},
     {"init"},
     {"nn"},

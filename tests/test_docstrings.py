@@ -22,7 +22,19 @@ def test_examples_run(name):
 
 
 def public_objects():
-    for room in ("ops", "init", "nn", "penalties", "optim", "prune", "metrics", "models", "data", "training"):
+    for room in (
+        "ops",
+        "init",
+        "nn",
+        "penalties",
+        "optim",
+        "prune",
+        "metrics",
+        "models",
+        "data",
+        "training",
+        "training.stacked",
+    ):
         module = importlib.import_module(f"sparsenn.{room}")
         for name in module.__all__:
             thing = getattr(module, name)

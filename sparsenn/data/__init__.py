@@ -1,4 +1,4 @@
-"""Real data sets as tensors in memory."""
+"""Real data sets as tensors in memory, and what a teacher says of random inputs."""
 
 from sparsenn.data.augment import augment
 from sparsenn.data.digits import load_digits
@@ -6,6 +6,7 @@ from sparsenn.data.errors import DataError, MissingExtraError, require_extra
 from sparsenn.data.idx import read_idx
 from sparsenn.data.images import ImageData
 from sparsenn.data.registry import load, names
+from sparsenn.data.taught import taught
 
 __all__ = [
     "DataError",
@@ -17,4 +18,5 @@ __all__ = [
     "names",
     "read_idx",
     "require_extra",
+    "taught",
 ]

@@ -48,7 +48,7 @@ def uniform(numbers: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
     Returns:
         Two float64 tensors of the shape of ``numbers``.
     """
-    key = _signed(mix(mix(seed & MASK) + WEYL * (stream + 1) & MASK))
+    key = _signed(derived_seed(seed, stream))
     bits = _mix_(_mix_(numbers.mul(_signed(WEYL)).add_(key)).add_(key))
     sign = bits.bitwise_and(1).mul_(2).sub_(1).double()
     return _shifted(bits, 12).double().add_(0.5).mul_(2.0**-52), sign
@@ -58,6 +58,11 @@ def new_seed(generator: torch.Generator | None = None) -> int:
     """A seed drawn from a generator, by default torch's own for the CPU."""
     device = generator.device if generator is not None else "cpu"
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+
+
+def derived_seed(seed: int, stream: int) -> int:
+    """A seed in [0, 2^64) for another generator, the same for the same two numbers; streams of one seed are independent."""
+    return mix(mix(seed & MASK) + WEYL * (stream + 1) & MASK)
 
 
 def pieces(shape: Sequence[int], limit: int) -> Iterator[tuple[int | slice, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -140,10 +141,10 @@ def configure(**given: Any) -> TrainConfig:
         "lam_schedule": "constant" if "lam" in _neutral(method) or given.get("target_sparsity") else preset.lam_schedule,
         "target_sparsity": None,
         "compression": preset.compression if method in PRUNERS else None,
-        "prune_epoch": epochs // 2 if method == "magnitude" and _is_int(epochs) else 0,
+        "prune_epoch": epochs // 2 if method == "magnitude" and is_int(epochs) else 0,
         "retrain_lr": None,
         "prune_biases": False,
-        "lr": preset.lr_at(depth if _is_int(depth) else preset.depth) if method == "dwf" else preset.dense_lr,
+        "lr": preset.lr_at(depth if is_int(depth) else preset.depth) if method == "dwf" else preset.dense_lr,
         "schedule": "cosine",
         "epochs": epochs,
         "batch_size": preset.batch_size,
@@ -165,21 +166,40 @@ def configure(**given: Any) -> TrainConfig:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """The settings of a JSON file, a single object whose keys are attributes of :class:`TrainConfig`.
+    """The settings of a JSON or TOML file, whose keys are attributes of :class:`TrainConfig`.
 
     Raises:
         ConfigError: if the file cannot be read, is not such an object, or holds an unknown key.
     """
+    content = read_settings(path)
+    _check_keys(content, f"config file {path}")
+    return content
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a JSON file, a single object, or of a TOML file (by its suffix; Python 3.11 or later).
+
+    Raises:
+        ConfigError: if the file cannot be read or is no such file.
+    """
+    language = "TOML" if Path(path).suffix == ".toml" else "JSON"
+    loads = json.loads if language == "JSON" else _toml(path).loads
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ConfigError(f"config file {path} is not JSON: {error}") from error
+        raise ConfigError(f"config file {path} is not {language}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a {type(content).__name__}; it takes one JSON object of settings")
-    _check_keys(content, f"config file {path}")
     return content
+
+
+def _toml(path: str | Path) -> Any:
+    try:
+        return importlib.import_module("tomllib")
+    except ImportError as error:
+        raise ConfigError(f"config file {path} is TOML, which Python reads from 3.11 on; give the settings as JSON") from error
 
 
 def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
@@ -273,11 +293,13 @@ def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}: unknown name {value!r}; known are {', '.join(known)}")
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether a value is an int, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float, and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -286,36 +308,37 @@ def _one_of(*known: str) -> Callable[[Any], str]:
 
 
 def _int_from(low: int) -> Callable[[Any], str]:
-    return lambda value: "" if _is_int(value) and value >= low else f"a whole number, {low} or more"
+    return lambda value: "" if is_int(value) and value >= low else f"a whole number, {low} or more"
 
 
-def _check_device(value: Any) -> str:
+def check_device(value: Any) -> str:
+    """What a device's name has to be; empty where it is one."""
     return "" if isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d+)?", value) else "cpu, cuda or cuda:<index>"
 
 
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "method": _one_of(*METHODS),
     "depth": _int_from(1),
-    "lam": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
-    "lr": lambda value: "" if _is_number(value) and value > 0 else "a number above 0",
+    "lam": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
+    "lr": lambda value: "" if is_number(value) and value > 0 else "a number above 0",
     "lam_schedule": _one_of(*SCHEDULES),
     "target_sparsity": lambda value: (
-        "" if value is None or (_is_number(value) and 0 < value < 1) else "a number between 0 and 1"
+        "" if value is None or (is_number(value) and 0 < value < 1) else "a number between 0 and 1"
     ),
-    "compression": lambda value: "" if value is None or (_is_number(value) and value >= 1) else "a number, 1 or more",
+    "compression": lambda value: "" if value is None or (is_number(value) and value >= 1) else "a number, 1 or more",
     "prune_epoch": _int_from(0),
-    "retrain_lr": lambda value: "" if value is None or (_is_number(value) and value > 0) else "a number above 0",
+    "retrain_lr": lambda value: "" if value is None or (is_number(value) and value > 0) else "a number above 0",
     "prune_biases": lambda value: "" if isinstance(value, bool) else "true or false",
     "schedule": _one_of(*SCHEDULES),
     "epochs": _int_from(1),
     "batch_size": _int_from(1),
-    "momentum": lambda value: "" if _is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",
-    "clip_norm": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
-    "input_noise": lambda value: "" if _is_number(value) and value >= 0 else "a number, 0 or more",
+    "momentum": lambda value: "" if is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",
+    "clip_norm": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
+    "input_noise": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
     "augment": lambda value: "" if isinstance(value, bool) else "true or false",
     "factor_init": _one_of(*FACTOR_INITS),
-    "seed": lambda value: "" if _is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
-    "device": _check_device,
+    "seed": lambda value: "" if is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
+    "device": check_device,
     "threads": _int_from(0),
     "dtype": _one_of(*DTYPES),
     "data_root": lambda value: "" if value is None or isinstance(value, str) else "a folder's name",

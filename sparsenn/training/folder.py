@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sparsenn.training.config import TrainConfig, resumed
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import remove_parts, write_json
 
 CONFIG = "config.json"
+SWEEP = "sweep.json"
 
 
-def open_new(folder: str | Path, config: TrainConfig) -> Path:
-    """Make ``folder`` the home of a new run and write its configuration.
+class Settings(Protocol):
+    """What a folder is opened with."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+
+
+def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
+    """Make ``folder`` the home of a new run or sweep and write its configuration, under ``name``.
 
     Raises:
         RunFolderError: if it holds a run or anything else, or cannot be written.
     """
     folder = Path(folder)
-    if (folder / CONFIG).exists():
-        raise RunFolderError(f"{folder} holds another run; add --resume to go on with it, or name another folder with --out")
+    if (folder / name).exists():
+        kind = "run" if name == CONFIG else "sweep"
+        raise RunFolderError(f"{folder} holds another {kind}; add --resume to go on with it, or name another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunFolderError(f"{folder} is not empty; --out takes a new or an empty folder")
-        write_json(folder / CONFIG, config.to_dict())
+        write_json(folder / name, config.to_dict())
     except OSError as error:
         raise RunFolderError(
             f"{folder}: cannot be written: {error.strerror or error}; --out takes a new or an empty folder"
@@ -69,7 +78,11 @@ def open_again(folder: str | Path, given: dict[str, Any]) -> tuple[Path, TrainCo
 def fresh_name(root: str | Path, config: TrainConfig) -> Path:
     """A folder under ``root`` that does not exist yet, named after the run."""
     method = f"{config.method}{config.depth}" if config.method == "dwf" else config.method
-    base = Path(root) / f"{config.dataset}-{config.model}-{method}-seed{config.seed}"
+    return fresh(Path(root) / f"{config.dataset}-{config.model}-{method}-seed{config.seed}")
+
+
+def fresh(base: Path) -> Path:
+    """``base``, or that with the first number behind it under which nothing is there."""
     candidate, number = base, 2
     while candidate.exists():
         candidate, number = base.with_name(f"{base.name}-{number}"), number + 1

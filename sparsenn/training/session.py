@@ -7,16 +7,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from sparsenn.training.config import TrainConfig
 from sparsenn.training.errors import ConfigError
 
 
+class Place(Protocol):
+    """Where something runs."""
+
+    @property
+    def device(self) -> str:
+        """As in ``TrainConfig``."""
+
+    @property
+    def threads(self) -> int:
+        """As in ``TrainConfig``."""
+
+
 @contextmanager
-def session(config: TrainConfig) -> Iterator[None]:
+def session(config: Place) -> Iterator[None]:
     """Run the block with the threads of ``config`` and deterministic convolutions; the caller's state is restored.
 
     Raises:

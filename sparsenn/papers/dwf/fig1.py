@@ -11,12 +11,12 @@ from torch import nn
 
 from sparsenn import data as datasets
 from sparsenn.data import ImageData, require_extra
-from sparsenn.papers.table import Row, Table
 from sparsenn.prune import pruning_curve
 from sparsenn.training import TrainingDiverged, configure, train
 from sparsenn.training.evaluate import evaluate
 from sparsenn.training.figures import new_axes, png
 from sparsenn.training.files import write_atomic
+from sparsenn.training.table import Row, Table
 
 CURVES: dict[str, Row] = {
     "vanilla L1": {"method": "l1-subgradient"},

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sparsenn.papers.table import Table
+from sparsenn.training.table import Table
 
 
 def rows(*names):

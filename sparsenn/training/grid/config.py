@@ -1,0 +1,226 @@
+"""The settings of a sweep, checked before PyTorch is imported, and the runs that they stand for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sparsenn.training.config import check_device, is_int, is_number, read_settings
+from sparsenn.training.errors import ConfigError
+
+Key = dict[str, Any]
+
+STUDENTS = ("baselineCNN", "splitFilterCNN", "multiChannelCNN", "fcn_256_32", "fcn_128_128", "fcn_1024_128")
+TEACHERS = ("baselineCNN", "splitFilterCNN", "multiChannelCNN")
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu")
+OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
+PENALTIES = ("none", "l1", "l2")
+ENGINES = ("auto", "fused", "torch")
+DTYPES = ("float32", "float64")
+
+# What a setting means nothing to, by optimizer; and to sgd and adam λ means nothing without a penalty.
+_WITHOUT_EFFECT = {
+    "sgd": ("depth", "beta1", "beta2", "eps"),
+    "prox": ("penalty", "depth", "beta1", "beta2", "eps"),
+    "factorized": ("penalty", "beta1", "beta2", "eps", "clipping"),
+    "adam": ("momentum", "depth"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Every setting of a sweep. Those of a tuple are swept: the sweep trains every combination of their values.
+
+    A setting that means nothing to an optimizer (``depth`` to ``sgd``, say, or ``lam`` where there is no penalty) is left out
+    of its runs, and runs that are then the same are one.
+
+    Attributes:
+        student: networks that are trained, by the names of ``sparsenn.models.students.STUDENTS``.
+        student_activation: their activations: relu, sigmoid, tanh, gelu.
+        teacher: networks that are learnt: baselineCNN, splitFilterCNN, multiChannelCNN.
+        teacher_activation: their activations.
+        same_activation: only pairs of student and teacher with the same one.
+        init_scale: what multiplies the students' starting weights; 0 leaves PyTorch's own start.
+        samples: size of the data set, x ~ N(0, I) and the teacher's answers.
+        data_seed: of the samples; None takes the run's seed.
+        seed: of the starting weights and of the order of the samples.
+        optimizer: sgd, prox, factorized, adam: see ``sparsenn.training.stacked.Run``, as for the following.
+        lr: learning rate.
+        momentum: of all optimizers but adam.
+        penalty: none, l1 or l2, in the loss, for sgd and adam.
+        lam: its strength, and that of prox and factorized.
+        depth: factors, for factorized.
+        beta1: of adam.
+        beta2: of adam.
+        eps: of adam.
+        clipping: weights below it become 0 after each step.
+        max_epochs: passes over the samples, at most.
+        batch_size: samples a step.
+        patience: a run ends after so many epochs in a row without a smaller loss; None for no such end.
+        dtype: float32 or float64.
+        device: cpu, cuda or cuda:<index>.
+        engine: auto, fused or torch, as for ``sparsenn.training.stacked.Stack``.
+        threads: CPU threads; 0 leaves PyTorch its choice.
+    """
+
+    student: tuple[str, ...]
+    student_activation: tuple[str, ...] = ("tanh",)
+    teacher: tuple[str, ...] = ("baselineCNN",)
+    teacher_activation: tuple[str, ...] = ("tanh",)
+    same_activation: bool = False
+    init_scale: tuple[float, ...] = (1.0,)
+    samples: tuple[int, ...] = (5120,)
+    data_seed: tuple[int | None, ...] = (None,)
+    seed: tuple[int, ...] = (0,)
+    optimizer: tuple[str, ...] = ("sgd",)
+    lr: tuple[float, ...] = (0.005,)
+    momentum: tuple[float, ...] = (0.9,)
+    penalty: tuple[str, ...] = ("none",)
+    lam: tuple[float, ...] = (1e-5,)
+    depth: tuple[int, ...] = (2,)
+    beta1: tuple[float, ...] = (0.9,)
+    beta2: tuple[float, ...] = (0.999,)
+    eps: tuple[float, ...] = (1e-8,)
+    clipping: tuple[float, ...] = (0.0,)
+    max_epochs: tuple[int, ...] = (1000,)
+    batch_size: tuple[int, ...] = (16,)
+    patience: int | None = 100
+    dtype: str = "float32"
+    device: str = "cpu"
+    engine: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (check, takes) in _CHECKS.items():
+            value = getattr(self, name)
+            if name not in SWEPT:
+                if not check(value):
+                    raise ConfigError(f"{name} is {value!r}; it takes {takes}{_no_list(value)}")
+                continue
+            if not value:
+                raise ConfigError(f"{name} is an empty list; it takes {takes}, or a list of them")
+            for own in value:
+                if not check(own):
+                    raise ConfigError(f"{name} has {own!r}; it takes {takes}, or a list of them")
+        if not any(True for _ in self.runs()):
+            raise ConfigError(
+                "same_activation is true, but student_activation and teacher_activation have none in common: there is no run"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, ready for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def runs(self) -> Iterator[Key]:
+        """The runs: for each one the swept settings by their names, None for what means nothing to it."""
+        seen = set()
+        for values in itertools.product(*(getattr(self, name) for name in SWEPT)):
+            key = _effective(dict(zip(SWEPT, values, strict=True)))
+            name = tuple(key.values())
+            if name in seen or (self.same_activation and key["student_activation"] != key["teacher_activation"]):
+                continue
+            seen.add(name)
+            yield key
+
+
+def _effective(key: Key) -> Key:
+    key |= dict.fromkeys(_WITHOUT_EFFECT[key["optimizer"]])
+    if key["penalty"] == "none":
+        key["lam"] = None
+    if key["lam"] == 0 and key["optimizer"] in ("sgd", "adam"):
+        key |= {"lam": None, "penalty": "none"}
+    if key["data_seed"] is None:
+        key["data_seed"] = key["seed"]
+    return key
+
+
+def configure_sweep(settings: Mapping[str, Any], where: str = "sweep") -> SweepConfig:
+    """A sweep from plain values: a number or a name where one is meant, or a list of them where it is swept.
+
+    Raises:
+        ConfigError: for an unknown key (the message lists the known ones), a missing student, a list where one value belongs,
+            or a value out of range.
+
+    Example:
+        >>> from sparsenn.training.grid.config import configure_sweep
+        >>> config = configure_sweep({"student": "fcn_256_32", "penalty": ["l1", "none"], "lam": [1e-5, 1e-4], "seed": [0, 1]})
+        >>> len(list(config.runs()))
+        6
+    """
+    unknown = [key for key in settings if key not in KEYS]
+    if unknown:
+        raise ConfigError(f"{where}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(KEYS)}")
+    if "student" not in settings:
+        raise ConfigError(f"{where}: student is missing; it takes {', '.join(STUDENTS)}, or a list of them")
+    given: dict[str, Any] = {}
+    for key, value in settings.items():
+        many = isinstance(value, list | tuple)
+        given[key] = (tuple(value) if many else (value,)) if key in SWEPT else value
+    try:
+        return SweepConfig(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def read_sweep(path: str | Path) -> SweepConfig:
+    """The sweep of a JSON or TOML file.
+
+    Raises:
+        ConfigError: if it cannot be read, or as :func:`configure_sweep` does.
+    """
+    return configure_sweep(read_settings(path), f"config file {path}")
+
+
+def _no_list(value: Any) -> str:
+    return ", and no list" if isinstance(value, list | tuple) else ""
+
+
+def _one_of(known: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: isinstance(value, str) and value in known), f"one of {', '.join(known)}"
+
+
+def _from(low: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: is_int(value) and value >= low), f"a whole number, {low} or more"
+
+
+def _is_seed(value: Any) -> bool:
+    return is_int(value) and 0 <= value < 2**63
+
+
+_SEED = "a whole number from 0 up to, but not, 2^63"
+_NOT_NEGATIVE = (lambda value: is_number(value) and value >= 0, "a number, 0 or more")
+_ABOVE_0 = (lambda value: is_number(value) and value > 0, "a number above 0")
+_BELOW_1 = (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 up to, but not, 1")
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "student": _one_of(STUDENTS),
+    "student_activation": _one_of(ACTIVATIONS),
+    "teacher": _one_of(TEACHERS),
+    "teacher_activation": _one_of(ACTIVATIONS),
+    "same_activation": (lambda value: isinstance(value, bool), "true or false"),
+    "init_scale": _NOT_NEGATIVE,
+    "samples": _from(1),
+    "data_seed": (lambda value: value is None or _is_seed(value), f"{_SEED}, or null for the run's own"),
+    "seed": (_is_seed, _SEED),
+    "optimizer": _one_of(OPTIMIZERS),
+    "lr": _ABOVE_0,
+    "momentum": _BELOW_1,
+    "penalty": _one_of(PENALTIES),
+    "lam": _NOT_NEGATIVE,
+    "depth": _from(1),
+    "beta1": _BELOW_1,
+    "beta2": _BELOW_1,
+    "eps": _ABOVE_0,
+    "clipping": _NOT_NEGATIVE,
+    "max_epochs": _from(1),
+    "batch_size": _from(1),
+    "patience": (lambda value: value is None or (is_int(value) and value >= 1), "a whole number, 1 or more, or null"),
+    "dtype": _one_of(DTYPES),
+    "device": (lambda value: not check_device(value), "cpu, cuda or cuda:<index>"),
+    "engine": _one_of(ENGINES),
+    "threads": _from(0),
+}
+KEYS = tuple(field.name for field in fields(SweepConfig))
+SWEPT = tuple(field.name for field in fields(SweepConfig) if str(field.type).startswith("tuple"))

@@ -1,0 +1,125 @@
+"""What may differ between the runs of a stack, and what comes out of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparsenn.training.config import is_int, is_number
+from sparsenn.training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
+PENALTIES = ("none", "l1", "l2")
+ACTIVE, FINISHED, DIVERGED = "active", "finished", "diverged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    r"""One student of a stack: everything that may differ between runs but weights, activations and data.
+
+    The penalty is part of what early stopping looks at, and of what is minimised:
+
+    ========================= ===========================================================================================
+    ``sgd``, ``adam``         ``penalty``: nothing, :math:`\lambda \sum |w|` (subgradient, 0 at 0) or :math:`\lambda \sum w^2`
+    ``prox``                  :math:`\lambda \sum |w|`, by the steps of ``sparsenn.optim.ProxSGD``
+    ``factorized``            :math:`(\lambda / D) \sum_d \sum \omega_d^2`, by those of ``sparsenn.optim.FactorizedSGD``
+    ========================= ===========================================================================================
+
+    Attributes:
+        seed: of the order of the samples, and of the factors of ``factorized``; 0 ≤ seed < 2^63.
+        lr: learning rate, > 0.
+        optimizer: ``sgd``, ``prox``, ``factorized`` or ``adam``.
+        momentum: of all optimizers but ``adam``, which has none; 0 ≤ momentum < 1.
+        lam: λ ≥ 0. Of ``sgd`` and ``adam`` it needs a penalty.
+        penalty: ``none``, ``l1`` or ``l2``, in the loss of ``sgd`` and ``adam``.
+        depth: number of factors, for ``factorized``.
+        betas: the two decay rates of ``adam``.
+        eps: what ``adam`` adds to the root.
+        clipping: weights with \|w\| < clipping become 0 after each step; not for ``factorized``, whose zeros could never move.
+        data: which of the stack's data sets the run learns.
+
+    Raises:
+        ConfigError: for a value out of range, and for settings that would have no effect.
+
+    Example:
+        >>> from sparsenn.training.stacked import Run
+        >>> Run(seed=3, lr=0.01, lam=1e-5, penalty="l1").momentum
+        0.9
+    """
+
+    seed: int = 0
+    lr: float = 0.005
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    lam: float = 0.0
+    penalty: str = "none"
+    depth: int = 2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clipping: float = 0.0
+    data: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (check, takes) in _CHECKS.items():
+            value = getattr(self, name)
+            if not check(value):
+                raise ConfigError(f"Run: {name} is {value!r}; it takes {takes}")
+        if self.penalty != "none" and self.optimizer in ("prox", "factorized"):
+            raise ConfigError(
+                f"Run: penalty is {self.penalty!r}; optimizer {self.optimizer} has a penalty of its own, of strength lam, and "
+                "takes penalty 'none'"
+            )
+        if self.lam and self.penalty == "none" and self.optimizer in ("sgd", "adam"):
+            raise ConfigError(f"Run: lam is {self.lam!r} and has no effect; optimizer {self.optimizer} takes penalty l1 or l2")
+        if self.clipping and self.optimizer == "factorized":
+            raise ConfigError(f"Run: clipping is {self.clipping!r}; optimizer factorized takes 0")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run stands.
+
+    Attributes:
+        run: its settings.
+        status: ``active``, ``finished`` or ``diverged`` (a loss or a weight is no longer a finite number).
+        epochs: epochs that it has behind it.
+        data_loss: mean over the batches of its last epoch of the loss without penalty; NaN before the first epoch is over.
+        loss: the same with the penalty.
+        best_loss: the smallest of its epochs' mean losses with penalty; infinity before the first epoch is over.
+        weights: its parameters by their names in the module, as of its last epoch.
+    """
+
+    run: Run
+    status: str
+    epochs: int
+    data_loss: float
+    loss: float
+    best_loss: float
+    weights: dict[str, Tensor]
+
+
+def _is_beta(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
+_NOT_NEGATIVE = (lambda value: is_number(value) and value >= 0, "a number, 0 or more")
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda value: is_int(value) and 0 <= value < 2**63, "a whole number from 0 up to, but not, 2^63"),
+    "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "optimizer": (lambda value: value in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+    "momentum": (_is_beta, "a number from 0 up to, but not, 1"),
+    "lam": _NOT_NEGATIVE,
+    "penalty": (lambda value: value in PENALTIES, f"one of {', '.join(PENALTIES)}"),
+    "depth": (lambda value: is_int(value) and value >= 1, "a whole number, 1 or more"),
+    "betas": (
+        lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_beta, value)),
+        "two numbers from 0 up to, but not, 1",
+    ),
+    "eps": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "clipping": _NOT_NEGATIVE,
+    "data": (lambda value: is_int(value) and value >= 0, "the index of a data set"),
+}

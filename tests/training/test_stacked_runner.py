@@ -1,0 +1,198 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from stack_cases import data_sets
+from torch import nn
+
+from sparsenn.models import fcn
+from sparsenn.training import RunFolderError, TrainingInterrupted
+from sparsenn.training.checkpoint import NAME, load_checkpoint
+from sparsenn.training.session import StopSignal
+from sparsenn.training.stacked import Run, Stack, figures, runner
+from sparsenn.training.stacked.progress import Lines, Nobody
+from sparsenn.training.stacked.runner import Job, by_key, run_jobs
+from sparsenn.training.table import Table
+
+KEY = ("job", "index")
+LIMITS = {"first": (3, 9, 6), "second": (5, 8)}
+
+
+def jobs() -> list[Job]:
+    def build(name):
+        modules = [fcn((4,), "tanh", output_activation=False) for _ in LIMITS[name]]
+        for seed, module in enumerate(modules):
+            for p in module.parameters():
+                nn.init.normal_(p, generator=torch.Generator().manual_seed(seed))
+        runs = [Run(seed=seed, lr=0.02, data=seed % 2) for seed in range(len(modules))]
+        runs[-1] = Run(lr=1e200 if name == "second" else 0.02, data=1)
+        return Stack(modules, runs, data_sets(40), max_epochs=LIMITS[name], dtype=torch.float64)
+
+    def keys(name):
+        return [{"job": name, "index": index} for index in range(len(LIMITS[name]))]
+
+    return [Job(name, keys(name), lambda name=name: build(name), figures, work=sum(LIMITS[name])) for name in LIMITS]
+
+
+def table_in(folder) -> Table:
+    return Table(folder / "rows.jsonl", KEY)
+
+
+def without_time(folder) -> list[str]:
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    return [json.dumps({k: v for k, v in json.loads(line).items() if k != "seconds"}) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run_jobs(jobs(), table_in(folder), folder)
+    return folder
+
+
+@pytest.fixture
+def one_step_a_visit(monkeypatch):
+    """Every visit ends after an epoch, and every visit is followed by a checkpoint."""
+    monkeypatch.setattr(runner, "VISIT", 1e-9)
+    monkeypatch.setattr(runner, "CHECKPOINT_EVERY", 0.0)
+
+
+def test_runs_become_rows_when_they_end(whole):
+    rows = [json.loads(line) for line in without_time(whole)]
+    order = [("first", 0), ("first", 2), ("first", 1), ("second", 1), ("second", 0)]
+    assert [(row["job"], row["index"]) for row in rows] == order
+    assert [row["epochs"] for row in rows] == [3, 6, 9, 1, 5]
+    assert [row["status"] for row in rows] == ["finished"] * 3 + ["diverged", "finished"]
+    assert not (whole / NAME).exists()
+    found = by_key(rows, [*jobs()[1].keys, {"job": "third", "index": 0}, *jobs()[0].keys], KEY)
+    assert [(row["job"], row["index"]) for row in found] == [("second", 0), ("second", 1), *(("first", i) for i in range(3))]
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+class Killer(Nobody):
+    """Ends the process, as it were, at its n-th look."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def update(self, *_):
+        self.left -= 1
+        if not self.left:
+            raise Killed
+
+
+@pytest.mark.parametrize("after", [2, 5, 9, 12, 14])
+def test_a_kill_at_any_moment_ends_in_the_same_rows(whole, tmp_path, one_step_a_visit, after):
+    kills = 0
+    while True:
+        try:
+            run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Killer(after))
+            break
+        except Killed:
+            kills += 1
+            assert kills < 40
+    assert kills
+    assert without_time(tmp_path) == without_time(whole)
+
+
+def test_rows_beyond_the_checkpoint_are_not_written_twice(whole, tmp_path, one_step_a_visit, monkeypatch):
+    with pytest.raises(Killed):
+        run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Killer(5))
+    old = (tmp_path / NAME).read_bytes()
+    with pytest.raises(Killed):
+        run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Killer(7))
+    assert len(without_time(tmp_path)) > 1
+    (tmp_path / NAME).write_bytes(old)
+    run_jobs(jobs(), table_in(tmp_path), tmp_path)
+    assert without_time(tmp_path) == without_time(whole)
+
+
+def test_what_is_done_is_not_built_again(whole):
+    def fail():
+        raise AssertionError("a job whose rows are there was built")
+
+    before = (whole / "rows.jsonl").read_bytes()
+    run_jobs([Job(job.name, job.keys, fail, figures) for job in jobs()], table_in(whole), whole)
+    assert (whole / "rows.jsonl").read_bytes() == before
+
+
+def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "VISIT", 1e-9)
+
+    class Sender(Killer):
+        def update(self, *_):
+            self.left -= 1
+            if not self.left:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with (
+        pytest.raises(TrainingInterrupted, match="stopped after a whole step; go on with: do it again") as caught,
+        StopSignal() as stop,
+    ):
+        run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Sender(3), stop=stop, again="do it again")
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert load_checkpoint(tmp_path / NAME)["job"] == "first"
+    run_jobs(jobs(), table_in(tmp_path), tmp_path)
+    assert without_time(tmp_path) == without_time(whole)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, one_step_a_visit):
+    with pytest.raises(Killed):
+        run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Killer(3))
+    first, second = jobs()
+    other = [Job("first", second.keys, second.build, figures)]
+    with pytest.raises(RunFolderError, match=r"checkpoint\.pt: the checkpoint does not fit \(.*another stack.*\); delete it"):
+        run_jobs(other, table_in(tmp_path), tmp_path)
+    (tmp_path / NAME).write_bytes(b"?")
+    with pytest.raises(RunFolderError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
+        run_jobs([first], table_in(tmp_path), tmp_path)
+
+
+def test_figures_count_weights_below_and_exact_zeros_by_tensor():
+    net = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[0.0, 1.0, 1e-5, -1e-5], [1.0, 1.0, -0.0, 1e-3]]))
+        net[0].bias.fill_(1.0)
+        net[1].weight.copy_(torch.tensor([[0.0, 2.0]]))
+    stack = Stack([net], [Run()], [(torch.zeros(2, 4), torch.full((2, 1), 2.0))], max_epochs=1)  # of loss 0: nothing moves
+    with pytest.raises(ValueError, match="run 0 has not ended"):
+        figures(stack, 0)
+    stack.epoch()
+    row = figures(stack, 0)
+    assert row["mse"] == row["final_loss"] == row["best_loss"] == 0.0
+    assert (row["sparsity"], row["sparsity_1"], row["sparsity_2"], row["sparsity_3"]) == (5 / 12, 4 / 8, 0.0, 1 / 2)
+    assert (row["exact_sparsity"], row["exact_sparsity_1"], row["exact_sparsity_3"]) == (3 / 12, 2 / 8, 1 / 2)
+    assert figures(stack, 0, threshold=1e-2)["sparsity_1"] == 5 / 8
+
+
+def test_lines_tell_what_is_left(capsys):
+    import sys
+
+    lines = Lines(sys.stdout)
+    lines.update(3, 10, "nets", 3700.0)
+    lines.update(4, 10, "nets", 3600.0)  # too soon after the first
+    lines.say("done")
+    assert capsys.readouterr().out == "nets: 3/10 runs, about 1 h 2 min left\ndone\n"
+
+
+def test_the_time_left_is_what_remains_over_the_speed(tmp_path, monkeypatch):
+    seen = []
+
+    class Listener(Nobody):
+        def update(self, done, total, title, left):
+            seen.append((done, total, title, left))
+
+    monkeypatch.setattr(runner, "VISIT", 1e-9)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: float(next(clock)))
+    run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Listener())
+    # a visit of the first job is one epoch of 3 steps of 3 runs, between the first and the third look at the clock
+    first = [left for done, total, title, left in seen if title == "first" and left is not None]
+    assert seen[0][:3] == (0, 5, "first")
+    assert first[0] == pytest.approx(((2 + 8 + 5) * 3 + (5 + 8) * 3) / (9 / 2))
+    assert seen[-1] == (5, 5, "second", None)
