@@ -141,7 +141,9 @@ SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], T* to) {
   V sums[kSums * kParts];
 #pragma GCC unroll 32
   for (int i = 0; i < kSums * kParts; ++i) sums[i] = V{};
-  for (const auto& [depth, phi, stride, starts, ends, x, x_stride] : pieces) {
+#pragma GCC unroll 1
+  for (int p = 0; p < 2; ++p) {
+    const auto [depth, phi, stride, starts, ends, x, x_stride] = pieces[p];
     V scales[kRows] = {};
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) scales[m] = (kStarts ? ends[m] : -ends[m]) - V{};
