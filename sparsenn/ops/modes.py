@@ -53,7 +53,7 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply``, which outside of transforms need not read the signature of ``forward`` in each call."""
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def batched(info: Any, dims: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
