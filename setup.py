@@ -72,7 +72,8 @@ def stamp(cuda: bool, reason: str) -> dict[str, str]:
 
 
 def host_flags() -> list[str]:
-    flags = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0", f"-ffile-prefix-map={ROOT}/="]
+    flags = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
+    flags += ["-fvisibility=hidden", "-g0", f"-ffile-prefix-map={ROOT}/="]
     if os.uname().machine == "x86_64":
         flags.append("-mprefer-vector-width=512")
     return flags

@@ -127,6 +127,25 @@ void spectral_linear_backward(const void* grad, const void* input, const Spectru
 void scale_columns(DType dtype, const void* input, const void* scale, double sign, const void* shift, int64_t rows,
                    int64_t columns, void* output, void* stream);
 
+// A row-major matrix, what the norm of a ridge net takes of it (math/ridge_norm.h), and where its gradient goes.
+enum class NormKind : int8_t;
+struct NormTerm {
+  NormKind kind;
+  int64_t rows, columns;
+  const void* data;
+  void* grad;
+};
+
+// total, of the accumulator's type, = the sum of the terms. `workspace` has room for ridge_norm_workspace(...) bytes.
+template <class Device>
+int64_t ridge_norm_workspace(const NormTerm* terms, int64_t count);
+template <class Device>
+void ridge_norm(DType dtype, const NormTerm* terms, int64_t count, void* total, void* workspace, void* stream);
+
+// The gradient of each term times *scale, of the accumulator's type.
+template <class Device>
+void ridge_norm_backward(DType dtype, const NormTerm* terms, int64_t count, const void* scale, void* stream);
+
 // A layer of small networks: a convolution over patches that do not overlap, of a row-major (in_channels, length)
 // input; weights are (filters, out_channels, in_channels, kernel), biases (filters, out_channels).
 struct PatchLayer {

@@ -25,5 +25,6 @@ def require_extra(module: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
+        package = module.split(".")[0]
+        package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(package, package)
         raise MissingExtraError(f"{purpose} needs {package}: pip install 'sparsenn[experiments]'") from error

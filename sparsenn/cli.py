@@ -31,6 +31,9 @@ minute. A larger --lam means fewer weights; the methods are
   prox            loss + λ‖w‖₁ by proximal steps: exact zeros at every step
   l1-subgradient  loss + λ‖w‖₁ by adding λ sign(w) to the gradient: weights hover near 0, for comparison
   dense           no penalty
+  magnitude       the dense net for half of the epochs, then the largest weights alone for the other half
+  snip, synflow   the weights that matter most at initialization, by the loss's gradient or by the paths through them
+  random          weights drawn at random, for comparison; --compression says how many each of these four keeps
 """
 _TEACHER_STUDENT = """\
 Students of teachers of twelve inputs, with the flags, configuration files and output files of the L1 paper's public code.
@@ -48,6 +51,7 @@ examples:
   sparsenn train --depth 3 --lam 1e-3 --seed 1 --out runs/deeper
   sparsenn train --method prox --lam 2e-4
   sparsenn train --target-sparsity 0.95
+  sparsenn train --method magnitude --compression 30
   sparsenn train --dataset fashion-mnist --data-root ~/data --depth 3 --epochs 75
   sparsenn train --dataset mnist --model lenet-5 --device cuda --twin
   sparsenn train --config run.json --lr 0.1        a flag wins over the file, the file over the defaults
@@ -212,7 +216,7 @@ def _add_teacher_student(commands: Any) -> None:
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to train")
     what.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (default: digits)")
-    what.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: lenet-300-100)")
+    what.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: the data set's first, see below)")
     what.add_argument("--method", metavar="NAME", help=f"{', '.join(METHODS)} (default: dwf)")
     what.add_argument(
         "--twin", action=argparse.BooleanOptionalAction, help="the dense net of the same start too (default: for digits)"
@@ -226,6 +230,18 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
     sparsity.add_argument(
         "--target-sparsity", type=float, metavar="S", help="find λ while training so that this share of weights ends at zero"
+    )
+    sparsity.add_argument(
+        "--compression", type=float, metavar="C", help="all parameters over those that a pruning method keeps (default: 20)"
+    )
+    sparsity.add_argument(
+        "--prune-epoch", type=int, metavar="N", help="epochs before pruning (default: half for magnitude, else 0)"
+    )
+    sparsity.add_argument(
+        "--retrain-lr", type=float, metavar="LR", help="initial learning rate after that (default: that of --lr)"
+    )
+    sparsity.add_argument(
+        "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
     sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
 
@@ -241,6 +257,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--input-noise", type=float, metavar="σ", help="noise on the training images (default: 0.2 for digits, else 0)"
     )
+    how.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="flip, shift and rotate images (default: for colour images)"
+    )
     how.add_argument("--seed", type=int, metavar="N", help="of weights, factors and the order of the images (default: 0)")
     how.add_argument("--eval-every", type=int, metavar="N", help="epochs between two evaluations")
 
@@ -251,7 +270,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: float32)")
     where.add_argument(
-        "--data-root", metavar="DIR", help="holds mnist/ or fashion-mnist/ (default: SPARSENN_DATA, else downloaded)"
+        "--data-root", metavar="DIR", help="holds a folder a data set, mnist/ say (default: SPARSENN_DATA, else downloaded)"
     )
 
     files = parser.add_argument_group("files")
@@ -271,7 +290,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
 def _preset_table() -> str:
     head = ("dataset", "model", "depth", "lam", "lr", "epochs", "batch-size", "eval-every")
     rows = [
-        (*names, str(p.depth), f"{p.lam:g}", f"{p.lr:g}", str(p.epochs), str(p.batch_size), str(p.eval_every))
+        (*names, str(p.depth), f"{p.lam:g}", f"{p.lr_at(p.depth):g}", str(p.epochs), str(p.batch_size), str(p.eval_every))
         for names, p in PRESETS.items()
     ]
     lines = ["  " + "".join(f"{cell:16}" if i < 2 else f"{cell:>11}" for i, cell in enumerate(row)) for row in (head, *rows)]

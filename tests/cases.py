@@ -76,6 +76,8 @@ def operator_samples() -> Iterator[tuple[str, tuple]]:
     yield "factorized_sgd_", _step_arguments(2, 0.0, weight_decay=0.1, maximize=True)
     yield from _prox_samples()
     yield from _spectral_samples()
+    yield from _ridge_samples()
+
     yield from _stacked_samples()
 
 
@@ -123,6 +125,20 @@ def _spectral_samples() -> Iterator[tuple[str, tuple]]:
         yield "spectral_linear", (values((3,), torch.float32), *spectrum((4, 3), torch.float32, kind), None)
         yield "spectral_linear_backward", (grad, x, *leaf, wanted | 24)
         yield "spectral_linear_backward", (grad, x, *leaf, 8)
+
+
+def _ridge_samples() -> Iterator[tuple[str, tuple]]:
+    """Blocks with and without a skip; no neurons; one kind of matrix alone."""
+    for dtype in (torch.float64, torch.float32):
+        outers, inners = [values((3, 5), dtype), values((2, 0), dtype)], [values((5, 4), dtype).t(), values((0, 3), dtype)]
+        skips = [values((3, 4), dtype)]
+        for x in (*outers, *inners, *skips):
+            x.requires_grad_(dtype == torch.float64)
+        grad = torch.tensor(0.7, dtype=dtype, requires_grad=dtype == torch.float64)
+        yield "ridge_norm", (outers, inners, skips)
+        yield "ridge_norm", ([], inners[:1], [])
+        yield "ridge_norm_backward", (grad, outers, inners, skips)
+        yield "ridge_norm_backward", (grad, outers[:1], [], [])
 
 
 def _stacked_samples() -> Iterator[tuple[str, tuple]]:

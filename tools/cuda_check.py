@@ -93,7 +93,8 @@ def check_ptx(path: Path) -> list[str]:
     problems = []
     if re.search(r"^\s*\.local|\b(ld|st)\.local", text, re.MULTILINE):
         problems.append(f"{path.stem}: the PTX uses local memory")
-    if not re.search(r"\bst\.global[\w.]*\.v4\.", text):
+    elementwise = "cuda::write(" in (ROOT / f"csrc/cuda/{path.stem.split('.')[0]}.cu").read_text()
+    if elementwise and not re.search(r"\bst\.global[\w.]*\.v4\.", text):
         problems.append(f"{path.stem}: the PTX holds no 16-byte store")
     return problems
 
@@ -117,7 +118,8 @@ def short_names(names: list[str]) -> dict[str, str]:
     for name, full in zip(names, text.splitlines(), strict=True):
         full = full.removeprefix("void ").partition(">(")[0].strip()
         walks = full.startswith("sparsenn::cuda::kernel<")
-        full = full.removeprefix("sparsenn::cuda::kernel<").removeprefix("sparsenn::cuda::phases<").strip()
+        full = full.removeprefix("sparsenn::cuda::kernel<").removeprefix("sparsenn::cuda::phases<")
+        full = full.removeprefix("sparsenn::cuda::team<").strip()
         full = re.sub(r"sparsenn::(\(anonymous namespace\)::|cuda::)?|\(anonymous namespace\)::", "", full)
         walk, table, operation = full.split(", ", 2) if walks else ("", "Table<0>", full)
         readable[name] = f"{operation} {walk.lower()}{', large table' if int(table.strip('Table<>')) > 512 else ''}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import sparsenn
-from sparsenn.ops import backend
+from sparsenn.ops import PatchLayer, RunSettings, backend, stacked_steps_, stacked_tables
 
 # Relative to the largest value: roundings of a few products and sums.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -159,19 +159,72 @@ def check_spectral(dtype: torch.dtype, device: str, short: bool) -> int:
             ("spectral_linear_backward", (upstream, x, phi, *ends, wanted)),
         ]
         for name, given in calls:
-            operator, what = getattr(torch.ops.sparsenn, name), f"{name}: {(batch, out, inputs)}, {dtype}, eigenvalues {kind}"
-            with backend("reference"):
-                expected = tree_leaves(operator(*given))
-            got, again = tree_leaves(operator(*given)), tree_leaves(operator(*given))
-            for k, (a, b) in enumerate(zip(got, expected, strict=True)):
-                scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
-                error = (a.double() - b.double()).abs().max().item() / scale if b.numel() else 0.0
-                if a.shape != b.shape or not error <= 4 * TOLERANCE[dtype]:
-                    sys.exit(f"gpu_exercise: {what}: result {k} is off by {error:.3g} of the largest value")
-            if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)):
-                sys.exit(f"gpu_exercise: {what}: two runs differ")
+            check_call(name, given, dtype, f"{(batch, out, inputs)}, eigenvalues {kind}")
             count += 1
     return count
+
+
+def check_ridge(dtype: torch.dtype, device: str) -> int:
+    """The norm of ridge nets, over blocks of several sizes and an empty one."""
+    torch.manual_seed(0)
+    outers, inners, skips = (
+        [torch.randn(shape, dtype=torch.float64).to(device, dtype) for shape in shapes]
+        for shapes in ([(16, 1296), (3, 0), (1, 70)], [(1296, 4), (600, 71)], [(16, 4)])
+    )
+    grad = torch.tensor(0.5, device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    check_call("ridge_norm", (outers, inners, skips), dtype, "6 matrices")
+    check_call("ridge_norm_backward", (grad, outers, inners, skips), dtype, "6 matrices")
+    return 2
+
+
+def check_call(name: str, given: tuple, dtype: torch.dtype, what: str) -> None:
+    """The kernel's results are the reference's, relative to their largest value, and the same bits twice."""
+    operator = getattr(torch.ops.sparsenn, name)
+    with backend("reference"):
+        expected = tree_leaves(operator(*given))
+    got, again = tree_leaves(operator(*given)), tree_leaves(operator(*given))
+    for k, (a, b) in enumerate(zip(got, expected, strict=True)):
+        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        error = (a.double() - b.double()).abs().max().item() / scale if b.numel() else 0.0
+        if a.shape != b.shape or not error <= 4 * TOLERANCE[dtype]:
+            sys.exit(f"gpu_exercise: {name}: {what}, {dtype}: result {k} is off by {error:.3g} of the largest value")
+    if not all(torch.equal(a, b) for a, b in zip(got, again, strict=True)):
+        sys.exit(f"gpu_exercise: {name}: {what}, {dtype}: two runs differ")
+
+
+def check_stacked(dtype: torch.dtype, device: str) -> int:
+    """Steps of small networks: every optimizer, penalty and activation, targets and labels, batches that are cut off."""
+    kinds = [("sgd", "none"), ("sgd", "l1"), ("sgd", "l2"), ("prox", "none"), ("factorized", "none"), ("adam", "l1")]
+    names = itertools.cycle(("relu", "tanh", "sigmoid", "gelu", "identity"))
+    runs = [
+        RunSettings(n, n % 2, next(names), next(names), optimizer, penalty, 3, lr=0.02, lam=1e-3)
+        for n, (optimizer, penalty) in enumerate(kinds)
+    ]
+    patches = [PatchLayer(2, 3, 7, 2, 2, True), PatchLayer(9, 5, bias=True), PatchLayer(5, 3)]
+    wide = [PatchLayer(14, 300, bias=True), PatchLayer(300, 70), PatchLayer(70, 3)]  # 25000 weights, 90 kB in float32
+    for layers, labels in itertools.product((patches, wide), (False, True)):
+
+        def draw(*shape: int, seed: int) -> Tensor:
+            return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+
+        size, results = sum(layer.parameters for layer in layers), []
+        x, y = draw(2, 37, 14, seed=1), draw(2, 37, 3, seed=2)
+        for which in ("reference", "compiled", "compiled"):
+            weights, state = draw(len(runs), size, seed=3) * 0.1, draw(len(runs), 6, size, seed=4).abs() * 0.5
+            losses = torch.zeros(len(runs), 2, dtype=torch.float64, device=device)
+            with backend(which):
+                stacked_steps_(
+                    weights, state, losses, x, y.argmax(2) if labels else y, *stacked_tables(runs), layers,
+                    batch_size=16, epoch=1,
+                )  # fmt: skip
+            results.append((weights, state, losses))
+        for k, (expected, got, again) in enumerate(zip(*results, strict=True)):
+            error = (got.double() - expected.double()).abs().max().item() / max(1.0, expected.abs().max().item())
+            if not error <= 20 * TOLERANCE[dtype]:  # three steps, sums of 300 products
+                sys.exit(f"gpu_exercise: stacked_steps_: {dtype}, {size} weights: result {k} is off by {error:.3g}")
+            if not torch.equal(got, again):
+                sys.exit(f"gpu_exercise: stacked_steps_: {dtype}, {size} weights: two runs differ")
+    return 4
 
 
 def check_streams() -> int:
@@ -242,7 +295,9 @@ def main() -> None:
     for shape, dtype, depth, layouts in itertools.product(shapes, dtypes, depths, LAYOUTS):
         count += Case(shape, dtype, depth, layouts, arguments.device).check()
     for dtype in dtypes:
-        count += check_spectral(dtype, arguments.device, arguments.short)
+        count += check_spectral(dtype, arguments.device, arguments.short) + check_ridge(dtype, arguments.device)
+    for dtype in (torch.float32, torch.float64):
+        count += check_stacked(dtype, arguments.device)
     if arguments.device != "cpu":
         count += check_streams()
     print(f"gpu_exercise: {count} calls agree with the reference on {arguments.device}")

@@ -22,8 +22,9 @@ struct Eigen {
         columns(spectrum.in * spectrum.kernel) {
     const T* lambda_in = static_cast<const T*>(spectrum.lambda_in);
     if (!lambda_in) return;
-    starts.reserve(columns);
+    starts.reserve(columns + kPartials<A>);
     for (int64_t i = 0; i < spectrum.in; ++i) starts.insert(starts.end(), spectrum.kernel, load(lambda_in[i]));
+    starts.resize(columns + kPartials<A>);  // whole vectors are read
   }
 
   const T* row(int64_t o) const { return phi + o * columns; }
@@ -52,13 +53,25 @@ void compose(const Compose<float16, float16>& row);
 void compose(const Compose<bfloat16, float>& row);
 void compose(const Compose<float16, float>& row);
 
+// A number's type becomes another, one of which is the other's accumulator.
+template <class From, class To>
+void convert(const From* from, int64_t size, To* to) {
+  if constexpr (std::is_same_v<From, To>) {
+    std::copy_n(from, size, to);
+  } else {
+    SPARSENN_INDEPENDENT
+    for (int64_t i = 0; i < size; ++i) to[i] = store<To>(load(from[i]));
+  }
+}
+
 // `count` rows of `size` numbers as the accumulator has them, with zeros around them up to `rows` rows of `padded`.
 template <class T, class A>
 void copy_padded(const T* from, int64_t stride, int64_t count, int64_t size, A* to, int64_t rows, int64_t padded) {
-  std::fill_n(to, rows * padded, A(0));
-  for (int64_t r = 0; r < count; ++r) {
-    for (int64_t i = 0; i < size; ++i) to[r * padded + i] = load(from[r * stride + i]);
+  for (int64_t r = 0; r < count; ++r, to += padded) {
+    convert(from + r * stride, size, to);
+    std::fill(to + size, to + padded, A(0));
   }
+  std::fill_n(to, (rows - count) * padded, A(0));
 }
 
 // `Pull` for a part of a row as it lies in memory; what is not wanted is null.
@@ -67,7 +80,8 @@ void pull(const G* grad, const T* phi, const accumulator_t<T>* starts, accumulat
           accumulator_t<T>* columns, accumulator_t<T>* partials) {
   using A = accumulator_t<T>;
   constexpr int64_t kPiece = 512;
-  A converted[2][kPiece], unwanted[2][kPiece] = {};
+  A converted[2][kPiece], unwanted[2][kPiece];
+  if (starts && !columns) std::fill_n(unwanted[1], kPiece, A(0));
   for (int64_t k = 0; k < size; k += kPiece) {
     const int64_t count = std::min(kPiece, size - k);
     const A *wide_grad = converted[0], *wide_phi = converted[1];
@@ -83,11 +97,11 @@ void pull(const G* grad, const T* phi, const accumulator_t<T>* starts, accumulat
     }
     A* to = unwanted[0];
     if constexpr (std::is_same_v<T, A>) to = phi_grad ? phi_grad + k : to;
-    A spare[kPartials<A>];
+    A spare[kPartials<A>] = {};
     tiles<A>().pull({count, wide_grad, wide_phi, starts ? starts + k : nullptr, end, to,
                      columns ? columns + k : unwanted[1], partials ? partials : spare});
     if constexpr (!std::is_same_v<T, A>) {
-      for (int64_t i = 0; phi_grad && i < count; ++i) phi_grad[k + i] = store<T>(to[i]);
+      if (phi_grad) convert(to, count, phi_grad + k);
     }
   }
 }

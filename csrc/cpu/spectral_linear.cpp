@@ -42,38 +42,51 @@ void compose_rows(const cpu::Eigen<T>& eigen, int64_t first, int64_t count, int6
   }
 }
 
+// phi is read where it lies, as far as it fills vectors and rows. Of what is left the weights are composed beforehand,
+// with zeros behind them: in registers, an infinite eigenvalue would make NaN of a zero that fills up a row.
 template <class T>
 void few_rows(const Forward<T>& problem) {
   using A = accumulator_t<T>;
-  constexpr bool kDirect = std::is_same_v<T, A>;  // else phi is converted first, and so is the end of its rows
+  constexpr bool kDirect = std::is_same_v<T, A>;  // else phi is converted first
   const auto& [input, bias, output, batch, eigen] = problem;
-  const cpu::Dots<A>& dots = cpu::tiles<A>().dots;
+  const Tiles<A>& tiles = cpu::tiles<A>();
   const int64_t in = eigen.columns, out = eigen.rows, padded = aligned<A>(in);
-  std::vector<A> x(batch * padded), starts(eigen.start() ? padded : 0);
+  std::vector<A> x(batch * padded), ones(eigen.start() ? padded : 0, A(1));
   cpu::copy_padded(input, in, batch, in, x.data(), batch, padded);
-  if (eigen.start()) cpu::copy_padded(eigen.start(), in, 1, in, starts.data(), 1, padded);
+  const std::vector<A> as_they_are(kFewOutputs, eigen.start() ? A(0) : A(-1));
   cpu::for_each_part((out + kFewOutputs - 1) / kFewOutputs, 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> ends(dots.rows), sums(dots.rows * dots.columns[0]), converted(dots.rows * padded);
-    for (int64_t o = begin * kFewOutputs; o < std::min(out, end * kFewOutputs); o += dots.rows) {
-      const int64_t count = std::min(dots.rows, out - o);
-      const int64_t direct = kDirect && count == dots.rows ? in / kPartials<A> * kPartials<A> : 0,
-                    rest = padded - direct;
-      cpu::copy_padded(eigen.row(o) + direct, in, count, in - direct, converted.data(), dots.rows, rest);
-      for (int64_t r = 0; r < count; ++r) ends[r] = eigen.end(o + r);
+    std::vector<A> ends(kFewOutputs), sums(kFewOutputs * tiles.dots[0].columns), composed(kFewOutputs * padded);
+    for (int64_t o0 = begin * kFewOutputs; o0 < std::min(out, end * kFewOutputs); o0 += kFewOutputs) {
+      const int64_t outputs = std::min(kFewOutputs, out - o0);
+      for (int64_t r = 0; r < outputs; ++r) ends[r] = eigen.end(o0 + r);
       for (int64_t b = 0; b < batch;) {
-        const int kind = dots.kind_for(batch - b);
-        const int64_t columns = dots.columns[kind];
-        const A *const from = starts.empty() ? nullptr : starts.data(), *const right = x.data() + b * padded;
-        const cpu::Piece<A> pieces[2] = {
-            {direct, reinterpret_cast<const A*>(eigen.row(o)), in, from, right, padded},
-            {rest, converted.data(), rest, from ? from + direct : nullptr, right + direct, padded}};
-        dots.run[kind](pieces, ends.data(), sums.data());
-        for (int64_t n = 0; n < columns; ++n, ++b) {
-          for (int64_t r = 0; r < count; ++r) {
-            const A sum = sums[r * columns + n];
-            output[b * out + o + r] = store<T>(bias ? sum + load(bias[o + r]) : sum);
+        const cpu::Dots<A>& dots = tiles.dots_for(batch - b);
+        for (int64_t r0 = 0; r0 < outputs; r0 += dots.rows) {
+          const int64_t count = std::min(dots.rows, outputs - r0);
+          const int64_t direct = kDirect && count == dots.rows ? in / kPartials<A> * kPartials<A> : 0,
+                        rest = padded - direct;
+          for (int64_t r = 0; rest && r < count; ++r) {
+            A* const to = composed.data() + r * rest;
+            cpu::compose(cpu::Compose<T, A>{eigen.row(o0 + r0 + r) + direct,
+                                            eigen.start() ? eigen.start() + direct : nullptr, ends[r0 + r], in - direct,
+                                            to});
+            std::fill(to + in - direct, to + rest, A(0));
+          }
+          const A* const right = x.data() + b * padded;
+          const cpu::Piece<A> pieces[2] = {{direct, reinterpret_cast<const A*>(eigen.row(o0 + r0)), in, eigen.start(),
+                                            ends.data() + r0, right, padded},
+                                           {rest, composed.data(), rest, eigen.start() ? ones.data() : nullptr,
+                                            as_they_are.data(), right + direct, padded}};
+          dots.run(pieces, sums.data());
+          for (int64_t n = 0; n < dots.columns; ++n) {
+            T* const to = output + (b + n) * out + o0 + r0;
+            for (int64_t r = 0; r < count; ++r) {
+              const A sum = sums[r * dots.columns + n];
+              to[r] = store<T>(bias ? sum + load(bias[o0 + r0 + r]) : sum);
+            }
           }
         }
+        b += dots.columns;
       }
     }
   });
@@ -94,14 +107,34 @@ void pack_columns(const Tiles<A>& tiles, const T* input, int64_t in, int64_t fir
         const T* const from = input + (first + b0) * in + k0;
         const cpu::Transpose<A> transpose = tiles.transpose[width > tiles.lanes];
         if (std::is_same_v<T, A> && real == width) {
-          transpose(size, reinterpret_cast<const A*>(from), in, strip);
+          transpose(size, reinterpret_cast<const A*>(from), in, strip, width);
         } else {
           cpu::copy_padded(from, in, real, size, rows.data(), width, size);
-          transpose(size, rows.data(), size, strip);
+          transpose(size, rows.data(), size, strip, width);
         }
       }
     }
   });
+}
+
+// Adds the bias to `outputs` rows of sums and writes their first `count` columns as rows.
+template <class T, class A>
+void write_transposed(const Tiles<A>& tiles, A* sums, int64_t stride, const T* bias, int64_t outputs, int64_t count,
+                      T* to, int64_t to_stride) {
+  for (int64_t o = 0; bias && o < outputs; ++o) {
+    const A shift = load(bias[o]);
+    SPARSENN_INDEPENDENT
+    for (int64_t b = 0; b < count; ++b) sums[o * stride + b] += shift;
+  }
+  int64_t done = 0;
+  if constexpr (std::is_same_v<T, A>) {
+    for (; done + tiles.lanes <= outputs; done += tiles.lanes) {
+      tiles.transpose[0](count, sums + done * stride, stride, to + done, to_stride);
+    }
+  }
+  for (int64_t b = 0; b < count; ++b) {
+    for (int64_t o = done; o < outputs; ++o) to[b * to_stride + o] = store<T>(sums[o * stride + b]);
+  }
 }
 
 template <class T>
@@ -122,22 +155,19 @@ void many_rows(const Forward<T>& problem) {
         for (int64_t k = 0; k < in; k += kDepth) {
           const int64_t size = std::min(kDepth, in - k);
           compose_rows(eigen, o0, outputs, k, size, weights.data());
+          // what is composed next: the block's next columns, or the next block's first
+          const T* const next = k + kDepth < in ? eigen.row(o0) + k + kDepth : eigen.row(o0 + kOutputs);
           for (int64_t o = 0; o < outputs; o += tiles.rows()) {
             const cpu::Tile<A>& tile = tiles.with(std::min(tiles.rows(), outputs - o));
             for (int64_t b = 0; b < padded; b += tiles.width()) {
               tile.by_row[padded - b > tiles.lanes](size, weights.data() + o * kDepth,
                                                     packed.data() + k * padded + b * size, sums.data() + o * padded + b,
-                                                    padded);
+                                                    padded, reinterpret_cast<const A*>(next + o * in), in);
             }
           }
         }
-        for (int64_t b = 0; b < count; ++b) {
-          T* const to = output + (first + b) * out + o0;
-          for (int64_t o = 0; o < outputs; ++o) {
-            const A sum = sums[o * padded + b];
-            to[o] = store<T>(bias ? sum + load(bias[o0 + o]) : sum);
-          }
-        }
+        write_transposed(tiles, sums.data(), padded, bias ? bias + o0 : nullptr, outputs, count,
+                         output + first * out + o0, out);
       }
     });
   }

@@ -3,7 +3,7 @@
 // into those of phi and the eigenvalues. Neither the weight nor its gradient is ever whole in memory.
 //
 // Up to kFewRows rows of input a sweep over a few rows of phi does all of it in registers; from there on it is done by
-// tiles, in blocks that stay in the cache. Both add in the same order: the bits are the same.
+// tiles, in blocks that stay in the cache. Where the strips are equally wide, both add in the same order.
 #include "cpu/parallel.h"
 #include "cpu/spectral.h"
 #include "cpu/tiles.h"
@@ -15,9 +15,10 @@ using cpu::kDepth;
 using cpu::kPartials;
 using cpu::Tiles;
 
-constexpr int64_t kStrip = 256;  // columns
-constexpr int64_t kFewRows = 16;
-constexpr int64_t kOutputs = 48;  // rows; every tile's divide it
+constexpr int64_t kStrip = 256;   // columns
+constexpr int64_t kSwept = 2048;  // numbers of the input that a sweep meets at a time, twice as many in long rows
+constexpr int64_t kFewRows = 32;
+constexpr int64_t kOutputs = 96;  // rows; every tile's divide it
 
 // Columns [0, rows) of `columns` rows each, as tiles take them: element (r, c) of each group of tiles.rows() rows lies
 // next to (r + 1, c). read(r, c) gives an element.
@@ -46,10 +47,17 @@ struct Backward {
   const cpu::Eigen<T>& eigen;
   T *phi_grad, *in_grad, *out_grad, *input_grad;
   const Tiles<A>& tiles = cpu::tiles<A>();
-  int64_t in = eigen.columns, out = eigen.rows, strips = (in + kStrip - 1) / kStrip;
+  int64_t in = eigen.columns, out = eigen.rows;
   bool of_weight = phi_grad || in_grad || out_grad;
+  // The bits depend on it: the batch alone decides.
+  int64_t strip = batch <= kFewRows ? std::clamp((in + kStrip - 1) / kStrip * kStrip, kStrip, swept()) : kStrip;
+  int64_t strips = (in + strip - 1) / strip;
   std::vector<A> by_output{}, by_batch{};  // grad, packed for the weight's gradient and for the input's
   std::vector<A> row_sums{};               // lambda_out's gradient, less its sign, of each strip
+
+  int64_t swept() const {
+    return std::max(kStrip, (in > kSwept ? 2 : 1) * kSwept / std::max<int64_t>(1, batch) / kStrip * kStrip);
+  }
 
   void run() {
     if (out_grad) row_sums.resize(strips * out);
@@ -67,8 +75,8 @@ struct Backward {
   template <class Strip>
   void run_strips() {
     cpu::for_each_part(strips, 1, [&](int64_t begin, int64_t end) {
-      Strip strip(*this);
-      for (int64_t n = begin; n < end; ++n) strip.run(n, n * kStrip, std::min(kStrip, in - n * kStrip));
+      Strip work(*this);
+      for (int64_t n = begin; n < end; ++n) work.run(n, n * strip, std::min(strip, in - n * strip));
     });
     for (int64_t o = 0; out_grad && o < out; ++o) {
       A sum(0);
@@ -77,72 +85,75 @@ struct Backward {
     }
   }
 
-  // What a strip has summed up over all rows: `size` columns from `begin` on, the input's in rows of kStrip.
+  // What a strip has summed up over all rows: `size` columns from `begin` on, the input's in rows of a strip.
   void write(int64_t begin, int64_t size, const A* input_sums, const A* column_sums) const {
     for (int64_t b = 0; input_grad && b < batch; ++b) {
-      T* const to = input_grad + b * in + begin;
-      for (int64_t i = 0; i < size; ++i) to[i] = store<T>(input_sums[b * kStrip + i]);
+      cpu::convert(input_sums + b * strip, size, input_grad + b * in + begin);
     }
-    for (int64_t i = 0; in_grad && i < size; ++i) in_grad[begin + i] = store<T>(column_sums[i]);
+    if (in_grad) cpu::convert(column_sums, size, in_grad + begin);
   }
 
   // What one thread needs to sweep over strips. What is not wanted is computed all the same, and left in `unwanted`.
   struct Sweeps {
     Backward& of;
     const cpu::Sweep<A>& sweep = of.tiles.sweep;
-    std::vector<A> x, x_grads, starts, columns, phi, unwanted, grads, ends, partials;
+    int64_t strip = of.strip;
+    static constexpr bool kDirect = std::is_same_v<T, A>;
+    int64_t room = kDirect ? kPartials<A> : strip;  // for what is copied of a row
+    std::vector<A> x, x_grads, columns, phi, unwanted, grads, ends, partials;
 
     explicit Sweeps(Backward& of)
         : of(of),
-          x(of.batch * kStrip),
-          x_grads(of.batch * kStrip),
-          starts(of.eigen.start() ? kStrip : 0),
-          columns(kStrip),
-          phi(sweep.rows * kStrip),
-          unwanted(sweep.rows * kStrip),
+          x(of.batch * strip),
+          x_grads(of.batch * strip),
+          columns(strip),
+          phi(sweep.rows * room),
+          unwanted(sweep.rows * (of.phi_grad ? room : strip)),
           grads(of.batch * sweep.rows),
           ends(sweep.rows),
           partials(sweep.rows * kPartials<A>) {}
 
     void run(int64_t n, int64_t begin, int64_t size) {
-      constexpr bool kDirect = std::is_same_v<T, A>;
-      const int64_t padded = (size + kPartials<A> - 1) / kPartials<A> * kPartials<A>;
-      cpu::copy_padded(of.input + begin, of.in, of.batch, size, x.data(), of.batch, kStrip);
-      if (of.eigen.start()) cpu::copy_padded(of.eigen.start() + begin, size, 1, size, starts.data(), 1, kStrip);
+      cpu::copy_padded(of.input + begin, of.in, of.batch, size, x.data(), of.batch, strip);
       std::fill(x_grads.begin(), x_grads.end(), A(0));
       std::fill(columns.begin(), columns.end(), A(0));
-      for (int64_t o = 0; o < of.out; o += sweep.rows) {
-        const int64_t count = std::min(sweep.rows, of.out - o), at = o * of.in + begin;
-        cpu::copy_padded(of.grad + o, of.out, of.batch, count, grads.data(), of.batch, sweep.rows);
-        for (int64_t r = 0; r < count; ++r) ends[r] = of.eigen.end(o + r);
-        std::fill(partials.begin(), partials.end(), A(0));
-        // phi itself as far as it fills vectors, then a copy of what is left
-        const int64_t direct = kDirect && count == sweep.rows ? size / kPartials<A> * kPartials<A> : 0;
-        const int64_t rest = padded - direct;
-        if (direct) {
-          A* const to = reinterpret_cast<A*>(of.phi_grad);
-          add(0, direct, reinterpret_cast<const A*>(of.eigen.phi) + at, of.in, to ? to + at : unwanted.data(),
-              to ? of.in : kStrip);
-        }
-        if (rest) {
-          cpu::copy_padded(of.eigen.phi + at + direct, of.in, count, size - direct, phi.data(), sweep.rows, rest);
-          add(direct, rest, phi.data(), rest, unwanted.data(), rest);
-          for (int64_t r = 0; of.phi_grad && r < count; ++r) {
-            T* const to = of.phi_grad + at + r * of.in + direct;
-            for (int64_t i = 0; i < size - direct; ++i) to[i] = store<T>(unwanted[r * rest + i]);
-          }
-        }
-        for (int64_t r = 0; of.out_grad && r < count; ++r) {
-          of.row_sums[n * of.out + o + r] = cpu::total(partials.data() + r * kPartials<A>);
-        }
-      }
+      const int64_t together = of.out / sweep.rows * sweep.rows;
+      for (int64_t o = 0; o < together; o += sweep.rows) add(n, begin, size, o, sweep.rows, sweep.run);
+      for (int64_t o = together; o < of.out; ++o) add(n, begin, size, o, 1, sweep.run_one);
       of.write(begin, size, x_grads.data(), columns.data());
     }
 
-    void add(int64_t from, int64_t size, const A* rows, int64_t stride, A* phi_grad, int64_t phi_grad_stride) {
-      sweep.run({size, of.batch, rows, stride, starts.empty() ? nullptr : starts.data() + from, ends.data(),
-                 grads.data(), x.data() + from, kStrip, x_grads.data() + from, phi_grad, phi_grad_stride,
-                 columns.data() + from, partials.data()});
+    // Rows [o, o + count), which `sweep_rows` takes at a time.
+    void add(int64_t n, int64_t begin, int64_t size, int64_t o, int64_t count,
+             void (*sweep_rows)(const cpu::Rows<A>&)) {
+      const int64_t at = o * of.in + begin;
+      for (int64_t b = 0; b < of.batch; ++b) {
+        for (int64_t r = 0; r < count; ++r) grads[b * count + r] = load(of.grad[b * of.out + o + r]);
+      }
+      for (int64_t r = 0; r < count; ++r) ends[r] = of.eigen.end(o + r);
+      std::fill(partials.begin(), partials.end(), A(0));
+      const A* const starts = of.eigen.start() ? of.eigen.start() + begin : nullptr;
+      // phi itself as far as it fills vectors, then a copy of what is left
+      const int64_t direct = kDirect ? size / kPartials<A> * kPartials<A> : 0, rest = size - direct;
+      if (direct) {
+        A* const to = reinterpret_cast<A*>(of.phi_grad);
+        sweep_rows({direct, of.batch, reinterpret_cast<const A*>(of.eigen.phi) + at, of.in, starts, ends.data(),
+                    grads.data(), x.data(), strip, x_grads.data(), to ? to + at : unwanted.data(), to ? of.in : strip,
+                    columns.data(), partials.data()});
+      }
+      if (rest) {
+        cpu::copy_padded(of.eigen.phi + at + direct, of.in, count, rest, phi.data(), count, room);
+        sweep_rows({rest, of.batch, phi.data(), room, starts ? starts + direct : nullptr, ends.data(), grads.data(),
+                    x.data() + direct, strip, x_grads.data() + direct, unwanted.data(), room, columns.data() + direct,
+                    partials.data()});
+        for (int64_t r = 0; of.phi_grad && r < count; ++r) {
+          T* const to = of.phi_grad + at + r * of.in + direct;
+          cpu::convert(unwanted.data() + r * room, rest, to);
+        }
+      }
+      for (int64_t r = 0; of.out_grad && r < count; ++r) {
+        of.row_sums[n * of.out + o + r] = cpu::total(partials.data() + r * kPartials<A>);
+      }
     }
   };
 
@@ -180,7 +191,7 @@ struct Backward {
         const int64_t width = std::min(of.tiles.width(), padded - i), real = std::min(width, size - i);
         for (int64_t r = 0; r < rows; ++r, packed += width) {
           const auto* const from = row(r) + i;
-          for (int64_t k = 0; k < real; ++k) packed[k] = load(from[k]);
+          cpu::convert(from, real, packed);
           std::fill(packed + real, packed + width, A(0));
         }
       }
@@ -203,13 +214,15 @@ struct Backward {
         const A* const left = of.by_batch.data() + b * of.out + o * tile.rows;
         for (int64_t i = 0; i < padded; i += of.tiles.width()) {
           tile.by_column[padded - i > of.tiles.lanes](count, left, weights.data() + i * count,
-                                                      input_grads.data() + b * kStrip + i, kStrip);
+                                                      input_grads.data() + b * kStrip + i, kStrip,
+                                                      weights.data() + i * count, 0);
         }
       }
     }
 
     void take_apart(int64_t n, int64_t o, int64_t count) {
       std::fill(weight_grads.begin(), weight_grads.end(), A(0));
+      const A* const next = reinterpret_cast<const A*>(of.eigen.row(o + kOutputs) + begin);  // what is composed next
       for (int64_t b = 0; b < of.batch; b += kDepth) {
         const int64_t depth = std::min(kDepth, of.batch - b);
         for (int64_t r = 0; r < count; r += of.tiles.rows()) {
@@ -217,8 +230,9 @@ struct Backward {
           const A* const left = of.by_output.data() + (o + r) * of.batch + b * tile.rows;
           for (int64_t i = 0; i < padded; i += of.tiles.width()) {
             const int64_t width = std::min(of.tiles.width(), padded - i);
-            tile.by_column[padded - i > of.tiles.lanes](depth, left, inputs.data() + i * of.batch + b * width,
-                                                        weight_grads.data() + r * kStrip + i, kStrip);
+            tile.by_column[padded - i > of.tiles.lanes](
+                depth, left, inputs.data() + i * of.batch + b * width, weight_grads.data() + r * kStrip + i, kStrip,
+                next + r * of.in + std::max<int64_t>(0, std::min(i, size - depth)), of.in);
           }
         }
       }

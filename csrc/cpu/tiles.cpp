@@ -6,7 +6,8 @@ namespace sparsenn::cpu {
 namespace {
 
 template <class T, int kLanes, int kRows, int kVectors, bool kByRow>
-SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride) {
+SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,
+                          int64_t ahead_stride) {
   using V = vector_t<T, kLanes>;
   V sums[kRows][kVectors];
 #pragma GCC unroll 16
@@ -18,6 +19,7 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
     V right[kVectors];
 #pragma GCC unroll 2
     for (int n = 0; n < kVectors; ++n) read<kLanes>(right[n], b + (k * kVectors + n) * kLanes);
+    __builtin_prefetch(ahead + k % kPartials<T> * ahead_stride + k, 0, 2);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       V left;
@@ -76,15 +78,18 @@ SPARSENN_INLINE void add_lanes(const T (*partials)[kPartials<T>], int count, T* 
 }
 
 template <class T, int kLanes, int kRows, int kColumns, bool kStarts>
-SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], const T* ends, T* to) {
+SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], T* to) {
   using V = vector_t<T, kLanes>;
   constexpr int kParts = kPartials<T> / kLanes, kSums = kRows * kColumns;
-  V sums[kSums * kParts], scales[kRows];
+  V sums[kSums * kParts];
 #pragma GCC unroll 32
   for (int i = 0; i < kSums * kParts; ++i) sums[i] = V{};
+#pragma GCC unroll 1
+  for (int p = 0; p < 2; ++p) {
+    const auto [depth, phi, stride, starts, ends, x, x_stride] = pieces[p];
+    V scales[kRows] = {};
 #pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m) scales[m] = (kStarts ? ends[m] : -ends[m]) - V{};
-  for (const auto& [depth, phi, stride, starts, x, x_stride] : pieces) {
+    for (int m = 0; m < kRows; ++m) scales[m] = (kStarts ? ends[m] : -ends[m]) - V{};
     for (int64_t k = 0; k < depth; k += kPartials<T>) {
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
@@ -112,6 +117,15 @@ SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], const T* ends, T* to) {
 #pragma GCC unroll 32
   for (int i = 0; i < kSums * kParts; ++i) write<kLanes>(partials[0] + i * kLanes, sums[i]);
   for (int first = 0; first < kSums; first += kLanes) add_lanes<T, kLanes>(partials + first, kSums - first, to + first);
+}
+
+// The first `count` lanes, and zeros.
+template <class T, int kLanes, class V>
+SPARSENN_INLINE void keep(V& of, int64_t count) {
+  indices_t<T, kLanes> lanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  of = lanes < static_cast<typename std::remove_reference_t<decltype(lanes[0])>>(count) ? of : V{};
 }
 
 template <class T, int kLanes, int kRows, bool kStarts>
@@ -151,16 +165,20 @@ SPARSENN_INLINE void sweep(const Rows<T>& rows) {
         }
         write<kLanes>(rows.x_grad + b * rows.x_stride + at, x_grad);
       }
+      if (at + kLanes > rows.size) {
+#pragma GCC unroll 4
+        for (int m = 0; m < kRows; ++m) keep<T, kLanes>(gradients[m], rows.size - at);
+      }
       V columns;
-      read<kLanes>(columns, rows.columns + at);
+      if constexpr (kStarts) read<kLanes>(columns, rows.columns + at);
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
-        accumulate<kLanes, T>(columns, gradients[m], phi[m]);
+        if constexpr (kStarts) accumulate<kLanes, T>(columns, gradients[m], phi[m]);
         accumulate<kLanes, T>(sums[m][part], gradients[m], phi[m]);
         const V phi_grad = scales[m] * gradients[m];
         write<kLanes>(rows.phi_grad + m * rows.phi_grad_stride + at, phi_grad);
       }
-      write<kLanes>(rows.columns + at, columns);
+      if constexpr (kStarts) write<kLanes>(rows.columns + at, columns);
     }
   }
 #pragma GCC unroll 4
@@ -187,14 +205,14 @@ SPARSENN_INLINE void pull(const Pull<T>& row) {
       V grad, phi, columns, scale = end;
       read<kLanes>(grad, row.grad + at);
       read<kLanes>(phi, row.phi + at);
-      read<kLanes>(columns, row.columns + at);
       if constexpr (kStarts) {
         read<kLanes>(scale, row.starts + at);
         scale -= end;
+        read<kLanes>(columns, row.columns + at);
+        accumulate<kLanes, T>(columns, grad, phi);
+        write<kLanes>(row.columns + at, columns);
       }
-      accumulate<kLanes, T>(columns, grad, phi);
       accumulate<kLanes, T>(sums[part], grad, phi);
-      write<kLanes>(row.columns + at, columns);
       const V phi_grad = scale * grad;
       write<kLanes>(row.phi_grad + at, phi_grad);
     }
@@ -203,48 +221,49 @@ SPARSENN_INLINE void pull(const Pull<T>& row) {
   for (int part = 0; part < kParts; ++part) write<kLanes>(row.partials + part * kLanes, sums[part]);
   for (int64_t lane = 0; k < row.size; ++k, ++lane) {
     const T grad = row.grad[k], phi = row.phi[k];
-    row.columns[k] = multiply_add(grad, phi, row.columns[k]);
+    if constexpr (kStarts) row.columns[k] = multiply_add(grad, phi, row.columns[k]);
     row.partials[lane] = multiply_add(grad, phi, row.partials[lane]);
     row.phi_grad[k] = (kStarts ? row.starts[k] - row.end : -row.end) * grad;
   }
 }
 
 template <class T, int kLanes, int kVectors>
-SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* to) {
+SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* to, int64_t to_stride) {
   constexpr int kWidth = kVectors * kLanes;
   int64_t k = 0;
   for (; k + kLanes <= depth; k += kLanes) {
     for (int n = 0; n < kWidth; n += kLanes) {
-      transpose_square<T, kLanes>(from + n * stride + k, stride, to + k * kWidth + n, kWidth);
+      transpose_square<T, kLanes>(from + n * stride + k, stride, to + k * to_stride + n, to_stride);
     }
   }
   for (; k < depth; ++k) {
-    for (int n = 0; n < kWidth; ++n) to[k * kWidth + n] = from[n * stride + k];
+    for (int n = 0; n < kWidth; ++n) to[k * to_stride + n] = from[n * stride + k];
   }
 }
 
-// The same for one instruction set: its attribute, its vectors' bytes, the shape of dots, the rows of a sweep and those
-// of the tiles.
+// The same for one instruction set: its attribute, its vectors' bytes, the shape of dots and the rows of those of one
+// column, the rows of a sweep and those of the tiles.
 // clang-format off
-#define SPARSENN_TILES_FOR(NAME, TARGET, BYTES, DOT_ROWS, DOT_COLUMNS, SWEEP_ROWS, ...)                            \
+#define SPARSENN_TILES_FOR(NAME, TARGET, BYTES, DOT_ROWS, DOT_COLUMNS, ONE_DOT_ROWS, SWEEP_ROWS, ...)              \
   template <class T, int kRows, int kVectors, bool kByRow>                                                         \
-  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride) {                         \
-    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride);                                 \
+  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,           \
+                          int64_t ahead_stride) {                                                                  \
+    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride, ahead, ahead_stride);            \
   }                                                                                                                \
-  template <class T, int kColumns>                                                                                 \
-  TARGET void dots_##NAME(const Piece<T> (&pieces)[2], const T* ends, T* sums) {                                   \
+  template <class T, int kRows, int kColumns>                                                                      \
+  TARGET void dots_##NAME(const Piece<T> (&pieces)[2], T* sums) {                                                  \
     if (pieces[1].starts) {                                                                                        \
-      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, true>(pieces, ends, sums);                                    \
+      dots<T, BYTES / sizeof(T), kRows, kColumns, true>(pieces, sums);                                             \
     } else {                                                                                                       \
-      dots<T, BYTES / sizeof(T), DOT_ROWS, kColumns, false>(pieces, ends, sums);                                   \
+      dots<T, BYTES / sizeof(T), kRows, kColumns, false>(pieces, sums);                                            \
     }                                                                                                              \
   }                                                                                                                \
-  template <class T>                                                                                               \
+  template <class T, int kRows>                                                                                    \
   TARGET void sweep_##NAME(const Rows<T>& rows) {                                                                  \
     if (rows.starts) {                                                                                             \
-      sweep<T, BYTES / sizeof(T), SWEEP_ROWS, true>(rows);                                                         \
+      sweep<T, BYTES / sizeof(T), kRows, true>(rows);                                                              \
     } else {                                                                                                       \
-      sweep<T, BYTES / sizeof(T), SWEEP_ROWS, false>(rows);                                                        \
+      sweep<T, BYTES / sizeof(T), kRows, false>(rows);                                                             \
     }                                                                                                              \
   }                                                                                                                \
   template <class T>                                                                                               \
@@ -256,8 +275,8 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
     }                                                                                                              \
   }                                                                                                                \
   template <class T, int kVectors>                                                                                 \
-  TARGET void transpose_##NAME(int64_t depth, const T* from, int64_t stride, T* to) {                              \
-    transpose<T, BYTES / sizeof(T), kVectors>(depth, from, stride, to);                                            \
+  TARGET void transpose_##NAME(int64_t depth, const T* from, int64_t stride, T* to, int64_t to_stride) {           \
+    transpose<T, BYTES / sizeof(T), kVectors>(depth, from, stride, to, to_stride);                                 \
   }                                                                                                                \
   template <class T, int... kRows>                                                                                 \
   const Tiles<T>& make_##NAME() {                                                                                  \
@@ -269,8 +288,10 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
         BYTES / sizeof(T),                                                                                         \
         sizeof...(kRows),                                                                                          \
         all,                                                                                                       \
-        {DOT_ROWS, {kMost, kSome, 1}, {dots_##NAME<T, kMost>, dots_##NAME<T, kSome>, dots_##NAME<T, 1>}},          \
-        {SWEEP_ROWS, sweep_##NAME<T>},                                                                             \
+        {{DOT_ROWS, kMost, dots_##NAME<T, DOT_ROWS, kMost>},                                                       \
+         {DOT_ROWS, kSome, dots_##NAME<T, DOT_ROWS, kSome>},                                                       \
+         {ONE_DOT_ROWS, 1, dots_##NAME<T, ONE_DOT_ROWS, 1>}},                                                      \
+        {SWEEP_ROWS, sweep_##NAME<T, SWEEP_ROWS>, sweep_##NAME<T, 1>},                                             \
         pull_##NAME<T>,                                                                                            \
         {transpose_##NAME<T, 1>, transpose_##NAME<T, 2>}};                                                         \
     return made;                                                                                                   \
@@ -281,10 +302,10 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
   }
 // clang-format on
 
-SPARSENN_TILES_FOR(base, , 16, 2, 1, 2, 2, 4, 6)
+SPARSENN_TILES_FOR(base, , 16, 2, 1, 2, 2, 2, 4, 6)
 #if defined(SPARSENN_HAS_CLONES)
-SPARSENN_TILES_FOR(v3, __attribute__((target("arch=x86-64-v3"))), 32, 2, 2, 2, 2, 4, 6)
-SPARSENN_TILES_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64, 3, 8, 4, 2, 4, 8, 12)
+SPARSENN_TILES_FOR(v3, __attribute__((target("arch=x86-64-v3"))), 32, 2, 2, 4, 2, 2, 4, 6)
+SPARSENN_TILES_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64, 3, 8, 8, 4, 2, 4, 8, 12)
 #endif
 
 template <class T>

@@ -14,47 +14,42 @@ template <class T>
 constexpr int64_t kPartials = 64 / sizeof(T);
 
 // c[m][n] += sum_k a(m, k) b[k][n] for m < rows and n < width, where c has rows of c_stride elements and b of `width`.
+// Meanwhile the first `depth` elements of up to kPartials rows at `ahead` are fetched into the second-level cache.
 template <class T>
 struct Tile {
-  using Run = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride);
+  using Run = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,
+                       int64_t ahead_stride);
   int64_t rows;
   Run by_row[2];     // a(m, k) is a[m * kDepth + k]; the width is one vector, or two
   Run by_column[2];  // a(m, k) is a[k * rows + m]
 };
 
 // Pieces of a few rows of weights and of the inputs that they meet. The weight in row r is
-// w[r][k] = (starts[k] - ends[r]) phi[r * stride + k], composed in registers; starts is null where they are 0. depth is
-// a multiple of kPartials.
+// w[r][k] = (starts[k] - ends[r]) phi[r * stride + k], composed in registers; starts is null where they are 0, in all
+// pieces alike. depth is a multiple of kPartials.
 template <class T>
 struct Piece {
   int64_t depth;
   const T* phi;
   int64_t stride;
-  const T *starts, *x;
+  const T *starts, *ends, *x;
   int64_t x_stride;
 };
 
-// sums[r * columns + b] = sum_k w[r][k] x[b * x_stride + k] over two pieces, of which the second may have no depth.
+// sums[r * columns + b] = sum_k w[r][k] x[b * x_stride + k] over two pieces, of which each may have no depth.
 template <class T>
 struct Dots {
-  using Run = void (*)(const Piece<T> (&pieces)[2], const T* ends, T* sums);
-  static constexpr int kKinds = 3;
-  int64_t rows, columns[kKinds];  // of each kind, the last of which has one column
-  Run run[kKinds];
-
-  int kind_for(int64_t columns_left) const {
-    int kind = 0;
-    while (columns[kind] > columns_left) ++kind;
-    return kind;
-  }
+  int64_t rows, columns;
+  void (*run)(const Piece<T> (&pieces)[2], T* sums);
 };
 
 // A few rows of phi and the gradients of their outputs, for a small batch: everything that they give in one pass over
 // them. With w as above and g[r][k] = sum_b grad[b * rows + r] x[b * x_stride + k],
 //   x_grad[b * x_stride + k] += grad[b * rows + r] w[r][k]
 //   phi_grad[r * phi_grad_stride + k] = (starts[k] - ends[r]) g[r][k]
-//   columns[k] += g[r][k] phi[r][k], and the same to partial sum k % kPartials of partials[r]
-// for r and b in ascending order and k < size, a multiple of kPartials.
+//   columns[k] += g[r][k] phi[r][k], if there are starts, and the same to partial sum k % kPartials of partials[r]
+// for r and b in ascending order and k < size. What lies behind, up to a multiple of kPartials, is read and written,
+// but adds nothing to the partial sums.
 template <class T>
 struct Rows {
   int64_t size, batch;
@@ -71,10 +66,12 @@ template <class T>
 struct Sweep {
   int64_t rows;
   void (*run)(const Rows<T>& rows);
+  void (*run_one)(const Rows<T>& row);
 };
 
 // The chain rule for `size` weights of one row, in one pass over their gradient: phi_grad[k] = (starts[k] - end)
 // grad[k], which may lie in grad's place, columns[k] += grad[k] phi[k], and the same to partial sum k % kPartials.
+// Without starts there are no columns.
 template <class T>
 struct Pull {
   int64_t size;
@@ -83,9 +80,9 @@ struct Pull {
   T *phi_grad, *columns, *partials;
 };
 
-// to[k * width + n] = from[n * stride + k] for k < depth and n < width, which is one vector, or two.
+// to[k * to_stride + n] = from[n * stride + k] for k < depth and n < width, which is one vector, or two.
 template <class T>
-using Transpose = void (*)(int64_t depth, const T* from, int64_t stride, T* to);
+using Transpose = void (*)(int64_t depth, const T* from, int64_t stride, T* to, int64_t to_stride);
 
 // What suits this processor.
 template <class T>
@@ -93,7 +90,7 @@ struct Tiles {
   int64_t lanes;  // of a vector register
   int64_t count;
   const Tile<T>* tiles;  // with ascending numbers of rows
-  Dots<T> dots;
+  Dots<T> dots[3];       // with descending numbers of columns, the last of which is 1
   Sweep<T> sweep;
   void (*pull)(const Pull<T>& row);
   Transpose<T> transpose[2];
@@ -106,6 +103,13 @@ struct Tiles {
     const Tile<T>* tile = tiles;
     while (tile->rows < rows) ++tile;
     return *tile;
+  }
+
+  // The one that takes most of so many columns.
+  const Dots<T>& dots_for(int64_t columns) const {
+    const Dots<T>* found = dots;
+    while (found->columns > columns) ++found;
+    return *found;
   }
 
   // The room that `size` columns take in strips of width(), of which the last may be half as wide.

@@ -13,6 +13,7 @@
 
 #include "cuda/grid.h"
 #include "cuda/phases.h"
+#include "cuda/team.h"
 
 namespace sparsenn::cuda {
 
@@ -154,6 +155,52 @@ void launch_phases(const Op& op, void* stream) {
   void* parameters[] = {const_cast<Op*>(&op)};
   check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(&phases<Op>), parameters),
         "a CUDA kernel could not be launched");
+}
+
+// See team.h.
+struct Team {
+  int thread;
+
+  template <class Body>
+  __device__ __forceinline__ void each(int64_t count, const Body& body) const {
+    SPARSENN_ROLLED
+    for (int64_t i = thread; i < count; i += kThreads) body(i);
+    __syncthreads();
+  }
+};
+
+template <class Op>
+__global__ void __launch_bounds__(kThreads) team(const __grid_constant__ Op op) {
+  extern __shared__ float4 shared[];
+  op.run(blockIdx.x, Team{static_cast<int>(threadIdx.x)}, shared);
+}
+
+inline int64_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "the current CUDA device is not known");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "the CUDA device can't be asked for its shared memory");
+  return bytes;
+}
+
+inline void upload(void* to, const void* from, int64_t bytes, void* stream) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
+        "memory can't be copied to the CUDA device");
+}
+
+template <class Op>
+void launch_team(const Op& op, void* stream) {
+  if (op.blocks == 0) return;
+  const void* const kernel = reinterpret_cast<const void*>(&team<Op>);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(op.shared_bytes)),
+        "a CUDA kernel can't have the shared memory it needs");
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(op.blocks);
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = static_cast<size_t>(op.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  void* parameters[] = {const_cast<Op*>(&op)};
+  check(cudaLaunchKernelExC(&config, kernel, parameters), "a CUDA kernel could not be launched");
 }
 
 }  // namespace sparsenn::cuda

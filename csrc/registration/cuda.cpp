@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "registration/bindings.h"
+#include "registration/ridge_norm.h"
 #include "registration/spectral.h"
 #include "registration/stacked.h"
 
@@ -122,5 +123,6 @@ struct CudaDevice {
 STABLE_TORCH_LIBRARY_IMPL(sparsenn, CUDA, m) {
   sparsenn::bindings::implement<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_ridge_norm<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_stacked<sparsenn::CudaDevice>(m);
 }

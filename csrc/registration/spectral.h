@@ -25,7 +25,19 @@ inline Tensor row_major(const Tensor& tensor) {
   return is_contiguous(view_of(tensor)) ? tensor : torch::stable::contiguous(tensor);
 }
 
-inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes) { return torch::stable::new_empty(like, sizes); }
+// Row-major, on the device of `like` and in its dtype. Straight from the allocator: new_empty calls the dispatcher.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
+  int32_t dtype, device_type, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, device_type, device_index, &made));
+  return Tensor(made);
+}
 
 inline Tensor empty_or_none(const Tensor& like, bool wanted, std::vector<int64_t> sizes) {
   return empty(like, wanted ? std::move(sizes) : std::vector<int64_t>{0});

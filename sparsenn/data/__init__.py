@@ -1,5 +1,6 @@
 """Real data sets as tensors in memory, and what a teacher says of random inputs."""
 
+from sparsenn.data.augment import augment
 from sparsenn.data.digits import load_digits
 from sparsenn.data.errors import DataError, MissingExtraError, require_extra
 from sparsenn.data.idx import read_idx
@@ -11,6 +12,7 @@ __all__ = [
     "DataError",
     "ImageData",
     "MissingExtraError",
+    "augment",
     "load",
     "load_digits",
     "names",

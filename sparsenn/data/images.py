@@ -16,9 +16,9 @@ class ImageData:
 
     Attributes:
         name: the data set's name.
-        train_images: (N, channels, S, S), floating point in [0, 1].
+        train_images: (N, channels, S, S), floating point, in [0, 1] or normalized by channel.
         train_labels: (N,), int64 in [0, len(classes)).
-        test_images: (M, channels, S, S), floating point in [0, 1].
+        test_images: (M, channels, S, S), floating point, as the training images.
         test_labels: (M,), int64 in [0, len(classes)).
         classes: what each label means.
 

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from their official idx files."""
+"""MNIST, Fashion-MNIST and Kuzushiji-MNIST from their official idx files."""
 
 from __future__ import annotations
 
@@ -58,6 +58,17 @@ FASHION_MNIST = IdxSource(
     },
     ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
     ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+KUZUSHIJI_MNIST = IdxSource(
+    "kuzushiji-mnist",
+    {
+        TRAIN_IMAGES: "bdb82020997e1d708af4cf47b453dcf7",
+        TRAIN_LABELS: "e144d726b3acfaa3e44228e80efcd344",
+        TEST_IMAGES: "5c965bf0a639b31b8f53240b1b52f4d7",
+        TEST_LABELS: "7320c461ea6c1c855c0b718fb2a4b134",
+    },
+    ("http://codh.rois.ac.jp/kmnist/dataset/kmnist",),
+    ("お", "き", "す", "つ", "な", "は", "ま", "や", "れ", "を"),
 )
 
 

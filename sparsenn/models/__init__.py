@@ -3,11 +3,13 @@
 from sparsenn.models.lenet import lenet5, lenet_300_100
 from sparsenn.models.registry import build, names
 from sparsenn.models.resnet import resnet18, resnet34, wide_resnet16_8
+from sparsenn.models.skip_mlp import SkipMLP
 from sparsenn.models.students import baseline_cnn, build_student, fcn, multi_channel_cnn, split_filter_cnn, start_
 from sparsenn.models.teachers import teacher
 from sparsenn.models.vgg import vgg16, vgg19
 
 __all__ = [
+    "SkipMLP",
     "baseline_cnn",
     "build",
     "build_student",

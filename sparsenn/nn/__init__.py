@@ -4,6 +4,7 @@ from sparsenn.nn.factorized import HadamardConv1d, HadamardConv2d, HadamardLinea
 from sparsenn.nn.indexed import IndexedConv1d, IndexedConv2d, IndexedConv3d, IndexedLinear
 from sparsenn.nn.parametrizations import HadamardProduct
 from sparsenn.nn.patch_conv import PatchConv1d
+from sparsenn.nn.ridge import RidgeBlock, RidgeNet
 from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralGate, SpectralLinear
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "IndexedConv3d",
     "IndexedLinear",
     "PatchConv1d",
+    "RidgeBlock",
+    "RidgeNet",
     "SpectralConv1d",
     "SpectralConv2d",
     "SpectralGate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch.nn.utils import parametrize
 from sparsenn.nn.factorized import FactorizedLayer
 from sparsenn.nn.parametrizations import (
     HadamardProduct,
+    adapt_class,
     factors_of,
     hadamard_parametrizations_of,
     own_class,
@@ -111,7 +111,8 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
     :func:`factorize`. Buffers and parameters behind other parametrizations are left alone. Make a new optimizer afterwards.
 
     ``Spectral*`` layers become plain ones that hold the composed weight. The threshold acts neither on φ and λ nor on what is
-    composed of them, unless φ or λ were factorized themselves; a ``SpectralGate`` stays as it is.
+    composed of them, unless φ or λ were factorized themselves; a ``SpectralGate`` stays as it is. Layers with a common φ get a
+    weight each.
 
     Args:
         model: The model, changed in place (the object stays, so a lone ``HadamardLinear`` changes its class).
@@ -339,7 +340,7 @@ def _register(slot: _Slot, first: _Slot, make: Callable[[], HadamardProduct]) ->
     if slot is not first:
         module.parametrizations[name] = first.parametrization  # type: ignore[operator, index, assignment]
     module.__dict__.setdefault(_ORDER, order)
-    _adapt_class(module)
+    adapt_class(module)
 
 
 def _unregister(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -358,29 +359,3 @@ def _restore_order(module: nn.Module) -> None:
             module._parameters[name] = module._parameters.pop(name)
     if not any(hadamard_parametrizations_of(module)):
         module.__dict__.pop(_ORDER, None)
-
-
-def _adapt_class(module: nn.Module) -> None:
-    """Mend, in the class that torch made for this module, what its own class takes for granted of a stored parameter."""
-    cls: Any = type(module)
-    base = cls.__bases__[0]
-    if isinstance(module, nn.RNNBase) and not hasattr(base, "__deepcopy__"):
-        cls.__deepcopy__ = _deepcopy_rnn
-    if isinstance(module, nn.ParameterList) and base.__getitem__ is nn.ParameterList.__getitem__:
-        cls.__getitem__ = _parameter_list_item
-
-
-def _deepcopy_rnn(self: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
-    # A forward leaves products in _flat_weights, inside an autograd graph, and those have no deepcopy; the next makes its own.
-    replica = self.__new__(type(self))
-    memo[id(self)] = replica
-    state = {**self.__dict__, "_flat_weights": [None] * len(self._flat_weights)}
-    replica.__dict__ = copy.deepcopy(state, memo)
-    return replica
-
-
-def _parameter_list_item(self: nn.ParameterList, index: Any) -> Any:
-    # A slice of torch's list wraps the products into new parameters, and no gradient would reach the factors.
-    if isinstance(index, slice):
-        return [self[i] for i in range(*index.indices(len(self)))]
-    return nn.ParameterList.__getitem__(self, index)

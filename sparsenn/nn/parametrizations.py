@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,3 +124,29 @@ def own_class(module: nn.Module) -> None:
     if parametrize.is_parametrized(module):
         shared = type(module)
         module.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
+
+
+def adapt_class(module: nn.Module) -> None:
+    """Mend, in the class that torch made for this module, what its own class takes for granted of a stored parameter."""
+    cls: Any = type(module)
+    base = cls.__bases__[0]
+    if isinstance(module, nn.RNNBase) and not hasattr(base, "__deepcopy__"):
+        cls.__deepcopy__ = _deepcopy_rnn
+    if isinstance(module, nn.ParameterList) and base.__getitem__ is nn.ParameterList.__getitem__:
+        cls.__getitem__ = _parameter_list_item
+
+
+def _deepcopy_rnn(self: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
+    # A forward leaves products in _flat_weights, inside an autograd graph, and those have no deepcopy; the next makes its own.
+    replica = self.__new__(type(self))
+    memo[id(self)] = replica
+    state = {**self.__dict__, "_flat_weights": [None] * len(self._flat_weights)}
+    replica.__dict__ = copy.deepcopy(state, memo)
+    return replica
+
+
+def _parameter_list_item(self: nn.ParameterList, index: Any) -> Any:
+    # A slice of torch's list wraps the products into new parameters, and no gradient would reach the factors.
+    if isinstance(index, slice):
+        return [self[i] for i in range(*index.indices(len(self)))]
+    return nn.ParameterList.__getitem__(self, index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.common_types import _size_1_t, _size_2_t
 
 from sparsenn.ops import spectral_linear, spectral_weight
+from sparsenn.ops.reference import DTYPES
 
 Init = float | Callable[[Tensor], Any]
 SPECTRUM = ("phi", "lambda_in", "lambda_out")
@@ -38,10 +40,11 @@ class SpectralLayer(nn.Module):
         phi_init: Init = nn.init.xavier_uniform_,
     ) -> None:
         """Take over a plain layer, which may be this one; its weight becomes φ, and the eigenvalues have no values yet."""
+        name = type(self).__name__
+        _check_inits(name, lambda_in_init=lambda_in_init, lambda_out_init=lambda_out_init, phi_init=phi_init)
         absent_in = not train_lambda_in and _is_zero(lambda_in_init)
         absent_out = not train_lambda_out and _is_zero(lambda_out_init)
         if absent_in and absent_out:
-            name = type(self).__name__
             raise ValueError(
                 f"{name}: lambda_in and lambda_out are both 0 and untrained, so that the weight would stay 0; "
                 f"train one of them or give one another init"
@@ -49,17 +52,20 @@ class SpectralLayer(nn.Module):
         state = dict(plain.__dict__)
         parameters = dict(state.pop("_parameters"))
         weight, bias = parameters.pop("weight"), parameters.pop("bias")
+        if weight.dtype not in DTYPES:
+            raise ValueError(f"{name}: dtype is {weight.dtype}; it takes float64, float32, bfloat16 or float16")
         nn.Module.__init__(self)
         self.__dict__.update(state)
         self.lambda_in_init, self.lambda_out_init, self.phi_init = lambda_in_init, lambda_out_init, phi_init
         self.phi = nn.Parameter(weight.detach(), requires_grad=train_phi)
-        for name, absent, size, train in (
+        for argument, absent, size, train in (
             ("lambda_in", absent_in, weight.shape[1], train_lambda_in),
             ("lambda_out", absent_out, weight.shape[0], train_lambda_out),
         ):
             value = None if absent else nn.Parameter(weight.detach().new_empty(size), requires_grad=train)
-            self.register_parameter(name, value)
+            self.register_parameter(argument, value)
         self.register_parameter("bias", bias)
+        self._parameters.update(parameters)
 
     @property
     def weight(self) -> Tensor:
@@ -71,11 +77,11 @@ class SpectralLayer(nn.Module):
         """Start anew: φ, λ_in and λ_out by their inits, the bias as in the plain layer."""
         for name, init in (("phi", self.phi_init), ("lambda_in", self.lambda_in_init), ("lambda_out", self.lambda_out_init)):
             value = getattr(self, name)
-            if value is not None:
-                value.fill_(init) if isinstance(init, int | float) else init(value)
+            if value is not None and value.numel():
+                _fill(value, init)
         bias = self._parameters["bias"]
         if bias is not None:
-            fan_in = self.phi[0].numel()
+            fan_in = math.prod(self.phi.shape[1:])
             bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
             nn.init.uniform_(bias, -bound, bound)
 
@@ -98,8 +104,21 @@ class SpectralLayer(nn.Module):
         return [("lambda_in", self.lambda_in), ("lambda_out", self.lambda_out), ("phi", self.phi)]
 
 
+def _check_inits(layer: str, **inits: Any) -> None:
+    for argument, init in inits.items():
+        if not (isinstance(init, Real) or callable(init)):
+            raise ValueError(f"{layer}: {argument} is {init!r}; it takes a number or a function that fills a tensor in place")
+
+
 def _is_zero(init: Init) -> bool:
-    return isinstance(init, int | float) and init == 0
+    return not callable(init) and init == 0
+
+
+def _fill(value: Tensor, init: Init) -> None:
+    if callable(init):
+        init(value)
+    else:
+        value.fill_(init)
 
 
 class SpectralLinear(SpectralLayer, nn.Linear):  # type: ignore[override]
@@ -135,7 +154,8 @@ class SpectralLinear(SpectralLayer, nn.Linear):  # type: ignore[override]
         - Input: (\*, in_features). Output: (\*, out_features).
 
     Raises:
-        ValueError: where both eigenvalues are 0 and untrained; the weight would stay 0.
+        ValueError: where both eigenvalues are 0 and untrained (the weight would stay 0), for an init that is neither a number
+            nor a function, and for another dtype.
 
     Source: Giambagli et al. 2023, Equations 4 to 6 and "Formulation of the algorithm".
 
@@ -219,7 +239,7 @@ class SpectralConv1d(_SpectralConv, nn.Conv1d):  # type: ignore[override]
         - Input: (N, in_channels, L) or (in_channels, L). Output: with out_channels, and the length of ``nn.Conv1d``.
 
     Raises:
-        ValueError: where both eigenvalues are 0 and untrained, and for what ``nn.Conv1d`` refuses.
+        ValueError: as :class:`SpectralLinear`, and for what ``nn.Conv1d`` refuses.
 
     Source: Giambagli et al. 2023, Appendix B.2.
 
@@ -297,7 +317,7 @@ class SpectralConv2d(_SpectralConv, nn.Conv2d):  # type: ignore[override]
         - Input: (N, in_channels, H, W) or (in_channels, H, W). Output: with out_channels, and the size of ``nn.Conv2d``.
 
     Raises:
-        ValueError: where both eigenvalues are 0 and untrained, and for what ``nn.Conv2d`` refuses.
+        ValueError: as :class:`SpectralLinear`, and for what ``nn.Conv2d`` refuses.
 
     Source: Giambagli et al. 2023, Appendix B.2.
 
@@ -360,7 +380,8 @@ class SpectralGate(nn.Module):
         - Input: any with num_features along ``dim``. Output: the same.
 
     Raises:
-        ValueError: for an input without the dimension ``dim``, or of another size there.
+        ValueError: for an ``init`` that is neither a number nor a function; for an input without the dimension ``dim``, or of
+            another size there.
 
     Source: Giambagli et al. 2023, Equation 2.
 
@@ -375,6 +396,7 @@ class SpectralGate(nn.Module):
         self, num_features: int, dim: int = 1, *, init: Init = 1.0, device: Any = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        _check_inits("SpectralGate", init=init)
         self.num_features, self.dim, self.init = num_features, dim, init
         self.lambda_out = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -382,10 +404,7 @@ class SpectralGate(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start anew by ``init``."""
-        if isinstance(self.init, int | float):
-            self.lambda_out.fill_(self.init)
-        else:
-            self.init(self.lambda_out)
+        _fill(self.lambda_out, self.init)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
         """The gated input."""

@@ -44,8 +44,9 @@ def spectralize(
 
     Raises:
         ValueError: for a rule that is neither a pattern nor a module type; an ``include`` that selects nothing; a selected
-            layer whose weight is parametrized (factorized, for example), tied to another parameter, not initialized yet (lazy
-            modules), or of another dtype than float64, float32, bfloat16 and float16.
+            layer whose weight is parametrized (factorized, for example), made by a hook (a mask of ``torch.nn.utils.prune``),
+            tied to another parameter, not initialized yet (lazy modules), or of another dtype than float64, float32, bfloat16
+            and float16.
 
     Source: Giambagli et al. 2023, Section 3 (the students S and S_λ start with the same links).
 
@@ -109,6 +110,8 @@ def _refusal(layer: nn.Module, owners: dict[int, set[tuple[int, str]]]) -> str |
     """Why a layer can't be changed, and the cure; None where it can."""
     if parametrize.is_parametrized(layer):
         return "or bias is parametrized; collapse the model or remove the parametrization first"
+    if not {"weight", "bias"} <= layer._parameters.keys():
+        return "or bias is made by a hook, such as a mask of torch.nn.utils.prune; remove that first"
     weight = layer._parameters["weight"]
     if weight is None or nn.parameter.is_lazy(weight):
         return "is not initialized yet; run one batch through the model first"

@@ -5,6 +5,7 @@ from sparsenn.ops import prox_sgd as _prox_sgd  # noqa: F401
 from sparsenn.ops.hadamard import hadamard_product
 from sparsenn.ops.library import backend
 from sparsenn.ops.permutation import permutation
+from sparsenn.ops.ridge_norm import ridge_norm
 from sparsenn.ops.soft_threshold import soft_threshold
 from sparsenn.ops.spectral_linear import spectral_linear
 from sparsenn.ops.spectral_weight import spectral_weight
@@ -16,6 +17,7 @@ __all__ = [
     "backend",
     "hadamard_product",
     "permutation",
+    "ridge_norm",
     "soft_threshold",
     "spectral_linear",
     "spectral_weight",

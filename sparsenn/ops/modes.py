@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 
 def needs_definition(*, of_batches: bool = False) -> bool:
@@ -35,6 +36,24 @@ def differentiated(tensors: Sequence[Tensor | None]) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def below_autograd(operator: Callable[..., Any], *args: Any) -> Any:
+    """Call an operator where no gradient is asked of it, or where a Function looks after it.
+
+    The operators' own autograd is written in Python: even with nothing to record it costs more than many a kernel.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return operator(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*args)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply``, which outside of transforms need not read the signature of ``forward`` in each call."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def batched(info: Any, dims: Any, tensors: Sequence[Tensor]) -> list[Tensor]:

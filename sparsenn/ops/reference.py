@@ -255,6 +255,35 @@ def spectral_linear_backward(
     return tuple(_only(wanted, composed_linear_gradients(grad, x, phi, lambda_in, lambda_out), phi))
 
 
+def summed_norm(outers: Sequence[Tensor], inners: Sequence[Tensor], skips: Sequence[Tensor]) -> Tensor:
+    """What matrices out of neurons, into neurons and around them weigh; differentiable."""
+    columns = [accumulator(v).abs().sum(0).square().sum() for v in outers]
+    squares = [accumulator(w).square().sum() for w in inners]
+    return torch.stack([*columns, *squares, *(accumulator(c).abs().sum() for c in skips)]).sum()
+
+
+def summed_norm_gradients(
+    grad: Tensor, outers: Sequence[Tensor], inners: Sequence[Tensor], skips: Sequence[Tensor]
+) -> list[Tensor]:
+    """The chain rule of `summed_norm`, differentiable in turn."""
+    columns = [(grad * 2 * accumulator(v).abs().sum(0)) * accumulator(v).sign() for v in outers]
+    squares = [grad * 2 * accumulator(w) for w in inners]
+    found = [*columns, *squares, *(grad * accumulator(c).sign() for c in skips)]
+    return [d.to(x.dtype) for d, x in zip(found, (*outers, *inners, *skips), strict=True)]
+
+
+def ridge_norm(outers: Sequence[Tensor], inners: Sequence[Tensor], skips: Sequence[Tensor]) -> Tensor:
+    """`summed_norm` as an operator."""
+    return summed_norm(outers, inners, skips)
+
+
+def ridge_norm_backward(
+    grad: Tensor, outers: Sequence[Tensor], inners: Sequence[Tensor], skips: Sequence[Tensor]
+) -> list[Tensor]:
+    """`summed_norm_gradients` as an operator: contiguous tensors."""
+    return [d.contiguous() for d in summed_norm_gradients(grad, outers, inners, skips)]
+
+
 def _activated(z: Tensor, kind: int) -> tuple[Tensor, Tensor]:
     """The values of an activation, numbered as in stacked_steps.ACTIVATIONS, and its derivative there."""
     if kind == 1:

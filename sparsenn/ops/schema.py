@@ -49,6 +49,11 @@ SCHEMAS = {
         "(Tensor grad, Tensor input, Tensor phi, Tensor? lambda_in, Tensor? lambda_out, int wanted) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
+    # The sum of the squared L1 norms of the columns of outers, of the squares of inners and of the magnitudes of skips, a 0-d
+    # tensor of their dtype, or float32 for half types. There is one matrix at least.
+    "ridge_norm": "(Tensor[] outers, Tensor[] inners, Tensor[] skips) -> Tensor",
+    # The gradients of all of them, one list after the other; grad is of the norm's dtype.
+    "ridge_norm_backward": "(Tensor grad, Tensor[] outers, Tensor[] inners, Tensor[] skips) -> Tensor[]",
     # Steps first, ..., first + steps - 1 of one epoch of many small networks, in place. weights (R, P): each network's
     # parameters in the order of its layers, six numbers of `layers` each; state (R, K, P) of their optimizers; losses (R, 2),
     # float64: the sums over steps of data loss and penalty are added there. x (S, N, in); y (S, N, out) or int64 labels (S, N).

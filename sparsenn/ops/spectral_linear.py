@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
-from sparsenn.ops.modes import cotangents_of, differentiated, needs_definition, one_by_one
+from sparsenn.ops.modes import apply, below_autograd, cotangents_of, differentiated, needs_definition, one_by_one
 from sparsenn.ops.schema import NAMESPACE
-from sparsenn.ops.spectral_weight import check_spectrum, check_vector, given, kind_of, spectral_weight, wanted_of
+from sparsenn.ops.spectral_weight import check_spectrum, check_vector, given, kind_of, spectral_weight
 
 _ops = torch.ops.sparsenn
 
@@ -57,16 +57,18 @@ def spectral_linear(
         >>> sparsenn.ops.spectral_linear(torch.tensor([1.0, 1.0]), phi, None, torch.tensor([-1.0, 0.5]))
         tensor([ 3.0000, -3.5000])
     """
-    autocast = torch.is_autocast_enabled(phi.device.type)
+    autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(phi.device.type)
     _check(input, phi, lambda_in, lambda_out, bias, same_dtype=not autocast)
     if autocast:
         return F.linear(input, spectral_weight(phi, lambda_in, lambda_out), bias)
     tensors = (input, phi, lambda_in, lambda_out, bias)
     if needs_definition(of_batches=True):
         return reference.composed_linear(*tensors)
-    if torch.compiler.is_compiling() or not differentiated(tensors):
+    if torch.compiler.is_compiling():
         return _ops.spectral_linear(*tensors)
-    return _SpectralLinear.apply(*tensors)
+    if not differentiated(tensors):
+        return below_autograd(_ops.spectral_linear.default, *tensors)
+    return apply(_SpectralLinear, *tensors)
 
 
 def _check(
@@ -84,17 +86,22 @@ def _check(
         check_vector("spectral_linear", "bias", bias, phi.shape[0], phi)
 
 
-def _kernel_gradients(needs: Sequence[bool], grad: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """In the order of the forward's arguments: input first. The operators have it behind the three that phi's room has."""
-    own = (*needs[1:4], needs[0], needs[4])
-    d_phi, d_in, d_out, d_x, d_bias = given(own, _ops.spectral_linear_backward(grad, *tensors, wanted_of(own)))
-    return d_x, d_phi, d_in, d_out, d_bias
+def _wanted(needs: Sequence[bool]) -> int:
+    """The gradients that are asked for, as the operator takes them: it has the input's behind the three of phi's room."""
+    x, phi, start, end, bias = needs
+    return phi | start << 1 | end << 2 | x << 3 | bias << 4
+
+
+def _in_order(needs: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The operator's gradients in the order of the forward's arguments."""
+    d_phi, d_in, d_out, d_x, d_bias = gradients
+    return given(needs, (d_x, d_phi, d_in, d_out, d_bias))
 
 
 class _SpectralLinear(torch.autograd.Function):
     @staticmethod
     def forward(*tensors: Any) -> Tensor:
-        return _ops.spectral_linear(*tensors)
+        return below_autograd(_ops.spectral_linear.default, *tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -106,7 +113,7 @@ class _SpectralLinear(torch.autograd.Function):
         if needs_definition(of_batches=True) or differentiated([grad, *tensors]):
             d_phi, d_in, d_out, d_x, d_bias = reference.composed_linear_gradients(grad, *tensors)
             return given(needs, (d_x, d_phi, d_in, d_out, d_bias))
-        return _kernel_gradients(needs, grad, *tensors)
+        return _in_order(needs, below_autograd(_ops.spectral_linear_backward.default, grad, *tensors, _wanted(needs)))
 
 
 def _register() -> None:
@@ -116,7 +123,8 @@ def _register() -> None:
         ctx.save_for_backward(*inputs[:4])
 
     def backward_linear(ctx: Any, grad: Tensor) -> Any:
-        return _kernel_gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors)
+        needs = ctx.needs_input_grad
+        return _in_order(needs, _ops.spectral_linear_backward(grad, *ctx.saved_tensors, _wanted(needs)))
 
     def setup_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.wanted = inputs

@@ -56,14 +56,15 @@ def check_spectrum(name: str, phi: Tensor, lambda_in: Tensor | None, lambda_out:
         raise ValueError(f"{name}: phi is {kind_of(phi)}; it takes (out, in, ...) in float64, float32, bfloat16 or float16")
     if lambda_in is None and lambda_out is None:
         raise ValueError(f"{name}: lambda_in and lambda_out are both None, so that the weight would be 0; give one of them")
-    for argument, value, axis in (("lambda_in", lambda_in, 1), ("lambda_out", lambda_out, 0)):
-        if value is not None:
-            check_vector(name, argument, value, phi.shape[axis], phi)
+    if lambda_in is not None:
+        check_vector(name, "lambda_in", lambda_in, phi.shape[1], phi)
+    if lambda_out is not None:
+        check_vector(name, "lambda_out", lambda_out, phi.shape[0], phi)
 
 
 def check_vector(name: str, argument: str, value: Tensor, size: int, phi: Tensor) -> None:
     """Raise unless a tensor is a vector of a size, of phi's dtype and on its device."""
-    if value.dim() != 1 or value.shape[0] != size or value.dtype != phi.dtype or value.device != phi.device:
+    if value.shape != (size,) or value.dtype != phi.dtype or value.device != phi.device:
         raise ValueError(f"{name}: {argument} is {kind_of(value)}; a phi that is {kind_of(phi)} takes ({size},) of its kind")
 
 

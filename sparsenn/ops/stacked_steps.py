@@ -134,7 +134,7 @@ def _check_settings(n: int, run: RunSettings) -> None:
             raise ValueError(f"{where}: {name} is {getattr(run, name)}; it takes {takes}")
     if run.penalty != "none" and run.optimizer in ("prox", "factorized"):
         raise ValueError(
-            f"{where}: penalty is {run.penalty!r}; it takes 'none' with optimizer {run.optimizer!r}, which has lam in its own step"
+            f"{where}: penalty is {run.penalty!r}; it takes 'none' with optimizer {run.optimizer!r}, whose own step has lam"
         )
 
 
@@ -156,14 +156,14 @@ def stacked_steps_(
 ) -> None:
     r"""Train R small networks of one structure for steps of an epoch, each as if it were alone, in place.
 
-    Step s of a run takes the samples π(sB), ..., π(sB + B − 1), where π is the `permutation` of N, the run's seed and the epoch;
-    the last batch of an epoch may be smaller. It adds the mean loss of the batch and the penalty, both before the step, to
+    Step s of a run takes the samples π(sB), ..., π(sB + B − 1), where π is the `permutation` of N, the seed and the epoch; the
+    last batch of an epoch may be smaller. It adds the mean loss of the batch and the penalty, both before the step, to
     ``losses``, and moves the weights by their gradient g:
 
     - ``"sgd"``: v ← μ v + g, w ← w − η v.
     - ``"prox"``: the same, then soft thresholding at ηλ / (1 − μ): `sparsenn.optim.ProxSGD`. Its penalty is λ Σ|w|.
-    - ``"factorized"``: the same on each of D factors, with the gradient :math:`g \prod_{k \ne d} \omega_k + 2\lambda\omega_d / D`; w
-      becomes their product: `sparsenn.optim.FactorizedSGD`. Its penalty is (λ / D) Σ ω².
+    - ``"factorized"``: the same on each of D factors by :math:`g \prod_{k \ne d} \omega_k + 2\lambda\omega_d / D`; w becomes
+      their product: `sparsenn.optim.FactorizedSGD`. Its penalty is (λ / D) Σ ω².
     - ``"adam"``: torch.optim.Adam.
 
     A penalty of ``"l1"`` (λ Σ|w|) or ``"l2"`` (λ Σ w²) is part of the loss: g holds λ sign(w) or 2λ w. Penalties act on biases

@@ -5,6 +5,7 @@ from sparsenn.optim.groups import param_groups
 from sparsenn.optim.path import PathPoint, lambda_max, lambda_path, regularization_path
 from sparsenn.optim.prox_sgd import ProxSGD
 from sparsenn.optim.proximal import Proximal
+from sparsenn.optim.ridge import ridge_proximal
 from sparsenn.optim.target_sparsity import TargetSparsity
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "lambda_path",
     "param_groups",
     "regularization_path",
+    "ridge_proximal",
 ]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from sparsenn import init
 from sparsenn.ops import hadamard_product
-from sparsenn.optim import common, shards
+from sparsenn.optim import common, plans, shards
 from sparsenn.optim.memory import staggered_zeros
 from sparsenn.optim.stepping import quiet_step
 
@@ -24,6 +24,7 @@ _NAME = "FactorizedSGD"
 class _Pieces:
     """One parameter as the kernel takes it: local shards, and the weight's version after the last step (None: check first)."""
 
+    param: Tensor
     depth: int
     state: dict[str, Any]
     weight: Tensor
@@ -33,14 +34,10 @@ class _Pieces:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """The parameters of one group that one call of the operator can move: of one device, dtype and dampening."""
-
+class _Batch(plans.Batch):
     pieces: list[_Pieces] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
     momenta: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
 
 
 class FactorizedSGD(Optimizer):
@@ -119,8 +116,7 @@ class FactorizedSGD(Optimizer):
         maximize: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._pieces: dict[Tensor, _Pieces] = {}
-        self._scalar = common.Scalars()
+        self._forget()
         defaults = {
             "lr": lr,
             "depth": depth,
@@ -160,25 +156,35 @@ class FactorizedSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        compiling = torch.compiler.is_compiling()
         # Everything is gathered, and so checked, before anything is written.
-        work = [(group, batches) for group in self.param_groups if (batches := self._gather(group))]
-        for group, batches in work:
+        work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
+        for group, plan, grads in work:
             lr, lam = self._scalar(group["lr"]), self._scalar(group["lam"])
-            for (_, _, dampening), batch in batches.items():
+            for batch, own in zip(plan.batches, grads, strict=True):
                 _ops.factorized_sgd_.default(
                     batch.weights,
                     batch.factors,
                     batch.momenta,
-                    batch.grads,
+                    own,
                     lr,
                     lam,
                     group["momentum"],
-                    dampening,
+                    batch.dampening,
                     group["weight_decay"],
                     group["nesterov"],
                     group["maximize"],
                 )
-                self._remember(batch, group)
+                if not compiling:
+                    torch.autograd.graph.increment_version(batch.weights)
+                    for pieces in batch.pieces:
+                        pieces.version = pieces.weight._version
+            if plan.fresh:
+                if group["momentum"]:
+                    for batch in plan.batches:
+                        for pieces in batch.pieces:
+                            pieces.state["momentum_started"] = True
+                plan.first_step_done(group)
         return loss
 
     def factors(self, p: Tensor) -> tuple[Tensor, ...]:
@@ -221,6 +227,7 @@ class FactorizedSGD(Optimizer):
                     shards.local(self.state[p][f"momentum_{d}"]).masked_fill_(changed, 0.0)
             weight.copy_(hadamard_product(locals_))
             self._pieces.pop(p, None)
+        self._plans.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; factors and momenta stay float32 for half-precision parameters.
@@ -240,11 +247,18 @@ class FactorizedSGD(Optimizer):
                 _check_state(saved[index], depths[index], entries)
         super().load_state_dict(state_dict)
         common.restore_precision(self, saved, state_dict, _is_ours)
-        self._pieces.clear()
+        self._forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pieces, self._scalar, self._constructing = {}, common.Scalars(), False
+        self._forget()
+        self._constructing = False
+
+    def _forget(self) -> None:
+        """Drop what was derived from the groups and the state."""
+        self._pieces: dict[Tensor, _Pieces] = {}
+        self._plans: dict[int, plans.Plan] = {}
+        self._scalar = common.Scalars()
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -287,32 +301,49 @@ class FactorizedSGD(Optimizer):
             index=shards.global_index(p),
         )
 
-    def _gather(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, float], _Batch]:
-        batches: dict[tuple[torch.device, torch.dtype, float], _Batch] = {}
+    def _planned(self, index: int, group: dict[str, Any], compiling: bool) -> tuple[plans.Plan, list[list[Tensor]]]:
+        """A group's plan, a new one where the last doesn't hold any more, with the gradients of each batch."""
+        shape = (group["depth"], bool(group["momentum"]), group["dampening"])
+        plan = None if compiling else self._plans.get(index)
+        grads = None
+        if plan is not None and plan.shape == shape and plan.holds(group["params"], self.state):
+            grads = plan.gradients()
+        if plan is None or grads is None:
+            plan = self._make_plan(group, shape)
+            grads = plan.gradients() or []
+            if not compiling:
+                self._plans[index] = plan
+        for batch in () if compiling else plan.batches:
+            for pieces in batch.pieces:
+                if pieces.version != pieces.weight._version:
+                    self._check_unchanged(pieces)
+        return plan, grads
+
+    def _make_plan(self, group: dict[str, Any], shape: tuple[Any, ...]) -> plans.Plan:
+        batches: dict[tuple[torch.device, torch.dtype, float, bool], _Batch] = {}
+        idle = []
         depth, momentum = group["depth"], group["momentum"]
-        watched = not torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling()  # what is remembered would be guarded, and compiled anew when it changes
         for p in group["params"]:
-            grad = p.grad
-            if grad is None:
+            if p.grad is None:
+                idle.append(p)
                 continue
-            if grad.layout is not torch.strided:
-                raise common.sparse_gradient(_NAME)
-            pieces = self._pieces.get(p)
+            pieces = None if compiling else self._pieces.get(p)
             if pieces is None or pieces.depth != depth or bool(momentum) != bool(pieces.momenta):
                 pieces = self._collect(p, group)
-            if watched and pieces.version != pieces.weight._version:
-                self._check_unchanged(p, pieces)
-            damped = common.current_dampening(group, pieces.state)
-            key = (grad.device, grad.dtype, damped)
+                if not compiling:
+                    self._pieces[p] = pieces
+            damped, sharded = common.current_dampening(group, pieces.state), shards.is_sharded(p)
+            key = (p.device, p.dtype, damped, sharded)
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch()
-            batch.pieces.append(pieces)
+                batch = batches[key] = _Batch(_NAME, damped, sharded)
+            batch.params.append(p)
             batch.weights.append(pieces.weight)
+            batch.pieces.append(pieces)
             batch.factors += pieces.factors
             batch.momenta += pieces.momenta
-            batch.grads.append(shards.local(grad) if pieces.weight is not p else grad)
-        return batches
+        return plans.Plan(shape, list(group["params"]), self.state, len(self.state), idle, list(batches.values()))
 
     def _collect(self, p: Tensor, group: dict[str, Any]) -> _Pieces:
         depth = group["depth"]
@@ -326,7 +357,8 @@ class FactorizedSGD(Optimizer):
                 f"FactorizedSGD.step: the depth of a group was changed to {depth} after its weights were factorized; make a "
                 "new optimizer, or add the parameters to a new group"
             )
-        pieces = self._pieces[p] = _Pieces(
+        return _Pieces(
+            p,
             depth,
             state,
             shards.local(p.detach()) if shards.is_sharded(p) else p,
@@ -334,29 +366,17 @@ class FactorizedSGD(Optimizer):
             [shards.local(state[f"momentum_{d}"]) for d in range(depth)] if group["momentum"] else [],
             None,
         )
-        return pieces
 
-    def _check_unchanged(self, p: Tensor, pieces: _Pieces) -> None:
+    def _check_unchanged(self, pieces: _Pieces) -> None:
         product = hadamard_product(pieces.factors).to(pieces.weight.dtype)
         if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
-            position = self._position(p)
+            p = pieces.param
             raise RuntimeError(
-                f"FactorizedSGD.step: parameter {position} (shape {tuple(p.shape)}) was changed outside the optimizer, so it "
-                "is no longer the product of its factors. To go on from the changed weights call opt.resync(), which splits "
-                "them anew and zeroes their momenta"
+                f"FactorizedSGD.step: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer,"
+                " so it is no longer the product of its factors. To go on from the changed weights call opt.resync(), which "
+                "splits them anew and zeroes their momenta"
             )
         pieces.version = pieces.weight._version
-
-    @staticmethod
-    def _remember(batch: _Batch, group: dict[str, Any]) -> None:
-        if group["momentum"]:
-            for pieces in batch.pieces:
-                pieces.state["momentum_started"] = True
-        if torch.compiler.is_compiling():
-            return
-        torch.autograd.graph.increment_version(batch.weights)
-        for pieces in batch.pieces:
-            pieces.version = pieces.weight._version
 
 
 def _check_options(group: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def param_groups(
     if (lam is None) == (penalties is None):
         raise ValueError("param_groups: give either lam or penalties")
     parameters = named_parameters(model)
-    excluded = _selected(parameters, exclude, "exclude")
+    excluded = selected(parameters, exclude, "exclude")
     free = [p.tensor for i, p in enumerate(parameters) if i in excluded]
     left = [p for i, p in enumerate(parameters) if i not in excluded]
     if not left:
@@ -156,27 +156,29 @@ def _is_bias(name: str) -> bool:
     return last == "bias" or last.startswith("bias_") or last.endswith("_bias")
 
 
-def _selected(parameters: list[NamedParameter], selectors: Iterable[Selector], argument: str) -> set[int]:
+def selected(
+    parameters: list[NamedParameter], selectors: Iterable[Selector], argument: str, caller: str = "param_groups"
+) -> set[int]:
     """Positions of the parameters that any of the selectors means; a name that means none is an error."""
     if isinstance(selectors, str):
-        raise ValueError(f"param_groups: {argument} is the string {selectors!r}; it takes a tuple of selectors")
+        raise ValueError(f"{caller}: {argument} is the string {selectors!r}; it takes a tuple of selectors")
     found: set[int] = set()
     for selector in selectors:
-        _check_selector(selector, argument)
+        _check_selector(selector, argument, caller)
         own = {i for i, p in enumerate(parameters) if p.matches(selector)}
         if not own and isinstance(selector, str) and selector not in _KINDS:
             raise ValueError(
-                f"param_groups: {argument} has {selector!r}, which is no kind ({', '.join(_KINDS)}) and the name of no"
+                f"{caller}: {argument} has {selector!r}, which is no kind ({', '.join(_KINDS)}) and the name of no"
                 f" parameter; there are {_listed(parameters)}"
             )
         found |= own
     return found
 
 
-def _check_selector(selector: Any, argument: str) -> None:
+def _check_selector(selector: Any, argument: str, caller: str = "param_groups") -> None:
     if not isinstance(selector, str) and not (isinstance(selector, type) and issubclass(selector, nn.Module)):
         raise ValueError(
-            f"param_groups: {argument} has {selector!r}; it takes kinds ({', '.join(_KINDS)}), name patterns and module types"
+            f"{caller}: {argument} has {selector!r}; it takes kinds ({', '.join(_KINDS)}), name patterns and module types"
         )
 
 

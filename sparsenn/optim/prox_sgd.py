@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsenn.optim import common, shards
+from sparsenn.optim import common, plans, shards
 from sparsenn.optim.memory import staggered_zeros
 from sparsenn.optim.stepping import quiet_step
 
 _ops = torch.ops.sparsenn
 _NAME = "ProxSGD"
 _BUFFER, _STARTED = "momentum_buffer", "momentum_started"
-_DENSE = {torch.strided}
 _UNCHECKED = object()
 _Moved = tuple[list[Tensor], list[Tensor]]  # momenta and gradients
 
@@ -40,53 +39,32 @@ class _Setting:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """The parameters of one group that one call of the operator can move: of one device, dtype and dampening."""
-
-    dampening: float
-    sharded: bool
-    params: list[Tensor] = field(default_factory=list)
+class _Batch(plans.Batch):
     states: list[dict[str, Any]] = field(default_factory=list)  # empty without momentum
-    weights: list[Tensor] = field(default_factory=list)  # the parameters, or this rank's parts of them
     lams: list[Tensor] = field(default_factory=list)  # one for each weight; empty where the group has one for all
     zeros: Tensor = field(default_factory=_no_counts)
 
     def moved(self) -> _Moved | None:
         """Momenta and gradients as the operator takes them; None where a parameter has lost one of them."""
-        grads = [p.grad for p in self.params]
+        grads = self.gradients()
         try:
-            layouts = {grad.layout for grad in grads}  # type: ignore[union-attr]
             momenta = [state[_BUFFER] for state in self.states]
-        except (AttributeError, KeyError):  # a gradient is None, a state was emptied
+        except KeyError:  # a state was emptied
             return None
-        if layouts != _DENSE:
-            raise common.sparse_gradient(_NAME)
-        if self.sharded:
-            return [shards.local(x) for x in momenta], [shards.local(x) for x in grads]  # type: ignore[arg-type]
-        return momenta, grads  # type: ignore[return-value]
+        if grads is None:
+            return None
+        return [shards.local(x) for x in momenta] if self.sharded else momenta, grads
 
 
-@dataclass(slots=True)
-class _Plan:
-    """How a group is stepped, for as long as its parameters, its options and the pattern of missing gradients stay."""
-
-    shape: tuple[Any, ...]
-    params: list[Tensor]
-    state: dict[Any, Any]
-    states: int
-    idle: list[Tensor]  # parameters without a gradient
-    batches: list[_Batch]
-    fresh: bool = True  # not stepped yet
-
-    def moved(self) -> list[_Moved] | None:
-        """What each batch's step takes; None where a parameter has lost its gradient or its state."""
-        moved = []
-        for batch in self.batches:
-            pair = batch.moved()
-            if pair is None:
-                return None
-            moved.append(pair)
-        return moved
+def _moved(plan: plans.Plan) -> list[_Moved] | None:
+    """What each batch's step takes; None where a parameter has lost its gradient or its state."""
+    moved = []
+    for batch in plan.batches:
+        pair = batch.moved()
+        if pair is None:
+            return None
+        moved.append(pair)
+    return moved
 
 
 class ProxSGD(Optimizer):
@@ -287,7 +265,7 @@ class ProxSGD(Optimizer):
     def _forget(self) -> None:
         """Drop what was derived from the groups and the state."""
         self._settings: dict[int, _Setting] = {}
-        self._plans: dict[int, _Plan] = {}
+        self._plans: dict[int, plans.Plan] = {}
         self._counts: dict[Tensor, Tensor] = {}
         # Whether it was a compiled one, which counts nothing; in a dict, for torch.compile drops what it sets on an optimizer.
         self._last_step = {"compiled": False}
@@ -331,28 +309,20 @@ class ProxSGD(Optimizer):
             shape = old.shape
         return _Setting(options, tensors, versions, self._scalar(group["lr"]), [] if spread else [self._scalar(lam)], shape)
 
-    def _planned(self, index: int, group: dict[str, Any], setting: _Setting) -> tuple[_Plan, list[_Moved]]:
+    def _planned(self, index: int, group: dict[str, Any], setting: _Setting) -> tuple[plans.Plan, list[_Moved]]:
         """A group's plan, a new one where the last doesn't hold any more, with the momenta and gradients of each batch."""
         if torch.compiler.is_compiling():
             plan = self._make_plan(group, setting)
-            return plan, plan.moved() or []
+            return plan, _moved(plan) or []
         known = self._plans.get(index)
-        if (
-            known is not None
-            and known.shape is setting.shape
-            and known.state is self.state
-            and known.states == len(self.state)
-            and len(known.params) == len(group["params"])
-            and all(map(is_, known.params, group["params"]))
-            and all(p.grad is None for p in known.idle)
-        ):
-            moved = known.moved()
+        if known is not None and known.shape is setting.shape and known.holds(group["params"], self.state):
+            moved = _moved(known)
             if moved is not None:
                 return known, moved
         plan = self._plans[index] = self._make_plan(group, setting)
-        return plan, plan.moved() or []
+        return plan, _moved(plan) or []
 
-    def _make_plan(self, group: dict[str, Any], setting: _Setting) -> _Plan:
+    def _make_plan(self, group: dict[str, Any], setting: _Setting) -> plans.Plan:
         compiling = torch.compiler.is_compiling()
         batches: dict[tuple[torch.device, torch.dtype, float, bool], _Batch] = {}
         idle = []
@@ -368,9 +338,8 @@ class ProxSGD(Optimizer):
             key = (p.device, p.dtype, dampening, sharded)
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(dampening, sharded)
-            batch.params.append(p)
-            batch.weights.append(shards.local(p.detach()) if sharded else p)
+                batch = batches[key] = _Batch(_NAME, dampening, sharded)
+            batch.add(p)
             if group["momentum"]:
                 batch.states.append(state)
             if not setting.lams:
@@ -378,17 +347,15 @@ class ProxSGD(Optimizer):
         for batch in batches.values():
             if not compiling:  # where the counts would be made anew in every step
                 batch.zeros = torch.zeros(len(batch.params), dtype=torch.int64, device=batch.weights[0].device)
-        return _Plan(setting.shape, list(group["params"]), self.state, len(self.state), idle, list(batches.values()))
+        return plans.Plan(setting.shape, list(group["params"]), self.state, len(self.state), idle, list(batches.values()))
 
-    def _first_step_done(self, plan: _Plan, group: dict[str, Any]) -> None:
-        plan.fresh = False
+    def _first_step_done(self, plan: plans.Plan, group: dict[str, Any]) -> None:
         for batch in plan.batches:
             for state in batch.states:
                 state[_STARTED] = True
             if not torch.compiler.is_compiling():
                 self._counts.update(zip(batch.params, batch.zeros, strict=True))
-        if group["momentum"] and group["dampening"]:
-            plan.shape = ()  # the next step is dampened: it takes a plan of its own
+        plan.first_step_done(group)
 
 
 def _options(group: dict[str, Any]) -> tuple[Any, ...]:

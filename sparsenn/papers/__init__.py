@@ -34,6 +34,11 @@ ITEMS = {
         **_L1_TABLES,
         **dict(sorted(_L1_FIGURES.items(), key=lambda entry: int(entry[0].removeprefix("fig")))),
     },
+    "rbv2": {
+        "fig2": "the share of weights that count against the epoch: three strengths of the norm and of weight decay",
+        "fig3": "matrices between hidden layers, sorted by norm",
+        "fig4": "their singular values, and what they are products of",
+    },
 }
 _SHARED = {"l1": "items"}  # papers whose items are made by one module
 

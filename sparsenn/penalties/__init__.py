@@ -1,8 +1,25 @@
 """Penalties that make zeros: their value, their proximal map and how far a point is from stationarity."""
 
 from sparsenn.penalties.base import Penalty
-from sparsenn.penalties.grouped import GroupL1, Heads, SparseGroupL1
+from sparsenn.penalties.grouped import GroupL1, Heads, SparseGroupL1, SquaredL1
 from sparsenn.penalties.nonconvex import L0, L0_5, L2_3, MCP, SCAD
+from sparsenn.penalties.ridge import rbv2, rbv2_path, weight_decay
 from sparsenn.penalties.separable import L1, ElasticNet
 
-__all__ = ["L0", "L0_5", "L1", "L2_3", "MCP", "SCAD", "ElasticNet", "GroupL1", "Heads", "Penalty", "SparseGroupL1"]
+__all__ = [
+    "L0",
+    "L0_5",
+    "L1",
+    "L2_3",
+    "MCP",
+    "SCAD",
+    "ElasticNet",
+    "GroupL1",
+    "Heads",
+    "Penalty",
+    "SparseGroupL1",
+    "SquaredL1",
+    "rbv2",
+    "rbv2_path",
+    "weight_decay",
+]

@@ -51,6 +51,18 @@ def kept_share_diagonal(rows: Tensor, reach: Tensor) -> Tensor:
     return torch.where(dead, 0.0, torch.where(r.isnan(), r, share))
 
 
+def shrunk_l1_norm(rows: Tensor, reach: Tensor) -> Tensor:
+    """The root t of sum_i max(|x_i| - reach_i t, 0) = t for each row, in closed form."""
+    if rows.numel() == 0:
+        return rows.new_zeros(len(rows))
+    scale = _row_scale(rows)
+    x = (rows / scale).abs()
+    # t grows as long as the next entry is beyond its threshold, and falls from there on
+    order = torch.where(x == 0, 0.0, x / reach).argsort(dim=1, descending=True)
+    t = x.gather(1, order).cumsum(1) / (1 + reach.gather(1, order).cumsum(1))
+    return scale[:, 0] * t.amax(1)
+
+
 def vanishing_strength(rows: Tensor, tau: float, weight: float) -> Tensor:
     """The least lam for each row with norm(max(abs(row) - lam tau, 0)) <= lam weight."""
     if rows.numel() == 0:

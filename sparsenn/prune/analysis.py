@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from sparsenn.prune.rules import FUNCTIONS, LAYERS, METHODS, MODULES, mixing, op
 from sparsenn.prune.units import Trace, Units, map_nested
 
 _RESHAPES = ("view", "reshape", torch.reshape)
+_signature = functools.cache(inspect.signature)
 
 
 class Tracer(fx.Tracer):
@@ -63,7 +66,10 @@ class Analysis(fx.Interpreter):
         """One call."""
         tensors = [self.env[node] for node in n.all_input_nodes if isinstance(self.env[node], Tensor)]
         versions = [tensor._version for tensor in tensors]
-        result = super().run_node(n)
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            raise ValueError(f"compact: {self._title(n)} fails on example_input: {error}") from error
         for tensor, version in zip(tensors, versions, strict=True):
             if tensor._version != version:
                 self._refuse_late_readers(n, tensor)
@@ -88,9 +94,11 @@ class Analysis(fx.Interpreter):
             return opaque(trace, result)
         if not args and "input" in kwargs:
             args = (kwargs.pop("input"),)
+        if isinstance(n.target, type) and issubclass(n.target, tuple):  # a named tuple
+            return n.target(*args, **kwargs)
         if n.op == "call_module":
             return self._module(n, args, kwargs, result)
-        site = Site(_title(n), None, result)
+        site = Site(self._title(n), None, result)
         if n.target in _RESHAPES:
             return reshape(trace, site, n, *args)
         if n.op == "call_method":
@@ -116,7 +124,7 @@ class Analysis(fx.Interpreter):
     def _module(self, n: fx.Node, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
         module = self.fetch_attr(str(n.target))
         kind = type(module)
-        site = Site(f"{n.target!r} ({kind.__name__})", module, result)
+        site = Site(self._title(n), module, result)
         if parametrize.is_parametrized(module):
             raise site.error(
                 "carries a parametrization; remove it first with torch.nn.utils.parametrize.remove_parametrizations"
@@ -128,6 +136,10 @@ class Analysis(fx.Interpreter):
     def _apply(self, rule: Callable[..., Any] | None, site: Site, args: Any, kwargs: dict[str, Any]) -> Any:
         if rule is None:
             raise site.error("is unknown to compaction, which cannot tell what it does to units")
+        try:
+            _signature(rule).bind(self.trace, site, *args, **kwargs)
+        except TypeError:  # arguments that the rule does not know, such as alpha of torch.add
+            return mixing(self.trace, site, *args, **kwargs)
         return rule(self.trace, site, *args, **kwargs)
 
     def _refuse_late_readers(self, n: fx.Node, changed: Tensor) -> None:
@@ -140,12 +152,13 @@ class Analysis(fx.Interpreter):
                     f"compact: {n.name!r} changes {node.name!r} in place, which is read again later; use its result"
                 )
 
-
-def _title(n: fx.Node) -> str:
-    """The name of a call of a function or a method, and the module that makes it."""
-    inside = list(n.meta.get("nn_module_stack") or {})
-    title = f"{n.name!r} ({getattr(n.target, '__name__', n.target)})"
-    return f"{title} in {inside[-1]!r}" if inside else title
+    def _title(self, n: fx.Node) -> str:
+        """The name of a layer and its kind, or of a call of a function or a method and the module that makes it."""
+        if n.op == "call_module":
+            return f"{n.target!r} ({type(self.fetch_attr(str(n.target))).__name__})"
+        inside = list(n.meta.get("nn_module_stack") or {})
+        title = f"{n.name!r} ({getattr(n.target, '__name__', n.target)})"
+        return f"{title} in {inside[-1]!r}" if inside else title
 
 
 def _used_twice(model: nn.Module, graph: fx.Graph) -> set[nn.Module]:

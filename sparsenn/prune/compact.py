@@ -21,6 +21,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _LAYERS: Any = tuple(LAYERS)
 
 
+@torch.inference_mode(False)  # the copy is to be trained, and changes in place are noticed by the tensors' versions
 @torch.no_grad()
 def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: float = 0.0, round_to: int = 1) -> ModuleT:
     r"""A physically smaller copy of a model, without its dead units, that has the same outputs in eval mode.
@@ -56,10 +57,11 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
         The copy. :func:`compaction_report` compares the two. Make a new optimizer for it.
 
     Raises:
-        ValueError: for a threshold or a ``round_to`` that is out of range; a model that cannot be traced, holds an operation
-            that is unknown, or changes a tensor in place that is read again; a layer with a hook or a parametrization; batch
-            normalization in training mode where a constant passes through it; a copy whose output on the example differs, which
-            happens where the forward computes with widths in a way that a trace does not show. All name the place.
+        ValueError: for a threshold or a ``round_to`` that is out of range; a model that cannot be traced, fails on the example,
+            holds an operation that is unknown, or changes a tensor in place that is read again; a hook on a layer or on the
+            model itself; a layer with a parametrization; batch normalization in training mode where a constant passes through
+            it; a copy whose output on the example differs, which happens where the forward computes with widths in a way that a
+            trace does not show. All name the place.
 
     Example:
         >>> import torch, sparsenn
@@ -78,14 +80,18 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
     modes = {module: module.training for module in small.modules()}
     small.eval()
     holder = nn.Sequential(small) if _is_layer(small) else small  # so that a lone layer is a call like any other
+    attributes, buffers = set(vars(holder)), [(buffer, buffer.clone()) for buffer in small.buffers()]
     analysis = Analysis(holder, trace_calls(holder), {module for module, training in modes.items() if training})
     before = analysis.run(*_clones(example))
     analysis.trace.play_back()
     stay = analysis.trace.layout(round_to)
     for layer in analysis.trace.layers:
         layer.rewrite(stay, round_to)
-    _own_memory(small, model)
+    for name in set(vars(holder)) - attributes:  # tensors that the forward makes, which torch.fx keeps in the model
+        delattr(holder, name)
     _compare(before, small, example)
+    for buffer, value in buffers:  # a forward may count its calls
+        buffer.copy_(value)
     for module, training in modes.items():
         module.training = training
     return small
@@ -102,20 +108,21 @@ def _check(model: nn.Module, threshold: float, round_to: int) -> None:
         if tensor.is_meta:
             raise ValueError(f"compact: {name!r} is on the meta device and has no values")
     for name, module in model.named_modules():
-        if isinstance(module, _LAYERS) and (module._forward_hooks or module._forward_pre_hooks):
+        # a trace contains the hooks of modules between these, but none of the model's own
+        if (isinstance(module, _LAYERS) or module is model) and (module._forward_hooks or module._forward_pre_hooks):
+            title = repr(name) if name else "the model"
             raise ValueError(
-                f"compact: {name!r} ({type(module).__name__}) carries a forward hook, which may change what it computes; "
+                f"compact: {title} ({type(module).__name__}) carries a forward hook, which may change what it computes; "
                 "remove it first, a mask of torch.nn.utils.prune by its function remove"
             )
 
 
 def _copy(model: ModuleT, threshold: float) -> ModuleT:
-    """A copy with plain layers; it shares the model's tensors where nothing will be written into them."""
-    own = threshold > 0 or any(
+    """A copy with plain layers."""
+    small = copy.deepcopy(model)
+    if threshold > 0 or any(
         type(m).__module__.startswith("sparsenn.nn.") or parametrize.is_parametrized(m) for m in model.modules()
-    )
-    small = copy.deepcopy(model, {} if own else {id(tensor): tensor for _, tensor in _tensors(model)})
-    if own:
+    ):
         collapse(small, threshold)
         for module in small.modules():
             if isinstance(module, IndexedLayer):
@@ -130,19 +137,6 @@ def _is_layer(model: nn.Module) -> bool:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-
-
-def _own_memory(small: nn.Module, model: nn.Module) -> None:
-    """Copies of the tensors that are the model's still, the same one for each name."""
-    shared = {id(tensor) for _, tensor in _tensors(model)}
-    copies: dict[int, Tensor] = {}
-    for module in small.modules():
-        for own in (module._parameters, module._buffers):
-            for name, tensor in own.items():
-                if tensor is not None and id(tensor) in shared:
-                    if id(tensor) not in copies:
-                        copies[id(tensor)] = copy.deepcopy(tensor)
-                    own[name] = copies[id(tensor)]  # type: ignore[assignment]
 
 
 def _clones(example: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -96,8 +96,9 @@ class Dense:
             columns_of = _select(weight, rows, 0).index_select(1, carried).double()
             share = share.to(weight.device)[carried].view(-1, *[1] * (weight.dim() - 2))
             small[:, int(columns[: self.carrier].sum())] = (columns_of * share).sum(1).to(weight.dtype)
-        small[~computed[rows].to(weight.device)] = 0
-        small[:, ~wanted[columns].to(weight.device)] = 0
+        for dim, kept in enumerate((computed[rows], wanted[columns])):
+            if not kept.all():
+                small.index_fill_(dim, (~kept).nonzero().flatten().to(weight.device), 0)
         return small
 
 
@@ -229,15 +230,12 @@ def _choose(wanted: Tensor, present: Tensor, round_to: int, always: bool = False
 
 def _rows_that_read(weight: Tensor, columns: Tensor) -> Tensor:
     """Which rows have a weight other than zero in one of these columns."""
-    if columns.all():
-        return _not_zero(weight, 1)
     return _not_zero(_select(weight, columns, 1), 1)
 
 
 def _columns_read_by(weight: Tensor, rows: Tensor) -> Tensor:
     """In which columns one of these rows has a weight other than zero."""
-    used = weight if rows.all() else _select(weight, rows, 0)
-    return _not_zero(used, 0).view(weight.shape[1], math.prod(weight.shape[2:])).any(1)
+    return _not_zero(_select(weight, rows, 0), 0).view(weight.shape[1], math.prod(weight.shape[2:])).any(1)
 
 
 def _not_zero(weight: Tensor, dim: int) -> Tensor:
@@ -255,7 +253,9 @@ def _product(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _select(x: Tensor, mask: Tensor, dim: int) -> Tensor:
-    """What the mask, on the CPU, selects of a dimension, in memory of its own and in the format of x."""
+    """What the mask, on the CPU, selects of a dimension, in the format of x; x itself where that is all."""
+    if mask.all():
+        return x
     chosen = x.index_select(dim, mask.nonzero().flatten().to(x.device))
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return chosen.contiguous(memory_format=torch.channels_last)

@@ -45,7 +45,8 @@ def node_relevance(layer: Any) -> Tensor:
         \mathcal L_i = |\lambda^{\mathrm{out}}_i| \Big(\sum_j \varphi_{ij}^2\Big)^{1/2}
 
     The first for plain and factorized layers, w their weight (for filters j runs over channels and kernel), the second for
-    spectral ones. A spectral layer without eigenvalues of its outputs has the first, of the weight that it composes. The
+    spectral ones. A spectral layer without eigenvalues of its outputs has the first, of the weight that it composes. The second
+    supposes λ_in = 0, which is the default: where λ_in is trained too, a node of relevance 0 still has the weights λ_in φ. The
     paper's public code divides by the largest of all runs; here nothing is divided.
 
     Args:
@@ -100,9 +101,9 @@ def nodes(
         A :class:`NodePruning`.
 
     Raises:
-        ValueError: unless exactly one of ``threshold`` and ``fraction`` is given, and in its range; for a ``keep`` below 0; for
-            a name that is no such layer; for a weight or bias with a parametrization that is no product of factors. Nothing is
-            changed then.
+        ValueError: unless exactly one of ``threshold`` and ``fraction`` is given, and in its range; for a ``keep`` that is no
+            int ≥ 0; for a name that is no such layer, or a lone string; for a weight or bias with a parametrization that is no
+            product of factors. Nothing is changed then.
 
     Source: the ranking is that of :func:`node_relevance`, percentiles over all layers as in the public code of Giambagli et al.
     2023.
@@ -126,7 +127,7 @@ def nodes(
         raise ValueError(f"nodes: threshold is {threshold!r}; it takes a number >= 0")
     if fraction is not None and not 0 <= fraction <= 1:
         raise ValueError(f"nodes: fraction is {fraction!r}; it takes a number from 0 to 1")
-    if keep < 0:
+    if not isinstance(keep, int) or keep < 0:
         raise ValueError(f"nodes: keep is {keep!r}; it takes an int >= 0")
     chosen = _layers(model, layers)
     for name, layer in chosen.items():
@@ -141,6 +142,11 @@ def nodes(
     dead = dict(zip(chosen, goes.split([own.numel() for own in relevance.values()]), strict=True))
     for name, own in relevance.items():
         dead[name][own.argsort(descending=True, stable=True)[:keep]] = False
+    tied: dict[int, list[str]] = {}
+    for name, layer in chosen.items():
+        tied.setdefault(id(_stored(layer)[0]), []).append(name)
+    for names in tied.values():  # layers with one weight lose the nodes that all of them can do without
+        dead |= dict.fromkeys(names, torch.stack([dead[name] for name in names]).all(0))
     killed = {name: tuple(mask.nonzero().flatten().tolist()) for name, mask in dead.items()}
     for name, layer in chosen.items():
         _kill(layer, dead[name])
@@ -216,6 +222,8 @@ def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modul
     found = {name: module for name, module in model.named_modules() if isinstance(module, _PLAIN)}
     if names is None:
         return dict(list(found.items())[:-1])
+    if isinstance(names, str):
+        raise ValueError(f"nodes: layers is {names!r}; it takes a sequence of names, such as {[names]}")
     for name in names:
         if name not in found:
             raise ValueError(

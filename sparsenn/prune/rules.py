@@ -49,8 +49,15 @@ def mixing(trace: Trace, site: Site, *args: Any, **kwargs: Any) -> Any:
 
 
 def unchanged(trace: Trace, site: Site, x: Units, *args: Any, **kwargs: Any) -> Units:
-    """Dropout in eval mode, changes of dtype or memory."""
+    """Dropout in eval mode, changes of memory."""
     return x
+
+
+def _cast(trace: Trace, site: Site, x: Units, *args: Any, **kwargs: Any) -> Any:
+    """A change of dtype, which rounds the constants too."""
+    if not site.result.is_floating_point():
+        return mixing(trace, site, x)
+    return trace.like(x, x.known.to(site.result.dtype).double())
 
 
 def _each(function: Callable[..., Tensor]) -> Rule:
@@ -199,16 +206,16 @@ def _join(trace: Trace, site: Site, parts: list[Units], known: Tensor) -> Units:
 def _of_two(function: Callable[[Any, Any], Any]) -> Rule:
     """A sum, difference, product of two tensors, or of a tensor and a number."""
 
-    def rule(trace: Trace, site: Site, x: Any, y: Any, **kwargs: Any) -> Any:
-        if kwargs or not isinstance(site.result, Tensor) or not all(isinstance(z, (Units, int, float)) for z in (x, y)):
-            return mixing(trace, site, x, y, **kwargs)
-        tensors = [z for z in (x, y) if isinstance(z, Units)]
+    def rule(trace: Trace, site: Site, x: Any, other: Any) -> Any:
+        if not isinstance(site.result, Tensor) or not all(isinstance(z, (Units, int, float)) for z in (x, other)):
+            return mixing(trace, site, x, other)
+        tensors = [z for z in (x, other) if isinstance(z, Units)]
         widest = max(tensors, key=lambda units: (units.width, not units.given))
         back = widest.axis - len(widest.shape)  # the dimension of the units from the last
         if not widest.width or widest.width != site.result.shape[back]:
-            return mixing(trace, site, x, y)
+            return mixing(trace, site, x, other)
         parts, values = [], []
-        for z in (x, y):
+        for z in (x, other):
             if not isinstance(z, Units):
                 values.append(torch.full((widest.width,), float(z), dtype=torch.float64))
             elif len(z.shape) >= -back and z.shape[back] == widest.width and z.width:
@@ -225,11 +232,11 @@ def _of_two(function: Callable[[Any, Any], Any]) -> Rule:
     return rule
 
 
-def _divide(trace: Trace, site: Site, x: Any, y: Any, **kwargs: Any) -> Any:
+def _divide(trace: Trace, site: Site, x: Any, other: Any) -> Any:
     """By a number; a tensor below the line must not get other values than it had, or it could become zero."""
-    if isinstance(y, Units) or kwargs:
-        return mixing(trace, site, x, y, **kwargs)
-    return _of_two(operator.truediv)(trace, site, x, y)
+    if isinstance(other, Units):
+        return mixing(trace, site, x, other)
+    return _of_two(operator.truediv)(trace, site, x, other)
 
 
 def read_width(trace: Trace, node: fx.Node, x: Units, dim: Any = None) -> None:
@@ -237,7 +244,7 @@ def read_width(trace: Trace, node: fx.Node, x: Units, dim: Any = None) -> None:
     if dim is not None:
         read = {dim}
     else:
-        items = [user.args[1] if user.target is operator.getitem else None for user in node.users]
+        items = [user.args[1] if user.target is operator.getitem else None for user in node.users if user.users]
         read = set(items) if all(isinstance(item, int) for item in items) else {x.axis}
     if x.width and any(d % len(x.shape) == x.axis for d in read):
         trace.pin(x.atoms)
@@ -257,12 +264,14 @@ _ELEMENTWISE = (
     "relu relu6 leaky_relu elu celu selu gelu silu mish tanh sigmoid softplus softsign hardtanh hardswish hardsigmoid "
     "logsigmoid tanhshrink softshrink hardshrink threshold clamp clip abs absolute neg negative sign sin cos square erf"
 )
+_IN_PLACE = " ".join(f"{name}_" for name in _ELEMENTWISE.split())
 _ELEMENTWISE_MODULES = (
     "ReLU ReLU6 LeakyReLU ELU CELU SELU GELU SiLU Mish Tanh Sigmoid Softplus Softsign Hardtanh Hardswish Hardsigmoid "
     "LogSigmoid Tanhshrink Softshrink Hardshrink Threshold RReLU"
 )
 _SAME_MODULES = "Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout"
-_SAME_METHODS = "clone contiguous detach to float double half bfloat16 cpu cuda requires_grad_"
+_SAME_METHODS = "clone contiguous detach cpu cuda requires_grad_"
+_CASTS = "to float double half bfloat16 int long bool"
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
 _MIXING = (
     "softmax log_softmax softmin layer_norm group_norm rms_norm instance_norm batch_norm local_response_norm normalize "
@@ -272,7 +281,7 @@ _MIXING = (
     "split tensor_split unbind narrow index_select select gather expand expand_as broadcast_to repeat repeat_interleave "
     "tile roll flip sum prod var std norm pow sqrt rsqrt exp log log1p expm1 reciprocal maximum minimum where "
     "masked_fill cumsum topk sort argmax argmin getitem floordiv mod t unflatten type_as new_zeros new_ones zeros_like "
-    "ones_like full_like eq ne lt le gt ge view_as reshape_as logsumexp prelu glu"
+    "ones_like full_like eq ne lt le gt ge view_as reshape_as logsumexp prelu glu max min median any all"
 )
 _MIXING_MODULES = (
     "Softmax Softmax2d LogSoftmax Softmin LayerNorm GroupNorm RMSNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
@@ -298,33 +307,33 @@ MODULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys(_modules(_MIXING_MODULES), mixing),
     nn.Flatten: _flatten_module,
 }
-FUNCTIONS: dict[Any, Rule] = {
-    **dict.fromkeys(_functions(_MIXING), mixing),
-    **dict.fromkeys(_functions(_DROPOUTS), _dropout),
-    **{function: _each(function) for function in _functions(_ELEMENTWISE)},
-    **dict.fromkeys(_functions("mean amax amin"), _reduce),
-    **dict.fromkeys(_functions("cat concat concatenate"), _concatenate),
-    **dict.fromkeys(_functions("add"), _of_two(operator.add)),
-    **dict.fromkeys(_functions("sub subtract"), _of_two(operator.sub)),
-    **dict.fromkeys(_functions("mul multiply"), _of_two(operator.mul)),
-    **dict.fromkeys(_functions("truediv div divide"), _divide),
-    torch.flatten: _flatten,
-}
-METHODS: dict[str, Rule] = {
+_BY_NAME: dict[str, Rule] = {  # functions and methods alike
     **dict.fromkeys(_MIXING.split(), mixing),
-    **dict.fromkeys(_SAME_METHODS.split(), unchanged),
-    **{name: _each(getattr(torch, name)) for name in _ELEMENTWISE.split() if hasattr(torch, name)},
     **dict.fromkeys(["mean", "amax", "amin"], _reduce),
     "add": _of_two(operator.add),
-    "sub": _of_two(operator.sub),
-    "mul": _of_two(operator.mul),
-    "div": _divide,
+    **dict.fromkeys(["sub", "subtract"], _of_two(operator.sub)),
+    **dict.fromkeys(["mul", "multiply"], _of_two(operator.mul)),
+    **dict.fromkeys(["truediv", "div", "divide", "true_divide"], _divide),
     "flatten": _flatten,
+}
+FUNCTIONS: dict[Any, Rule] = {
+    **{function: rule for name, rule in _BY_NAME.items() for function in _functions(name)},
+    **dict.fromkeys(_functions(_DROPOUTS), _dropout),
+    **{function: _each(function) for function in _functions(f"{_ELEMENTWISE} {_IN_PLACE}")},
+    **dict.fromkeys(_functions("cat concat concatenate"), _concatenate),
+}
+METHODS: dict[str, Rule] = {
+    **_BY_NAME,
+    **dict.fromkeys(_SAME_METHODS.split(), unchanged),
+    **dict.fromkeys(_CASTS.split(), _cast),
+    **{name: _each(getattr(torch, name)) for name in _ELEMENTWISE.split() if hasattr(torch, name)},
 }
 for _d in (1, 2, 3):
     FUNCTIONS[getattr(F, f"avg_pool{_d}d")] = _pool(_d, _average_keeps)
-    for _name in ("max_pool", "adaptive_avg_pool", "adaptive_max_pool"):
-        FUNCTIONS[getattr(F, f"{_name}{_d}d")] = _pool(_d)
+    for _name in ("max_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d"):
+        FUNCTIONS[getattr(F, _name.format(_d))] = _pool(_d)
+    for _name in ("max_pool{}d_with_indices", "adaptive_max_pool{}d_with_indices"):
+        FUNCTIONS[getattr(F, _name.format(_d))] = mixing
     MODULES[getattr(nn, f"AvgPool{_d}d")] = _pool(_d, _average_keeps)
     for _name in ("MaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool"):
         MODULES[getattr(nn, f"{_name}{_d}d")] = _pool(_d)

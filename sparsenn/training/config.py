@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsenn.training.errors import ConfigError
-from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES, Preset
+from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, PRUNERS, SCHEDULES, Preset
 
 FREE_ON_RESUME = ("data_root", "checkpoint_every")
 
@@ -25,13 +25,20 @@ class TrainConfig:
         dataset: name of the data set.
         model: name of the network.
         method: ``dwf`` trains D factors for every weight; ``prox`` the weights, with λ‖w‖₁ by proximal steps;
-            ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without a penalty.
+            ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without a penalty;
+            ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps, without a
+            penalty, see ``sparsenn.prune``.
         depth: the number D of factors; 1 for all methods but ``dwf``.
-        lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense``.
+        lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense`` and the pruning methods.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
         target_sparsity: the share of weights that shall end at zero, in (0, 1): λ is then found while the net trains, see
             ``sparsenn.optim.TargetSparsity``, ``lam`` is where it starts, and ``lam_schedule`` is constant. None for a given λ.
+        compression: all parameters over those that a pruning method keeps; None for the other methods.
+        prune_epoch: how many epochs a pruning method trains the dense net before it puts its masks on. The rest of the run
+            trains what is left, with a fresh optimizer and the schedule from its beginning. 0 prunes at initialization.
+        retrain_lr: the initial learning rate of that rest; None for ``lr``.
+        prune_biases: whether a pruning method ranks biases and normalization layers with the weights; they stay otherwise.
         lr: initial learning rate.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
         epochs: passes over the training set.
@@ -40,7 +47,8 @@ class TrainConfig:
         clip_norm: largest norm of the gradient of the loss by the weights (all of them as one vector; a longer one is scaled
             down); 0 for no limit. It does not see the factors' gradients nor the penalty.
         input_noise: standard deviation σ of the Gaussian noise that every training image is given anew in every epoch, in units
-            of the pixels' range [0, 1]; 0 for none.
+            of the pixels' range [0, 1], of their standard deviation for colour images; 0 for none.
+        augment: whether every training image is flipped, shifted and rotated anew in every epoch, by ``sparsenn.data.augment``.
         factor_init: how the factors start, see ``sparsenn.optim.FactorizedSGD``.
         seed: of the initial weights, the factors and the order of the images.
         device: where to train, ``cpu``, ``cuda`` or ``cuda:<index>``.
@@ -59,6 +67,10 @@ class TrainConfig:
     lam: float
     lam_schedule: str
     target_sparsity: float | None
+    compression: float | None
+    prune_epoch: int
+    retrain_lr: float | None
+    prune_biases: bool
     lr: float
     schedule: str
     epochs: int
@@ -66,6 +78,7 @@ class TrainConfig:
     momentum: float
     clip_norm: float
     input_noise: float
+    augment: bool
     factor_init: str
     seed: int
     device: str
@@ -113,24 +126,32 @@ def configure(**given: Any) -> TrainConfig:
         ('lenet-300-100', 75, 256, False)
     """
     _check_keys(given, "configuration")
-    dataset, model = given.get("dataset", "digits"), given.get("model", "lenet-300-100")
+    dataset = given.get("dataset", "digits")
+    model = given.get("model", next((fitting for known, fitting in PRESETS if known == dataset), "lenet-300-100"))
     preset, method = _preset(dataset, model), given.get("method", "dwf")
     _refuse_without_effect(given, method)
+    depth = given.get("depth", preset.depth) if method == "dwf" else 1
+    epochs = given.get("epochs", 2 * preset.epochs if method == "magnitude" else preset.epochs)
     defaults: dict[str, Any] = {
         "dataset": dataset,
         "model": model,
         "method": method,
-        "depth": preset.depth if method == "dwf" else 1,
-        "lam": {"dwf": preset.lam, "dense": 0.0}.get(method, preset.l1_lam),
-        "lam_schedule": "constant" if method == "dense" or given.get("target_sparsity") else preset.lam_schedule,
+        "depth": depth,
+        "lam": {"dwf": preset.lam, **dict.fromkeys(("dense", *PRUNERS), 0.0)}.get(method, preset.l1_lam),
+        "lam_schedule": "constant" if "lam" in _neutral(method) or given.get("target_sparsity") else preset.lam_schedule,
         "target_sparsity": None,
-        "lr": preset.lr if method == "dwf" else preset.dense_lr,
+        "compression": preset.compression if method in PRUNERS else None,
+        "prune_epoch": epochs // 2 if method == "magnitude" and is_int(epochs) else 0,
+        "retrain_lr": None,
+        "prune_biases": False,
+        "lr": preset.lr_at(depth if is_int(depth) else preset.depth) if method == "dwf" else preset.dense_lr,
         "schedule": "cosine",
-        "epochs": preset.epochs,
+        "epochs": epochs,
         "batch_size": preset.batch_size,
         "momentum": 0.9,
         "clip_norm": preset.clip_norm,
         "input_noise": preset.input_noise,
+        "augment": preset.augment,
         "factor_init": "preserve",
         "seed": 0,
         "device": "cpu",
@@ -209,23 +230,35 @@ def _preset(dataset: Any, model: Any) -> Preset:
     return PRESETS[dataset, model]
 
 
-def _neutral(method: str) -> dict[str, Any]:
+def _neutral(method: Any) -> dict[str, Any]:
     """The settings that a method can't use, with the value that says nothing."""
-    if method == "dwf":
-        return {}
-    factors = {"depth": 1, "factor_init": "preserve"}
-    return (
-        {**factors, "lam": 0.0, "lam_schedule": "constant", "target_sparsity": None, "twin": False}
-        if method == "dense"
-        else factors
-    )
+    neutral: dict[str, Any] = {}
+    if method not in PRUNERS:
+        neutral |= _NO_MASKS
+    if method != "dwf":
+        neutral |= {"depth": 1, "factor_init": "preserve"}
+    if method == "dense" or method in PRUNERS:
+        neutral |= {"lam": 0.0, "lam_schedule": "constant", "target_sparsity": None}
+    if method == "dense":
+        neutral |= {"twin": False}
+    return neutral
+
+
+_NO_MASKS: dict[str, Any] = {"compression": None, "prune_epoch": 0, "retrain_lr": None, "prune_biases": False}
 
 
 def _refuse_without_effect(given: Mapping[str, Any], method: Any) -> None:
-    useless = [key.replace("_", "-") for key, value in _neutral(method).items() if given.get(key, value) != value]
+    useless = [key for key, value in _neutral(method).items() if given.get(key, value) != value]
+    if masks := [key for key in useless if key in _NO_MASKS]:
+        raise ConfigError(f"method {method} has no masks; drop {_flags(masks)}, or take one of {', '.join(PRUNERS)}")
     if useless:
-        takes = "no factors, no penalty and no twin" if method == "dense" else "no factors"
-        raise ConfigError(f"method {method} has {takes}; drop {', '.join(useless)}, or take method dwf")
+        penalty = ", no penalty" if "lam" in _neutral(method) else ""
+        twin = " and no twin" if method == "dense" else ""
+        raise ConfigError(f"method {method} has no factors{penalty}{twin}; drop {_flags(useless)}, or take method dwf")
+
+
+def _flags(keys: list[str]) -> str:
+    return ", ".join(key.replace("_", "-") for key in keys)
 
 
 def _check_keys(given: Mapping[str, Any], where: str) -> None:
@@ -239,8 +272,20 @@ def _check_together(config: TrainConfig) -> None:
     for key, value in _neutral(config.method).items():
         if getattr(config, key) != value:
             raise ConfigError(f"method {config.method} takes {key.replace('_', '-')} {value!r} alone")
+    _check_masks(config)
     if config.target_sparsity is not None and (config.lam_schedule != "constant" or config.lam == 0):
         raise ConfigError("target-sparsity finds λ by itself: it takes lam-schedule constant and a lam above 0 to start from")
+
+
+def _check_masks(config: TrainConfig) -> None:
+    if config.method not in PRUNERS:
+        return
+    if config.compression is None:
+        raise ConfigError(f"method {config.method} needs a compression, a number of 1 or more")
+    if config.prune_epoch >= config.epochs:
+        raise ConfigError(f"prune-epoch is {config.prune_epoch}; with {config.epochs} epochs it takes 0 to {config.epochs - 1}")
+    if config.retrain_lr is not None and config.prune_epoch == 0:
+        raise ConfigError("retrain-lr has no effect with prune-epoch 0, where nothing is trained before the masks; drop it")
 
 
 def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
@@ -280,12 +325,17 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "target_sparsity": lambda value: (
         "" if value is None or (is_number(value) and 0 < value < 1) else "a number between 0 and 1"
     ),
+    "compression": lambda value: "" if value is None or (is_number(value) and value >= 1) else "a number, 1 or more",
+    "prune_epoch": _int_from(0),
+    "retrain_lr": lambda value: "" if value is None or (is_number(value) and value > 0) else "a number above 0",
+    "prune_biases": lambda value: "" if isinstance(value, bool) else "true or false",
     "schedule": _one_of(*SCHEDULES),
     "epochs": _int_from(1),
     "batch_size": _int_from(1),
     "momentum": lambda value: "" if is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",
     "clip_norm": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
     "input_noise": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
+    "augment": lambda value: "" if isinstance(value, bool) else "true or false",
     "factor_init": _one_of(*FACTOR_INITS),
     "seed": lambda value: "" if is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
     "device": check_device,

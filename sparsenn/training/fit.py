@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsenn import metrics, models
-from sparsenn.data import ImageData
+from sparsenn import metrics, models, prune
+from sparsenn.data import ImageData, augment
 from sparsenn.optim import FactorizedSGD
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.logging import Record
-from sparsenn.training.methods import COLLAPSE_AT, CONTROL_UPDATES, make_control, make_optimizer
+from sparsenn.training.methods import (
+    COLLAPSE_AT,
+    CONTROL_UPDATES,
+    check_compression,
+    make_control,
+    make_optimizer,
+    put_masks,
+)
+from sparsenn.training.presets import PRUNERS
 from sparsenn.training.schedules import SCHEDULES, make_scheduler
 
 
@@ -26,25 +35,47 @@ class Fit:
     The net and its factors start from ``config.seed`` alone, and so does the order of the images; together with
     :meth:`state_dict` that makes a continued run the same bits as one in a single piece.
 
+    A pruning method puts its masks on at the beginning of epoch ``config.prune_epoch``; from there on optimizer and schedule
+    begin anew.
+
     Args:
         config: the run.
         data: images on ``config.device`` in ``config.dtype``.
+
+    Raises:
+        ConfigError: for a compression that the net does not allow.
     """
 
     def __init__(self, config: TrainConfig, data: ImageData) -> None:
         self.config = config
         self.data = data
         self.model = build_model(config, data)
-        self.optimizer = make_optimizer(config, self.model)
+        if config.method in PRUNERS:
+            check_compression(config, self.model)
         self.batches = batch_count(len(data.train_labels), config.batch_size)
-        self.scheduler = make_scheduler(self.optimizer, config.schedule, config.epochs * self.batches)
-        self.control_every = max(config.epochs * self.batches // CONTROL_UPDATES, 1)
-        self.control = make_control(config, self.optimizer, config.epochs * self.batches // self.control_every)
         self.epoch = 0
         self.batch = 0
+        self._make_optimizer()
+        self.control_every = max(config.epochs * self.batches // CONTROL_UPDATES, 1)
+        self.control = make_control(config, self.optimizer, config.epochs * self.batches // self.control_every)
         self.history: list[Record] = []
         self.seconds = 0.0
         self._clear_totals()
+
+    def _make_optimizer(self) -> None:
+        """Optimizer and schedule of the part of the run that the net is in, before or after its masks."""
+        config = self.config
+        epochs = config.prune_epoch if self.epoch < config.prune_epoch else config.epochs - config.prune_epoch
+        if config.retrain_lr is not None and self.epoch >= config.prune_epoch:
+            config = replace(config, lr=config.retrain_lr)
+        self.optimizer = make_optimizer(config, self.model)
+        self.scheduler = make_scheduler(self.optimizer, config.schedule, epochs * self.batches)
+
+    def _prune_if_due(self) -> None:
+        config = self.config
+        if config.method in PRUNERS and (self.epoch, self.batch) == (config.prune_epoch, 0) and not prune.masks(self.model):
+            put_masks(config, self.model, self.data)
+            self._make_optimizer()
 
     def _clear_totals(self) -> None:
         self._loss = torch.zeros((), dtype=torch.float64, device=self.data.train_images.device)
@@ -61,6 +92,7 @@ class Fit:
         order = epoch_order(len(data.train_labels), self.config.seed, self.epoch)
         began = time.perf_counter()
         self.model.train()
+        self._prune_if_due()
         for images, labels in batches(data.train_images, data.train_labels, order, size, first=self.batch):
             self._step(images, labels)
             if stop():
@@ -69,6 +101,8 @@ class Fit:
         return self.batch == self.batches
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if self.config.augment:
+            images = augment(images)
         if self.config.input_noise:
             images = images + self.config.input_noise * torch.randn_like(images)
         logits = self.model(images)
@@ -151,12 +185,15 @@ class Fit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the moment of :meth:`state_dict`."""
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        if masks := prune.stored_masks(state["model"]):
+            prune.apply_masks(self.model, masks)
+            self._make_optimizer()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.control is not None:
             self.control.load_state_dict(state["control"])
-        self.epoch, self.batch = state["epoch"], state["batch"]
         self._loss, self._right = state["loss"], state["right"]
         self.history, self.seconds = state["history"], state["seconds"]
         torch.set_rng_state(state["rng"].cpu())

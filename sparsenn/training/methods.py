@@ -1,4 +1,4 @@
-"""What tells the methods apart once PyTorch is there: the optimizer, and which of the final weights count as zero."""
+"""What tells the methods apart once PyTorch is there: the optimizer, the masks, and which final weights count as zero."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from sparsenn import prune
+from sparsenn.data import ImageData
 from sparsenn.optim import FactorizedSGD, ProxSGD, TargetSparsity
+from sparsenn.training.batches import epoch_order
 from sparsenn.training.config import TrainConfig
+from sparsenn.training.errors import ConfigError
+from sparsenn.training.evaluate import loss_of
 
 # A weight of at most this magnitude becomes exactly 0 at the end; proximal steps leave nothing to do. Factors come near zero by
 # float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its authors count as zero.
@@ -53,3 +58,35 @@ def _add_l1_subgradient(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for group in optimizer.param_groups:
         if weights := [p for p in group["params"] if p.grad is not None]:
             torch._foreach_add_([p.grad for p in weights], torch._foreach_sign(weights), alpha=group["lam"])
+
+
+def check_compression(config: TrainConfig, model: nn.Module) -> None:
+    """Refuse a compression that a pruning method can't reach on this net, before anything is trained.
+
+    Raises:
+        ConfigError: with the largest one that is possible.
+    """
+    limit = prune.compression_limit(model, exclude=_how_many(config)["exclude"])
+    if config.compression is not None and config.compression > limit:
+        raise ConfigError(
+            f"compression is {config.compression:g}; {config.model} takes at most {limit:.6g} as long as biases and "
+            "normalization stay; prune-biases ranks them too"
+        )
+
+
+def put_masks(config: TrainConfig, model: nn.Module, data: ImageData) -> prune.Pruning:
+    """Prune by ``config.method``; SNIP sees the first batch of the epoch that begins."""
+    if config.method == "snip":
+        chosen = epoch_order(len(data.train_labels), config.seed, config.prune_epoch)[: config.batch_size]
+        chosen = chosen.to(data.train_images.device)
+        batch = (data.train_images[chosen], data.train_labels[chosen])
+        return prune.snip(model, batch=batch, loss_fn=loss_of, **_how_many(config))
+    if config.method == "synflow":
+        return prune.synflow(model, input_shape=data.train_images.shape[1:], **_how_many(config))
+    if config.method == "random":
+        return prune.random(model, generator=torch.Generator().manual_seed(config.seed), **_how_many(config))
+    return prune.magnitude(model, **_how_many(config))
+
+
+def _how_many(config: TrainConfig) -> dict[str, Any]:
+    return {"compression": config.compression, "exclude": () if config.prune_biases else ("bias", "norm")}

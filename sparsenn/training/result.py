@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsenn.metrics import SparsityReport, sparsity_report
 from sparsenn.nn.convert import collapse
+from sparsenn.prune import remove
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.evaluate import evaluate
 from sparsenn.training.fit import Fit
@@ -26,7 +27,7 @@ class Outcome:
     Attributes:
         config: the run.
         model: the net in eval mode; where the method only comes near zero, its small weights are set to exact zeros (see
-            ``sparsenn.collapse``).
+            ``sparsenn.collapse``), and where it put masks on, these are plain zeros.
         history: the evaluations on the way.
         accuracy_before: share of right test answers before the collapse.
         accuracy: the same after it, so of ``model``.
@@ -109,8 +110,8 @@ class Result:
 
 
 def outcome(fit: Fit) -> Outcome:
-    """Collapse a copy of a trained net and measure it before and after."""
-    model = copy.deepcopy(fit.model).eval()
+    """Collapse a copy of a trained net, without its masks, and measure it before and after."""
+    model = remove(copy.deepcopy(fit.model)).eval()
     images, labels = fit.data.test_images, fit.data.test_labels
     threshold = COLLAPSE_AT.get(fit.config.method, 0.0)
     before, accuracy_before = sparsity_report(model, threshold), evaluate(model, images, labels)[1]
@@ -124,6 +125,9 @@ def _title(config: TrainConfig) -> str:
     factors = f"D = {config.depth}, " if config.method == "dwf" else ""
     if config.target_sparsity is not None:
         penalty = f"target sparsity {100 * config.target_sparsity:g} %, "
+    elif config.compression is not None:
+        after = f" after {config.prune_epoch} epochs" if config.prune_epoch else ""
+        penalty = f"compression {config.compression:g}{after}, "
     else:
         penalty = f"λ = {config.lam:g}, " if config.method != "dense" else ""
     how = f"{factors}{penalty}lr {config.lr:g}, {config.epochs} epochs, seed {config.seed}"

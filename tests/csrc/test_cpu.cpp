@@ -1,7 +1,9 @@
 // The launchers of csrc/cpu.
 #include "launcher_cases.h"
 #include "prox_cases.h"
+#include "ridge_cases.h"
 #include "spectral_cases.h"
+#include "stacked_cases.h"
 
 using namespace sparsenn;
 
@@ -10,6 +12,8 @@ namespace {
 LAUNCHER_TESTS(Cpu)
 PROX_LAUNCHER_TESTS(Cpu)
 SPECTRAL_TESTS(Cpu)
+RIDGE_TESTS(Cpu)
+STACKED_TESTS(Cpu)
 
 // Large tensors are written past the cache, in spans: the same bits as in pieces too small for that.
 template <class T>

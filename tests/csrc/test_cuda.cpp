@@ -3,7 +3,9 @@
 #include "cuda/launch.cuh"
 #include "launcher_cases.h"
 #include "prox_cases.h"
+#include "ridge_cases.h"
 #include "spectral_cases.h"
+#include "stacked_cases.h"
 
 using namespace sparsenn;
 using cuda::emulation;
@@ -13,6 +15,33 @@ namespace {
 LAUNCHER_TESTS(Cuda)
 PROX_LAUNCHER_TESTS(Cuda)
 SPECTRAL_TESTS(Cuda)
+RIDGE_TESTS(Cuda)
+STACKED_TESTS(Cuda)
+
+// Weights and states have the CPU's bits, whatever there is room for in the memory that threads share.
+template <class T>
+void stacked_bits_are_the_cpus() {
+  for (const int64_t bytes : {0, 12 << 10, 200 << 10}) {
+    for (const bool labels : {false, true}) {
+      for (const auto* layers : {&test::kPatches, &test::kDense}) {
+        test::StackedCase<T> expected(*layers, test::stacked_runs(), 29, 9, labels), got = expected;
+        expected.template train<Cpu>(1, 0, 4);
+        emulation.shared_bytes = bytes;
+        got.template train<Cuda>(1, 0, 4);
+        emulation.shared_bytes = 64 << 10;
+        CHECK(expected.weights == got.weights, "weights differ with ", bytes, " bytes");
+        CHECK(expected.state == got.state, "states differ with ", bytes, " bytes");
+        for (size_t n = 0; n < got.losses.size(); ++n) {
+          CHECK(std::fabs(got.losses[n] - expected.losses[n]) <= 1e-5 * std::fabs(expected.losses[n]), "loss ", n,
+                " is ", got.losses[n], ", not ", expected.losses[n]);
+        }
+      }
+    }
+  }
+}
+
+TEST(stacked_bits_are_the_cpus_float32) { stacked_bits_are_the_cpus<float>(); }
+TEST(stacked_bits_are_the_cpus_float64) { stacked_bits_are_the_cpus<double>(); }
 
 TEST(rows_divide_exactly) {
   std::mt19937_64 random(1);

@@ -6,8 +6,10 @@
 
 #include "check.h"
 #include "launchers.h"
+#include "math/activation.h"
 #include "math/factorized_sgd.h"
 #include "math/hadamard.h"
+#include "math/permutation.h"
 #include "math/prox_sgd.h"
 #include "math/scalar.h"
 #include "tensors.h"
@@ -324,6 +326,73 @@ void rounding(const Format& format) {
 
 TEST(rounds_to_nearest_even_bfloat16) { rounding<bfloat16>(kBfloat16); }
 TEST(rounds_to_nearest_even_float16) { rounding<float16>(kFloat16); }
+
+// Relative errors in units of the type's spacing at 1, over a range that takes in every branch of the formulas.
+template <class T>
+void activations(long double limit) {
+  const long double unit = std::numeric_limits<T>::epsilon() / 2, pi = 3.14159265358979323846264338L;
+  for (double at = -20; at < 20; at += 0.00173) {
+    const T z = static_cast<T>(at);
+    const long double x = z, tanh = std::tanh(x), sigmoid = 1 / (1 + std::exp(-x));
+    const long double below = std::erfc(-x / std::sqrt(2.0L)) / 2, density = std::exp(-x * x / 2) / std::sqrt(2 * pi);
+    T slope;
+    const auto near = [&](long double value, long double truth, long double scale, const char* name) {
+      CHECK(std::fabs(value - truth) <= limit * unit * scale, name, " at ", at, " is ", value, ", not ", truth);
+    };
+    near(exponential(z), std::exp(x), std::exp(x), "exp");
+    near(logarithm(exponential(z)), x, std::max(1.0L, std::fabs(x)), "log of exp");
+    near(activation<Activation::tanh>(z, slope), tanh, std::fabs(tanh), "tanh");
+    near(slope, 1 - tanh * tanh, 1, "the slope of tanh");
+    near(activation<Activation::sigmoid>(z, slope), sigmoid, sigmoid, "sigmoid");
+    near(slope, sigmoid * (1 - sigmoid), 1, "the slope of sigmoid");
+    near(activation<Activation::gelu>(z, slope), x * below, std::max(1.0L, std::fabs(x)), "gelu");
+    near(slope, below + x * density, 1, "the slope of gelu");
+    near(activation<Activation::relu>(z, slope), std::max(x, 0.0L), 1, "relu");
+    CHECK(slope == (z > 0), "the slope of relu");
+  }
+}
+
+TEST(activations_equal_long_double_float32) { activations<float>(8); }
+TEST(activations_equal_long_double_float64) { activations<double>(8); }
+
+template <class T>
+void activations_of_no_number() {
+  const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  T slope;
+  CHECK(activation<Activation::tanh>(infinity, slope) == 1 && activation<Activation::tanh>(-infinity, slope) == -1);
+  CHECK(activation<Activation::sigmoid>(infinity, slope) == 1);
+  CHECK(activation<Activation::tanh>(T(1e-30), slope) == T(1e-30), "tanh is not exact near 0");
+  CHECK(std::isnan(activation<Activation::relu>(nan, slope)) && std::isnan(activation<Activation::tanh>(nan, slope)));
+  CHECK(std::isnan(activation<Activation::sigmoid>(nan, slope)) &&
+        std::isnan(activation<Activation::gelu>(nan, slope)));
+  CHECK(std::isnan(logarithm(nan)), "the logarithm of NaN is a number");
+}
+
+TEST(activations_of_no_number_float32) { activations_of_no_number<float>(); }
+TEST(activations_of_no_number_float64) { activations_of_no_number<double>(); }
+
+// Numbers that sparsenn.ops.permutation gives.
+TEST(orders_are_those_of_the_definition) {
+  const int64_t all[] = {7, 5, 3, 8, 0, 1, 4, 9, 2, 6}, some[] = {2383, 1289, 2647, 671},
+                last[] = {247729, 995060, 348170};
+  const Permutation ten(10, 7, 3), many(5120, -3, 12);
+  const Permutation most((1 << 20) + 7, std::numeric_limits<int64_t>::min() + 5, 1000000);
+  for (int i = 0; i < 10; ++i) CHECK(ten(i) == all[i], "place ", i, " of ten");
+  for (int i = 0; i < 4; ++i) CHECK(many(i) == some[i], "place ", i, " of 5120");
+  for (int i = 0; i < 3; ++i) CHECK(most((1 << 20) + 4 + i) == last[i], "place ", i, " of the last three");
+}
+
+TEST(orders_visit_every_sample_once) {
+  for (const int64_t size : {0, 1, 2, 3, 5, 12, 255, 256, 257, 5120, 65537}) {
+    std::vector<bool> seen(size, false);
+    const Permutation order(size, size, 1);
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t sample = order(i);
+      CHECK(sample >= 0 && sample < size && !seen[sample], "sample ", sample, " of ", size);
+      seen[sample] = true;
+    }
+  }
+}
 
 }  // namespace
 

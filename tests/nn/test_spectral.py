@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -145,6 +146,32 @@ def test_what_is_trained_and_what_is_left_out():
     assert layer.lambda_out is None
     with pytest.raises(ValueError, match=r"SpectralLinear: .*both 0 and untrained"):
         SpectralLinear(3, 2, train_lambda_out=False, lambda_out_init=0)
+
+
+def test_an_init_is_a_number_or_a_function():
+    assert SpectralLinear(3, 2, lambda_out_init=np.float32(0.5)).lambda_out.tolist() == [0.5, 0.5]
+    assert SpectralLinear(3, 2, lambda_in_init=np.float64(0)).lambda_in is None
+    with pytest.raises(ValueError, match=r"SpectralLinear: lambda_out_init is 'ones'; it takes a number or a function"):
+        SpectralLinear(3, 2, lambda_out_init="ones")
+    with pytest.raises(ValueError, match=r"SpectralConv1d: phi_init is None; it takes"):
+        SpectralConv1d(3, 2, 1, phi_init=None)
+    with pytest.raises(ValueError, match=r"SpectralGate: init is tensor\(1\.\); it takes"):
+        SpectralGate(3, init=torch.tensor(1.0))
+
+
+def test_a_layer_of_another_dtype_is_refused_before_it_computes():
+    with pytest.raises(ValueError, match=r"SpectralConv2d: dtype is torch.complex64; it takes float64"):
+        SpectralConv2d(3, 2, 1, dtype=torch.complex64)
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_inputs_or_outputs_is_a_layer(backend, sizes):
+    layer = SpectralLinear(*sizes)
+    out = layer(torch.randn(4, sizes[0]))
+    assert torch.equal(out, layer.bias.expand(4, sizes[1]))
+    out.sum().backward()
+    assert layer.bias.grad.tolist() == [4.0] * sizes[1]
 
 
 def test_frozen_parts_get_no_gradient():

@@ -7,6 +7,7 @@ import torch
 from factorized_models import ZOO, assert_untouched, fingerprint, run
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as masks
 
 import sparsenn
 from sparsenn.nn import SpectralConv1d, SpectralConv2d, SpectralGate, SpectralLinear
@@ -112,6 +113,18 @@ def test_hooks_mode_dtype_and_format_stay():
     assert calls == [1]
 
 
+def test_what_else_a_layer_holds_stays():
+    layer = nn.Linear(3, 2)
+    layer.register_parameter("scale", nn.Parameter(torch.full((1,), 3.0)))
+    layer.register_buffer("seen", torch.ones(2))
+    scale = layer.scale
+    sparsenn.spectralize(layer)
+    assert names(layer) == ["phi", "lambda_out", "bias", "scale"]
+    assert sparsenn.collapse(layer).scale is scale
+    assert names(layer) == ["weight", "bias", "scale"]
+    assert layer.seen.tolist() == [1.0, 1.0]
+
+
 def tied():
     model = nn.ModuleDict({"table": nn.Embedding(4, 3), "head": nn.Linear(3, 4)})
     model["head"].weight = model["table"].weight
@@ -122,6 +135,11 @@ REFUSALS = {
     "tied": (tied, r"the weight of 'head' is tied to another parameter.*exclude='head'"),
     "factorized": (lambda: sparsenn.factorize(nn.Sequential(nn.Linear(2, 2)), 2), "parametrized; collapse"),
     "normalized": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2))), "parametrized"),
+    "masked": (
+        lambda: nn.Sequential(masks.random_unstructured(nn.Linear(2, 2), "weight", 0.5)),
+        "made by a hook, such as a mask",
+    ),
+    "masked bias": (lambda: nn.Sequential(masks.random_unstructured(nn.Linear(2, 2), "bias", 0.5)), "made by a hook"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(2)), "not initialized yet"),
     "complex": (lambda: nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64)), "has dtype torch.complex64"),
 }

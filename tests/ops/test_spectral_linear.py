@@ -323,9 +323,9 @@ def test_threads_do_not_change_the_bits(kernels, batch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("batch", [16, 255, 256])
+@pytest.mark.parametrize("batch", [32, 255, 256])
 def test_a_row_of_zeros_changes_no_bit_of_the_gradients(kernels, batch, dtype):
-    # 16 rows are the last that are swept, 256 the last that are packed at once: all ways add in one order
+    # 32 rows are the last that are swept, 256 the last that are packed at once: all ways add in one order
     x, upstream, tensors = values((batch, 300), dtype), values((batch, 50), dtype), spectrum((50, 300), dtype)
     found = _ops.spectral_linear_backward(upstream, x, *tensors, 31)
     more = _ops.spectral_linear_backward(F.pad(upstream, (0, 0, 0, 1)), F.pad(x, (0, 0, 0, 1)), *tensors, 31)
@@ -351,6 +351,26 @@ def test_nan_and_infinity_propagate(backend):
         found = spectral_linear(rows, torch.ones(3, 2), None, -torch.ones(3))
         assert found[0].isnan().all()
         assert (found[1] == torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [1, 5, 33])
+def test_what_fills_up_rows_and_columns_adds_nothing_to_what_is_infinite(backend, dtype, batch):
+    # 5 inputs and 7 outputs fill neither a vector nor a group of rows
+    x, upstream = torch.ones(batch, 5, dtype=dtype), torch.ones(batch, 7, dtype=dtype)
+    phi, ones = torch.ones(7, 5, dtype=dtype), torch.ones(7, dtype=dtype)
+    infinite = ones.clone()
+    infinite[2::4] = torch.inf
+    for lambda_in in (None, torch.zeros(5, dtype=dtype)):
+        assert torch.equal(spectral_linear(x, phi, lambda_in, infinite), (-5 * infinite).expand(batch, 7))
+        d_phi, _, d_out, d_x, _ = _ops.spectral_linear_backward(upstream, x, phi, lambda_in, infinite, 29)
+        assert torch.equal(d_phi, (-batch * infinite)[:, None].expand(7, 5))
+        assert torch.equal(d_out, -5 * batch * ones)
+        assert torch.equal(d_x, torch.full_like(x, -torch.inf))
+        d_phi, _, d_out, d_x, _ = _ops.spectral_linear_backward(upstream * infinite, x, phi, lambda_in, ones, 29)
+        assert torch.equal(d_phi, (-batch * infinite)[:, None].expand(7, 5))
+        assert torch.equal(d_out, -5 * batch * infinite)
+        assert torch.equal(d_x, torch.full_like(x, -torch.inf))
 
 
 def test_the_adjacency_matrix_carries_the_same_map(backend):

@@ -2,10 +2,7 @@ import json
 import math
 
 import pytest
-import torch
-from torch import nn
 
-from sparsenn.data import ImageData
 from sparsenn.papers import ITEMS, reproduce
 from sparsenn.papers.dwf import fig1
 from sparsenn.training import ConfigError
@@ -50,35 +47,6 @@ def test_a_finished_row_is_not_computed_again(tmp_path, monkeypatch):
     fig1.reproduce(tmp_path, lams=(1e-2, 1e-2), points=1, epochs=1)  # other runs: they are computed, and drawn alone
     assert [c.epochs for c in trained] == [1] * len(fig1.CURVES)
     assert [row["epochs"] for row in drawn] == [1] * len(fig1.CURVES)
-
-
-def test_the_pruning_curve_keeps_the_largest_weights_of_all_layers_together():
-    net = nn.Linear(8, 1, bias=False)
-    with torch.no_grad():
-        net.weight.copy_(torch.tensor([[1.0, -8, 2, 0, 0, 4, -3, 0.5]]))
-    images = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-
-    class TwoClasses(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = net
-
-        def forward(self, x):
-            logit = self.linear(x.flatten(1))
-            return torch.cat([logit, -logit], dim=1)
-
-    def accuracy(kept):
-        weight = torch.zeros(8)
-        weight[kept] = net.weight.detach()[0, kept]
-        return float(((images @ weight < 0).long() == labels).double().mean())
-
-    labels = (images @ torch.tensor([1.0, -8, 2, 0, 0, 4, -3, 0.5]) < 0).long()
-    squares = images.reshape(50, 2, 2, 2)
-    data = ImageData("two", squares, labels, squares, labels, ("a", "b"))
-    expected = [(2.0, accuracy([1, 5, 6, 2])), (4.0, accuracy([1, 5])), (8.0, accuracy([1]))]
-    curve = fig1.pruning_curve(TwoClasses(), data)
-    assert sum(curve, ()) == pytest.approx(sum(expected, ()))
-    assert len({accuracy for _, accuracy in curve}) == 3
 
 
 def test_the_front_is_what_no_other_point_beats():

@@ -19,6 +19,7 @@ class Case:
     convex: bool = True
     shape: tuple[int, ...] = (6, 4)
     members: Callable[[torch.Tensor], list[torch.Tensor]] | None = None  # the groups of a tensor, by indexing
+    group: Callable[[list[float]], float] | None = None  # of a group's values, where it is not a norm
 
 
 def scad(a: float) -> Callable[[float, float], float]:
@@ -71,9 +72,11 @@ CASES = {
         shape=(4, 6),
         members=lambda w: [w[:, 3 * h : 3 * h + 3] for h in range(2)],
     ),
+    "squared_rows": Case(lambda lam: p.SquaredL1(lam, "rows"), members=list, group=lambda v: math.fsum(map(abs, v)) ** 2),
 }
 SEPARABLE = [name for name, case in CASES.items() if case.formula]
 GROUPED = [name for name, case in CASES.items() if case.members]
+QUADRATIC = ("ElasticNet", "Ridge", "squared_rows")  # they shrink large weights by a share
 CONVEX = [name for name, case in CASES.items() if case.convex]
 
 
@@ -87,6 +90,9 @@ def reference_value(name: str, lam: float, w: torch.Tensor) -> float:
     total = 0.0
     for group in case.members(w.double()):
         values = group.flatten().tolist()
+        if case.group:
+            total += case.group(values)
+            continue
         weight = math.sqrt(len(values)) if penalty.weighted else 1.0
         total += tau * math.fsum(map(abs, values)) + (1 - tau) * weight * float(np.linalg.norm(values))
     return lam * total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -368,6 +369,48 @@ def test_the_copy_can_be_trained_and_saved():
     torch.testing.assert_close(found[1], expected[1][3:])
 
 
+class Remembers(nn.Module):
+    """Holds its weights a second time, counts its calls, and makes a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.weights = [self.first.weight, self.last.weight]
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.last(torch.sigmoid(self.first(x))) * torch.tensor([1.0, 2.0])
+
+
+def test_the_model_stays_whatever_its_forward_does_and_shares_nothing():
+    net = generic(Remembers())
+    zero(net.first.weight, 1, 3)
+    small = compact(net, torch.randn(1, 4).double())
+    assert small.first.out_features == 4
+    assert net.calls == small.calls == 0
+    assert vars(small).keys() == vars(net).keys()
+    own = {tensor.data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+    assert not own & {tensor.data_ptr() for tensor in (*small.weights, *small.parameters(), *small.buffers())}
+    assert_same_function(net, small, torch.randn(9, 4).double())
+
+
+def test_inside_inference_mode_too():
+    net = perceptron(4, 3, 2)
+    zero(net[0].weight, 1)
+    with torch.inference_mode():
+        small = compact(net, torch.randn(1, 4).double())
+    assert small[0].out_features == 2
+    small(torch.randn(5, 4).double()).sum().backward()
+    assert small[0].weight.grad is not None
+    assert_same_function(net, small, torch.randn(5, 4).double())
+
+
+class Pair(NamedTuple):
+    y: Tensor
+    hidden: Tensor
+
+
 class Several(nn.Module):
     """Outputs of several kinds, an argument with a default."""
 
@@ -377,7 +420,7 @@ class Several(nn.Module):
 
     def forward(self, x: Tensor, scale: float = 2.0) -> dict[str, object]:
         y = self.last(torch.relu(self.first(x)) * scale)
-        return {"y": y, "pair": (y.argmax(1), y > 0), "name": "y"}
+        return {"y": y, "pair": (y.argmax(1), y > 0), "named": Pair(y, x), "name": "y"}
 
 
 def test_outputs_of_several_kinds():
@@ -391,3 +434,5 @@ def test_outputs_of_several_kinds():
     assert torch.equal(old["pair"][1], new["pair"][1])
     torch.testing.assert_close(new["y"], old["y"], rtol=1e-12, atol=1e-12)
     assert new["name"] == "y"
+    assert torch.equal(new["named"].hidden, x)
+    assert torch.equal(new["named"].y, new["y"])

@@ -116,6 +116,35 @@ def test_a_trace_that_is_not_what_runs_is_noticed():
         compact(generic(Hidden()), torch.randn(1, 4).double())
 
 
+def test_a_hook_of_the_model_itself_is_refused():
+    net = generic(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    net.register_forward_hook(lambda module, args, out: 2 * out)
+    with pytest.raises(ValueError, match=r"^compact: the model \(Sequential\) carries a forward hook"):
+        compact(net, torch.randn(1, 4).double())
+
+
+class Masked(nn.Module):
+    """An argument that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.first(x)
+        return x if mask is None else x * mask
+
+
+def test_an_example_that_does_not_fit_is_named_with_the_place():
+    net = Masked().eval()
+    with pytest.raises(ValueError, match=r"^compact: 'first' \(Linear\) fails on example_input: mat1 and mat2 shapes"):
+        compact(net, (torch.randn(1, 3), torch.ones(4)))
+    with pytest.raises(ValueError, match=r"^compact: 'mul' \(mul\) fails on example_input: unsupported operand"):
+        compact(net, torch.randn(1, 4))
+    with pytest.raises(ValueError, match=r"^compact: 'x' \(x\) fails on example_input"):
+        compact(net, ())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,7 +6,9 @@ import pytest
 import torch
 from small_nets import assert_same_function, generic, zero
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from sparsenn.nn import IndexedConv2d
 from sparsenn.prune import compact
 
 
@@ -109,6 +111,66 @@ def test_a_number_of_units_that_is_read_stays(width):
     small = compact(net, torch.randn(1, 4).double())
     assert small.first.weight.shape == (4, 4)
     assert_same_function(net, small, torch.randn(5, 4).double())
+
+
+class Unpacked(nn.Module):
+    """Takes a shape apart, and needs some of it."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.reads = reads
+        self.conv, self.fc = nn.Conv2d(2, 6, 3), nn.Linear(54, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x))
+        samples, channels, _, _ = x.shape
+        return self.fc(x.reshape(samples, -1)) * (channels if self.reads else 1)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_width_that_is_unpacked_stays_only_where_it_is_read(reads):
+    net = generic(Unpacked(reads))
+    zero(net.conv.weight, 0, 3)
+    small = compact(net, torch.randn(1, 2, 5, 5).double())
+    assert type(small.conv) is (IndexedConv2d if reads else nn.Conv2d)
+    assert_same_function(net, small, torch.randn(4, 2, 5, 5).double())
+
+
+class Linked(nn.Module):
+    """Two layers, a call of both their outputs, a third."""
+
+    def __init__(self, call) -> None:
+        super().__init__()
+        self.left, self.right, self.last = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.call(torch.sigmoid(self.left(x)), torch.sigmoid(self.right(x))))
+
+
+CALLS = {
+    "add other": (lambda x, y: torch.add(x, other=y), 4),
+    "add alpha": (lambda x, y: torch.add(x, y, alpha=2), 6),
+    "cat axis": (lambda x, y: torch.cat([x[:, None], y[:, None]], axis=1).mean(axis=1, keepdims=False), 6),
+    "largest": (lambda x, y: x.unsqueeze(1).max(1)[0] + y, 6),
+    "pooling with indices": (lambda x, y: F.max_pool1d((x + y)[:, None], 1, return_indices=True)[0].flatten(1), 6),
+    "to integers": (lambda x, y: (4 * (x + y)).to(torch.int32).to(x.dtype), 6),
+    "long names": (lambda x, y: torch.true_divide(x.multiply(2).subtract(y), 3).divide_(2), 4),
+    "in place": (lambda x, y: F.relu_(x + y), 4),
+    "to float": (lambda x, y: (x + y).float().double(), 4),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_in_every_spelling(name):
+    call, width = CALLS[name]
+    torch.manual_seed(0)
+    net = generic(Linked(call))
+    for layer in (net.left, net.right):
+        zero(layer.weight, 1, 4)
+    small = compact(net, torch.randn(1, 4).double())
+    assert small.last.weight.shape == (2, width)
+    assert_same_function(net, small, torch.randn(9, 4).double())
 
 
 class Twice(nn.Module):

@@ -127,6 +127,15 @@ def test_pruned_nodes_are_gone_after_compaction():
     torch.testing.assert_close(small(x), net(x), rtol=1e-12, atol=1e-12)
 
 
+def test_layers_with_one_weight_lose_the_same_nodes():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+    net[0].weight.data = torch.tensor([[3.0, 0.0, 0.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    net[1].weight = net[0].weight
+    report = nodes(net, fraction=0.5)  # the third least relevant node is that of one layer alone
+    assert report.killed == {"0": (1,), "1": (1,)}
+    assert node_relevance(net[1]).tolist() == [3.0, 0.0, 2.0]
+
+
 def test_a_metric_stops_the_pruning_before_it_falls_too_far():
     seen = []
 
@@ -172,6 +181,8 @@ def test_a_metric_that_fails_leaves_the_model():
         ({"threshold": -1.0}, "threshold is -1.0; it takes a number >= 0"),
         ({"fraction": 1.5}, "fraction is 1.5; it takes a number from 0 to 1"),
         ({"threshold": 9.0, "keep": -1}, "keep is -1; it takes an int >= 0"),
+        ({"threshold": 9.0, "keep": 0.5}, "keep is 0.5; it takes an int >= 0"),
+        ({"threshold": 9.0, "layers": "20"}, r"layers is '20'; it takes a sequence of names, such as \['20'\]"),
         (
             {"threshold": 9.0, "layers": ["2", "1"]},
             "layers holds '1'; it takes names of .*: 0, 2, 4",

@@ -92,6 +92,16 @@ def test_any_architecture_learns_classes():
         assert outcome.data_loss == outcome.loss == pytest.approx(history[-1][0], rel=1e-12)
 
 
+def test_layers_may_share_a_weight():
+    net = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Tanh(), nn.Linear(12, 12, bias=False), nn.Linear(12, 1))
+    net[2].weight = net[0].weight
+    x, y = data_sets()[0]
+    stack = finish(Stack([net], [Run(lr=0.05)], [(x, y)], max_epochs=2, dtype=torch.float64))
+    module, _ = alone(net, Run(lr=0.05), x, y, 2)
+    torch.testing.assert_close(flat(stack.outcomes[0]), flat(module), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(stack.module(0)(x), module(x), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["fcn", "cnn"])
 def test_company_changes_no_bit_of_a_run(kind):
     together = finish(stack_of(kind=kind, engine="fused", dtype=torch.float32))
@@ -134,12 +144,26 @@ def test_a_run_ends_when_patience_epochs_in_a_row_brought_nothing_better():
                 return epoch, best
         return 60, best
 
-    outcomes = train(modules, runs, data_sets(40)[:1], max_epochs=60, dtype=torch.float64, patience=4)
+    def impatient():
+        return Stack(modules, runs, data_sets(40)[:1], max_epochs=60, dtype=torch.float64, patience=4)
+
+    stack = impatient()
+    while stack.active:
+        stack.epoch()
+        again = impatient()
+        again.load_state_dict(stack.state_dict())  # patience is a part of the state
+        stack = again
     expected = [end(own) for own in losses]
-    assert [outcome.epochs for outcome in outcomes] == [epochs for epochs, _ in expected]
-    assert [outcome.best_loss for outcome in outcomes] == pytest.approx([best for _, best in expected], rel=1e-9)
+    assert [outcome.epochs for outcome in stack.outcomes] == [epochs for epochs, _ in expected]
+    assert [outcome.best_loss for outcome in stack.outcomes] == pytest.approx([best for _, best in expected], rel=1e-9)
     assert len({epochs for epochs, _ in expected}) > 2
     assert min(epochs for epochs, _ in expected) < 60
+
+
+def test_a_loss_that_stays_the_same_is_no_improvement():
+    x, y = torch.zeros(20, 12), torch.ones(20, 1)  # the output is 0 whatever the weights, and nothing moves
+    outcome = train([fcn((3,), "tanh")], [Run()], [(x, y)], patience=4, max_epochs=60)[0]
+    assert (outcome.epochs, outcome.best_loss) == (5, 1.0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

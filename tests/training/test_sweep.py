@@ -181,11 +181,14 @@ def test_parquet_holds_the_same_rows(tmp_path):
     assert parquet.read_table(tmp_path / "out" / "runs.parquet").to_pylist() == rows
 
 
+# A sweep that checkpoints often, and that no machine finishes before it is killed.
 KILLED = """
-import sys
-from sparsenn.training.stacked import runner
-runner.VISIT, runner.CHECKPOINT_EVERY = 0.01, 0.02
+import sys, time
 from sparsenn.cli import main
+from sparsenn.training.stacked import Stack, runner
+runner.VISIT, runner.CHECKPOINT_EVERY = 0.01, 0.02
+advance = Stack.advance
+Stack.advance = lambda stack, steps: (time.sleep(0.02), advance(stack, steps))[1]
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -221,7 +224,7 @@ def test_a_killed_sweep_resumes_to_the_same_table(done, tmp_path):
     assert tables[0] == tables[1]
 
 
-def test_folders_that_hold_something_else_are_refused(done, tmp_path):
+def test_folders_that_hold_something_else_are_refused(done, tmp_path, monkeypatch):
     config, other = configure_sweep(GRID), configure_sweep({**GRID, "lr": 0.3})
     before = (done[0] / "runs.jsonl").read_bytes()
     with pytest.raises(RunFolderError, match="holds another sweep; add --resume"):
@@ -235,6 +238,14 @@ def test_folders_that_hold_something_else_are_refused(done, tmp_path):
         sweep(config, tmp_path, resume=True)
     with pytest.raises(RunFolderError, match="cannot be written"):
         sweep(config, tmp_path / "letter.txt" / "below")
+
+    def fail(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsenn.training.grid.sweep.write_json", fail)
+        with pytest.raises(RunFolderError, match="cannot be written: Permission denied"):
+            sweep(config, done[0], resume=True)
     with pytest.raises(ConfigError, match="format is 'xls'; it takes csv, jsonl, parquet"):
         sweep(config, tmp_path / "new", format="xls")
     assert not (tmp_path / "new").exists()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsenn import data as datasets
 from sparsenn.data import ImageData, require_extra
+from sparsenn.prune import pruning_curve
 from sparsenn.training import TrainingDiverged, configure, train
 from sparsenn.training.evaluate import evaluate
 from sparsenn.training.figures import new_axes, png
@@ -108,28 +106,11 @@ def _measure(given: Row, images: ImageData) -> Row:
     except TrainingDiverged:
         return {"accuracy": None, "compression": None, "pruned": []}
     compression = net.compression_ratio if net.weights else None
-    return {"accuracy": net.accuracy, "compression": compression, "pruned": pruning_curve(net.model, images)}
+    return {"accuracy": net.accuracy, "compression": compression, "pruned": _pruned(net.model, images)}
 
 
-def pruning_curve(model: nn.Module, images: ImageData) -> list[tuple[float, float]]:
-    """Compression 2, 4, 8, … and the test accuracy once only the largest weights of all layers together are kept."""
-    sizes = torch.cat([p.detach().abs().flatten() for p in model.parameters()]).sort(descending=True).values
-    curve = []
-    for step in range(1, int(math.log2(len(sizes))) + 1):
-        kept = len(sizes) >> step
-        if sizes[kept - 1] > 0:  # else the net is sparser than that by itself
-            curve.append(
-                (len(sizes) / kept, evaluate(_above(model, sizes[kept - 1]), images.test_images, images.test_labels)[1])
-            )
-    return curve
-
-
-@torch.no_grad()
-def _above(model: nn.Module, threshold: Tensor) -> nn.Module:
-    pruned = copy.deepcopy(model)
-    for p in pruned.parameters():
-        p.masked_fill_(p.abs() < threshold, 0.0)
-    return pruned
+def _pruned(model: nn.Module, images: ImageData) -> list[tuple[float, float]]:
+    return pruning_curve(model, lambda net: evaluate(net, images.test_images, images.test_labels)[1])
 
 
 def _line(row: Row, done: int, wanted: int) -> str:

@@ -16,7 +16,7 @@ from sparsenn.data import require_extra, taught
 from sparsenn.models import build_student, teacher
 from sparsenn.models.students import INPUTS
 from sparsenn.training.errors import ConfigError, RunFolderError
-from sparsenn.training.files import remove_parts, write_atomic
+from sparsenn.training.files import remove_parts, write_atomic, write_json
 from sparsenn.training.folder import SWEEP, open_new
 from sparsenn.training.grid.config import SWEPT, Key, SweepConfig, read_sweep
 from sparsenn.training.session import StopSignal, session
@@ -28,6 +28,7 @@ from sparsenn.training.table import Row, Table
 
 TABLE = "runs.jsonl"
 FORMATS = ("csv", "jsonl", "parquet")
+_STEP_COST = 200  # what a step costs whatever its network, in weights: for the estimate of the time left
 
 
 def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format: str = "csv", quiet: bool = True) -> list[Row]:  # noqa: A002
@@ -138,7 +139,7 @@ def _job(own: Group, config: SweepConfig) -> Job:
         about = {"patience": config.patience, "dtype": config.dtype, "device": config.device, "engine": stack.engine}
         return {**about, "version": __version__, "commit": commit, **figures(stack, index)}
 
-    return Job(own.name, own.keys, lambda: _build(own.keys, config), row, float(weights * steps))
+    return Job(own.name, own.keys, lambda: _build(own.keys, config), row, float((weights + _STEP_COST) * steps))
 
 
 def _build(keys: tuple[Key, ...], config: SweepConfig) -> Stack:
@@ -182,7 +183,11 @@ def _open_again(out: str | Path, config: SweepConfig) -> Path:
     different = [name for name, value in stored.to_dict().items() if value != config.to_dict()[name] and name != "threads"]
     if different:
         raise ConfigError(f"{out} holds another sweep: {', '.join(different)} differ; drop --resume and name another --out")
-    remove_parts(Path(out))
+    try:
+        remove_parts(Path(out))
+        write_json(Path(out) / SWEEP, config.to_dict())
+    except OSError as error:
+        raise RunFolderError(f"{out}: cannot be written: {error.strerror or error}; make it writable to go on") from error
     return Path(out)
 
 

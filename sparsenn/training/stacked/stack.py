@@ -216,8 +216,10 @@ class Stack:
 
     def module(self, index: int) -> nn.Module:
         """A copy of the module of this number with the weights that its run has now."""
-        module = copy.deepcopy(self._modules[index])
-        module.load_state_dict(self.outcome(index).weights)
+        module, weights = copy.deepcopy(self._modules[index]), self.outcome(index).weights
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                p.copy_(weights[name])
         return module
 
     def remaining_steps(self) -> int:

@@ -123,7 +123,7 @@ class TorchEngine:
 
 def _gradients(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Gradients:
     """(weights (R, P), x (R, B, ...), y (R, B, ...)) -> gradients (R, P) and losses (R,)."""
-    base = copy.deepcopy(module).to("meta")
+    base = copy.deepcopy(module)
     shapes = {name: p.shape for name, p in base.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]
 

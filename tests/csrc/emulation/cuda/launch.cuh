@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "cuda/grid.h"
 #include "cuda/phases.h"
+#include "cuda/team.h"
 
 namespace sparsenn::cuda {
 
@@ -15,6 +17,7 @@ namespace sparsenn::cuda {
 struct Emulation {
   int64_t blocks = 7;  // at most
   bool large_parameters = true;
+  int64_t shared_bytes = 64 << 10;  // that a block can have in common
   int64_t launches = 0;
 };
 inline Emulation emulation;
@@ -75,6 +78,28 @@ void launch_phases(const Op& op, void*) {
     for_each_phase<Op::kPhases>([&](auto phase) {
       for (int thread = kThreads - 1; thread >= 0; --thread) op.template phase<phase>(block, thread, shared);
     });
+  }
+}
+
+// Bodies come one after the other, the last first.
+struct Team {
+  template <class Body>
+  void each(int64_t count, const Body& body) const {
+    for (int64_t i = count - 1; i >= 0; --i) body(i);
+  }
+};
+
+inline int64_t most_shared_bytes() { return emulation.shared_bytes; }
+
+inline void upload(void* to, const void* from, int64_t bytes, void*) { memcpy(to, from, bytes); }
+
+template <class Op>
+void launch_team(const Op& op, void*) {
+  ++emulation.launches;
+  for (int64_t block = op.blocks - 1; block >= 0; --block) {
+    std::vector<double> shared(op.shared_bytes / sizeof(double) + 1);
+    memset(shared.data(), 0xff, shared.size() * sizeof(double));  // NaN
+    op.run(block, Team{}, shared.data());
   }
 }
 

@@ -1,0 +1,176 @@
+#include "cuda/launch.cuh"
+#include "cuda/phases.h"
+#include "math/ridge_norm.h"
+
+namespace sparsenn {
+namespace {
+
+constexpr int64_t kNumbers = 16 * cuda::kThreads;  // of squares or magnitudes that a block adds up
+constexpr int kGroups = 16;
+
+struct Sums {
+  double threads[cuda::kThreads], groups[kGroups];
+};
+
+// A block's numbers are added in a fixed order: first by groups of threads, then the groups.
+template <int P>
+SPARSENN_INLINE void add_up(int thread, Sums& shared, double* to) {
+  constexpr int kSize = cuda::kThreads / kGroups;
+  if constexpr (P == 1) {
+    if (thread >= kGroups) return;
+    double sum = 0;
+    for (int i = 0; i < kSize; ++i) sum += shared.threads[thread * kSize + i];
+    shared.groups[thread] = sum;
+  } else {
+    if (thread > 0) return;
+    double sum = 0;
+    for (int i = 0; i < kGroups; ++i) sum += shared.groups[i];
+    *to = sum;
+  }
+}
+
+template <class T>
+SPARSENN_INLINE accumulator_t<T> column_norm(const T* data, int64_t rows, int64_t columns, int64_t column) {
+  accumulator_t<T> norm(0);
+  for (int64_t r = 0; r < rows; ++r) norm += std::fabs(load(data[r * columns + column]));
+  return norm;
+}
+
+// The sum of a term's part in each block. For columns a thread has one of them, else every kThreads-th number.
+template <class T>
+struct AddTerm {
+  static constexpr int kPhases = 3;
+  using Shared = Sums;
+
+  NormKind kind;
+  const T* data;
+  int64_t rows, columns;
+  double* sums;
+  int64_t blocks;
+
+  template <int P>
+  SPARSENN_INLINE void phase(int64_t block, int thread, Shared& shared) const {
+    if constexpr (P > 0) {
+      add_up<P>(thread, shared, sums + block);
+    } else if (kind == NormKind::squared_columns) {
+      const int64_t column = block * cuda::kThreads + thread;
+      const bool inside = column < columns;
+      shared.threads[thread] = inside ? norm_value(NormKind::squares, column_norm(data, rows, columns, column)) : 0.0;
+    } else {
+      double sum = 0;
+      const int64_t begin = block * kNumbers, end = begin + kNumbers, numel = rows * columns;
+      for (int64_t i = begin + thread; i < (end < numel ? end : numel); i += cuda::kThreads) {
+        sum += norm_value(kind, load(data[i]));
+      }
+      shared.threads[thread] = sum;
+    }
+  }
+};
+
+template <class A>
+struct AddSums {
+  static constexpr int kPhases = 3;
+  struct Shared {
+    Sums sums;
+    double total;
+  };
+
+  const double* parts;
+  int64_t number;
+  A* total;
+  int64_t blocks;
+
+  template <int P>
+  SPARSENN_INLINE void phase(int64_t, int thread, Shared& shared) const {
+    if constexpr (P == 0) {
+      double sum = 0;
+      for (int64_t i = thread; i < number; i += cuda::kThreads) sum += parts[i];
+      shared.sums.threads[thread] = sum;
+    } else {
+      add_up<P>(thread, shared.sums, &shared.total);
+      if (P == 2 && thread == 0) *total = static_cast<A>(shared.total);
+    }
+  }
+};
+
+template <class T>
+struct Slopes {
+  using A = accumulator_t<T>;
+  static constexpr int kPhases = 1;
+  struct Shared {};
+
+  NormKind kind;
+  const T* data;
+  T* grad;
+  const A* scale;
+  int64_t rows, columns, blocks;
+
+  template <int P>
+  SPARSENN_INLINE void phase(int64_t block, int thread, Shared&) const {
+    if (kind == NormKind::squared_columns) {
+      const int64_t column = block * cuda::kThreads + thread;
+      if (column >= columns) return;
+      const A norm = column_norm(data, rows, columns, column);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = r * columns + column;
+        grad[at] = store<T>(column_slope(*scale, norm, load(data[at])));
+      }
+    } else {
+      const int64_t begin = block * kNumbers, end = begin + kNumbers, numel = rows * columns;
+      for (int64_t i = begin + thread; i < (end < numel ? end : numel); i += cuda::kThreads) {
+        grad[i] = store<T>(norm_slope(kind, *scale, load(data[i])));
+      }
+    }
+  }
+};
+
+int64_t blocks_of(const NormTerm& term) {
+  if (term.rows * term.columns == 0) return 0;
+  return term.kind == NormKind::squared_columns ? (term.columns + cuda::kThreads - 1) / cuda::kThreads
+                                                : (term.rows * term.columns + kNumbers - 1) / kNumbers;
+}
+
+}  // namespace
+
+template <>
+int64_t ridge_norm_workspace<Cuda>(const NormTerm* terms, int64_t count) {
+  int64_t blocks = 0;
+  for (int64_t n = 0; n < count; ++n) blocks += blocks_of(terms[n]);
+  return blocks * static_cast<int64_t>(sizeof(double));
+}
+
+template <>
+void ridge_norm<Cuda>(DType dtype, const NormTerm* terms, int64_t count, void* total, void* workspace, void* stream) {
+  double* const sums = static_cast<double*>(workspace);
+  dispatch_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    int64_t done = 0;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t blocks = blocks_of(terms[n]);
+      if (blocks == 0) continue;
+      cuda::launch_phases(AddTerm<T>{terms[n].kind, static_cast<const T*>(terms[n].data), terms[n].rows,
+                                     terms[n].columns, sums + done, blocks},
+                          stream);
+      done += blocks;
+    }
+    using A = accumulator_t<T>;
+    cuda::launch_phases(AddSums<A>{sums, done, static_cast<A*>(total), 1}, stream);
+  });
+}
+
+template <>
+void ridge_norm_backward<Cuda>(DType dtype, const NormTerm* terms, int64_t count, const void* scale, void* stream) {
+  dispatch_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    using A = accumulator_t<T>;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t blocks = blocks_of(terms[n]);
+      if (blocks == 0) continue;
+      cuda::launch_phases(Slopes<T>{terms[n].kind, static_cast<const T*>(terms[n].data), static_cast<T*>(terms[n].grad),
+                                    static_cast<const A*>(scale), terms[n].rows, terms[n].columns, blocks},
+                          stream);
+    }
+  });
+}
+
+}  // namespace sparsenn

@@ -1,0 +1,204 @@
+"""Blocks of ridge functions with skips, the form that solutions of variational problems in RBV² spaces have."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity)
+
+
+class RidgeBlock(nn.Module):
+    r"""One layer of the deep representer theorem: K neurons and a skip between two narrow layers.
+
+    .. math:: y = V \rho(W x - b) + C x + c_0
+
+    The three affine maps are plain linear layers, so that optimizers, penalties and `sparsenn.prune.compact` meet nothing new:
+    ``inner`` is W with the bias **−b**, ``outer`` is V with the bias :math:`c_0`, ``skip`` is C. Neuron k
+    is the ridge function with the weights :math:`w_k`, row k of W, and :math:`v_k`, column k of V.
+
+    Args:
+        in_features: d, the width of the input, ≥ 1.
+        width: K, the number of neurons, ≥ 0.
+        out_features: D, the functional width, ≥ 1.
+        activation: ρ, a module that acts element by element; None for ReLU. The norm, `balance_` and `normalize_` need one with
+            :math:`\rho(a x) = a \rho(x)` for a > 0: ReLU, LeakyReLU, PReLU, Identity.
+        skip: Whether there is C; None without.
+        device: As for ``nn.Linear``.
+        dtype: As for ``nn.Linear``.
+
+    Shape:
+        Input (\*, d), output (\*, D).
+
+    Raises:
+        ValueError: for a size out of range.
+
+    Source: Parhi, Wolf and Nowak 2021, Theorem 1.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> block = sparsenn.nn.RidgeBlock(4, 1296, 16)
+        >>> block(torch.randn(81, 4)).shape
+        torch.Size([81, 16])
+    """
+
+    skip: nn.Linear | None
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        out_features: int,
+        activation: nn.Module | None = None,
+        skip: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("in_features", in_features, 1), ("width", width, 0), ("out_features", out_features, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"RidgeBlock: {name} is {value!r}; it takes an integer >= {least}")
+        self.inner = nn.Linear(in_features, width, device=device, dtype=dtype)
+        self.activation = nn.ReLU() if activation is None else activation
+        self.outer = nn.Linear(width, out_features, device=device, dtype=dtype)
+        self.skip = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype) if skip else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's y for every x."""
+        y = self.outer(self.activation(self.inner(x)))
+        return y if self.skip is None else y + self.skip(x)
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether the activation is known to be positively homogeneous."""
+        return isinstance(self.activation, HOMOGENEOUS)
+
+    @torch.no_grad()
+    def neuron_norms(self) -> Tensor:
+        r""":math:`\|v_k\|_1 \|w_k\|_2` for every neuron, (K,): its share of the function's norm; 0 for a dead one."""
+        v, w = self.outer.weight, self.inner.weight
+        return torch.linalg.vector_norm(v, ord=1, dim=0) * torch.linalg.vector_norm(w, dim=1)
+
+    @torch.no_grad()
+    def balance_(self) -> RidgeBlock:
+        r"""Rescale every neuron to :math:`\|v_k\|_1 = \|w_k\|_2`, and clear what is dead. The function stays.
+
+        :math:`(v, w, b) \to (a v, w / a, b / a)` with :math:`a^2 = \|w\|_2 / \|v\|_1` is where Eq 2 has its minimum along the
+        rescalings. A neuron with v = 0 says nothing and loses its w and b; one with w = 0 says a constant, which goes to
+        :math:`c_0`, and loses its v and b. `sparsenn.prune.compact` then takes them out.
+
+        Raises:
+            ValueError: for an activation that is not positively homogeneous.
+        """
+        self._check_homogeneous("balance_")
+        self._clear_dead()
+        v = torch.linalg.vector_norm(self.outer.weight, ord=1, dim=0)
+        w = torch.linalg.vector_norm(self.inner.weight, dim=1)
+        self._rescale_(torch.where(w == 0, 1.0, w.sqrt() / v.sqrt()))
+        return self
+
+    @torch.no_grad()
+    def normalize_(self) -> RidgeBlock:
+        r"""Rescale every neuron to :math:`\|w_k\|_2 = 1`, but for those with w = 0. The function stays.
+
+        Raises:
+            ValueError: for an activation that is not positively homogeneous.
+        """
+        self._check_homogeneous("normalize_")
+        w = torch.linalg.vector_norm(self.inner.weight, dim=1)
+        self._rescale_(torch.where(w == 0, 1.0, w))
+        return self
+
+    def _rescale_(self, a: Tensor) -> None:
+        self.outer.weight.mul_(a)
+        self.inner.weight.div_(a[:, None])
+        self.inner.bias.div_(a)
+
+    def _check_homogeneous(self, what: str) -> None:
+        if not self.homogeneous:
+            kind = type(self.activation).__name__
+            raise ValueError(
+                f"RidgeBlock.{what}: {kind} is not positively homogeneous; it takes ReLU, LeakyReLU, PReLU, Identity"
+            )
+
+    def _clear_dead(self) -> None:
+        silent = (self.outer.weight == 0).all(0)
+        constant = (self.inner.weight == 0).all(1) & ~silent
+        if constant.any():
+            said = self.activation(torch.where(constant, self.inner.bias, 0.0))
+            self.outer.bias.add_(self.outer.weight @ said)
+            self.outer.weight.masked_fill_(constant, 0.0)
+        dead = silent | constant
+        self.inner.weight.masked_fill_(dead[:, None], 0.0)
+        self.inner.bias.masked_fill_(dead, 0.0)
+
+
+class RidgeNet(nn.Sequential):
+    r"""A composition of :class:`RidgeBlock`\ s: the deep net of Theorem 1.
+
+    .. math:: x^{(\ell)} = V^{(\ell)} \rho(W^{(\ell)} x^{(\ell - 1)} - b^{(\ell)}) + C^{(\ell)} x^{(\ell - 1)} + c_0^{(\ell)},
+        \qquad \ell = 1, \dots, L
+
+    Args:
+        in_features: d₀.
+        out_features: d_L.
+        depth: L ≥ 1, the number of blocks.
+        width: K, the neurons of each block.
+        functional_width: d₁ … d_{L−1}, the width between blocks.
+        activation: ρ, a callable that makes an activation module.
+        skip: Whether blocks have C.
+        device: As for ``nn.Linear``.
+        dtype: As for ``nn.Linear``.
+
+    Shape:
+        Input (\*, d₀), output (\*, d_L).
+
+    Raises:
+        ValueError: for a size out of range.
+
+    Source: Parhi, Wolf and Nowak 2021, Theorem 1; its experiments have L = 2, K = 1296 and d₁ = 16.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> net = sparsenn.nn.RidgeNet(4, 1)
+        >>> [tuple(block.outer.weight.shape) for block in net]
+        [(16, 1296), (1, 1296)]
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        depth: int = 2,
+        width: int = 1296,
+        functional_width: int = 16,
+        activation: type[nn.Module] = nn.ReLU,
+        skip: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"RidgeNet: depth is {depth!r}; it takes an integer >= 1")
+        sizes = [in_features, *[functional_width] * (depth - 1), out_features]
+        super().__init__(
+            *(
+                RidgeBlock(before, width, after, activation().to(device, dtype), skip, device=device, dtype=dtype)
+                for before, after in itertools.pairwise(sizes)
+            )
+        )
+
+    def balance_(self) -> RidgeNet:
+        """`RidgeBlock.balance_` for every block."""
+        for block in ridge_blocks(self):
+            block.balance_()
+        return self
+
+
+def ridge_blocks(module: nn.Module) -> Iterator[RidgeBlock]:
+    """Every block in a module, itself included, each once."""
+    return (m for m in module.modules() if isinstance(m, RidgeBlock))

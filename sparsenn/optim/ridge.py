@@ -1,0 +1,113 @@
+"""The norm of a ridge net by proximal steps: exact zeros, and neurons that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsenn.nn.ridge import RidgeBlock, ridge_blocks
+from sparsenn.optim.proximal import Proximal
+from sparsenn.penalties import L1, ElasticNet, Penalty, SquaredL1
+from sparsenn.penalties.base import checked_nonnegative
+
+FORMS = ("path", "squares")
+
+
+def ridge_proximal(
+    net: nn.Module, base: Callable[[list[dict[str, Any]]], Optimizer], lam: float | Tensor, *, form: str = "path"
+) -> Proximal:
+    r"""Any optimizer and proximal steps for a net of ridge blocks: minimises loss + λ ‖f‖ with exact zeros.
+
+    With ``form="path"`` what is minimised is the loss plus
+    :math:`\lambda (2 \sum_k \|v_k\|_1 \|w_k\|_2 + \sum_j \|c_j\|_1)`, in the scaling with :math:`\|w_k\|_2 = 1`: V and C get
+    soft thresholds of 2λ and λ. The gradient of each :math:`w_k` loses its part along :math:`w_k` before a step, and after it
+    :math:`(v, w, b)` is rescaled to unit :math:`w_k` without a change to the function. A neuron is gone while the whole of its
+    :math:`v_k` is 0, and comes back where the loss asks for it by more than 2λ. At the end `RidgeNet.balance_` clears the w
+    and b of those that are gone.
+
+    With ``form="squares"`` it is Equation 2 itself,
+    :math:`\lambda (\sum_j \|c_j\|_1 + \sum_k \|v_k\|_1^2 + \|w_k\|_2^2)`, by the proximal map of each term.
+    Weights of V and C become exactly 0; those of W only shrink.
+
+    Biases, and all parameters outside of ridge blocks, are free.
+
+    Args:
+        net: a module with ridge blocks. For "path" their activations must be positively homogeneous.
+        base: makes the base optimizer from parameter groups, as ``lambda groups: torch.optim.Adam(groups, lr=1e-3)``.
+        lam: λ ≥ 0 for all blocks: a number, or a tensor with one element whose value at this moment counts.
+        form: "path" or "squares".
+
+    Returns:
+        The optimizer. The λ of the three kinds of weights stand in its groups: 2λ, λ and, for "squares", twice λ at W, whose
+        penalty is an `ElasticNet` without L1.
+
+    Raises:
+        ValueError: for a net without ridge blocks, another form, a λ that is negative or not finite, and for "path" an
+            activation that is not positively homogeneous.
+
+    Source: Parhi, Wolf and Nowak 2021, Equation 2 and Section 2.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> net = sparsenn.nn.RidgeNet(4, 1, width=32)
+        >>> optimizer = sparsenn.optim.ridge_proximal(net, lambda groups: torch.optim.Adam(groups, lr=1e-2), lam=1e-3)
+        >>> net(torch.rand(81, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> bool(torch.allclose(net[0].inner.weight.norm(dim=1), torch.ones(32)))
+        True
+    """
+    if form not in FORMS:
+        raise ValueError(f"ridge_proximal: form is {form!r}; it takes {' or '.join(map(repr, FORMS))}")
+    blocks = list(ridge_blocks(net))
+    if not blocks:
+        raise ValueError(f"ridge_proximal: {type(net).__name__} has no sparsenn.nn.RidgeBlock")
+    strength = float(checked_nonnegative("ridge_proximal", "lam", lam))
+    inner: Penalty | None = ElasticNet(2 * strength, l1_ratio=0.0) if form == "squares" else None
+    outer = SquaredL1(strength, "columns") if form == "squares" else L1(2 * strength)
+    groups: list[dict[str, Any]] = [
+        {"params": [b.inner.weight for b in blocks], "penalty": inner},
+        {"params": [b.outer.weight for b in blocks], "penalty": outer},
+        {"params": [b.skip.weight for b in blocks if b.skip is not None], "penalty": L1(strength)},
+    ]
+    penalised = {id(p) for group in groups for p in group["params"]}
+    groups.append({"params": [p for p in net.parameters() if id(p) not in penalised], "penalty": None})
+    if form == "path":
+        for block in blocks:
+            block.normalize_()
+    optimizer = Proximal(base([group for group in groups if group["params"]]))
+    if form == "path":
+        optimizer.register_step_pre_hook(lambda _, args, kwargs: _to_the_sphere(blocks, args, kwargs))
+        optimizer.register_step_post_hook(lambda *_: _normalize(blocks))
+    return optimizer
+
+
+def _to_the_sphere(blocks: list[RidgeBlock], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Gradients without their part along w: there the penalty pulls, and the norm is held. A closure makes them in the step."""
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        _drop_radial_parts(blocks)
+        return None
+
+    def tangential() -> Any:
+        loss = closure()
+        _drop_radial_parts(blocks)
+        return loss
+
+    return args[:1], {"closure": tangential}
+
+
+@torch.no_grad()
+def _drop_radial_parts(blocks: list[RidgeBlock]) -> None:
+    for block in blocks:
+        w = block.inner.weight
+        if w.grad is not None:
+            w.grad.sub_(w * (w.grad * w).sum(1, keepdim=True))
+
+
+def _normalize(blocks: list[RidgeBlock]) -> None:
+    for block in blocks:
+        block.normalize_()
