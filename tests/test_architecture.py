@@ -15,7 +15,8 @@ import sparsenn
 PACKAGE = Path(sparsenn.__file__).parent
 # A room may import itself and the rooms of earlier rows.
 ROWS = [
-    {"_native"},
+    {"_native", "_files"},
+    {"runtime"},
     {"_extension"},
     {"ops"},
     {"init"},
@@ -24,6 +25,7 @@ ROWS = [
     {"optim"},
     {"prune", "metrics"},
     {"models", "data"},
+    {"artefact"},
     {"training"},
     {"papers"},
     {"cli"},
