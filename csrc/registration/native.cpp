@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launchers.h"
+#include "registration/native.h"
 
 namespace py = pybind11;
 
@@ -62,4 +63,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("build_info", &sparsenn::build_info, "What the package was built with.");
   m.def("hadamard_product", &sparsenn::hadamard_product, py::arg("factors"),
         "Elementwise product of NumPy arrays of one shape and dtype (float32 or float64).");
+  sparsenn::bind_runtime(m);
 }
