@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "cpu/simd.h"
@@ -30,7 +31,7 @@ SPARSENN_INLINE void clamp(V& x) {
 template <int kVectors>
 SPARSENN_INLINE void sparse(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride, bool relu) {
   for (int64_t r = 0; r < rows.count; ++r) {
-    Vec sums[kVectors] = {};
+    Vec sums[kVectors];
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) sums[i] = rows.bias[r] - Vec{};
     for (int32_t k = rows.starts[r]; k < rows.starts[r + 1]; ++k) {
@@ -118,6 +119,49 @@ template <class F>
 SPARSENN_INLINE void each(int64_t size, const F& body) {
   SPARSENN_INDEPENDENT
   for (int64_t i = 0; i < size; ++i) body(i);
+}
+
+struct Plus {
+  SPARSENN_INLINE float operator()(float a, float b) const { return a + b; }
+};
+// The larger one; NaN wins.
+struct Larger {
+  SPARSENN_INLINE float operator()(float a, float b) const { return a > b || a != a ? a : b; }
+};
+
+// Whether all windows are `size` wide and `size` apart.
+SPARSENN_INLINE bool side_by_side(const Spans& spans, int32_t size) {
+  for (size_t i = 0; i < spans.begin.size(); ++i) {
+    if (spans.begin[i] != static_cast<int32_t>(i) * size || spans.end[i] != spans.begin[i] + size) return false;
+  }
+  return true;
+}
+
+// First the rows of a window into one, then its columns.
+template <class Join>
+SPARSENN_INLINE void pool_by(const Join& join, float none, const float* x, int64_t width, int64_t lanes, const Spans& rows,
+                             const Spans& columns, float* row, float* out) {
+  const int64_t count = columns.begin.size();
+  const bool pairs = lanes == 1 && side_by_side(columns, 2);
+  for (size_t y = 0; y < rows.begin.size(); ++y, out += count * lanes) {
+    std::fill_n(row, width * lanes, none);
+    for (int64_t i = rows.begin[y]; i < rows.end[y]; ++i) {
+      const float* from = x + i * width * lanes;
+      each(width * lanes, [&](int64_t k) SPARSENN_INLINED { row[k] = join(from[k], row[k]); });
+    }
+    if (pairs) {
+      each(count, [&](int64_t k) SPARSENN_INLINED { out[k] = join(row[2 * k], row[2 * k + 1]); });
+      continue;
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      float* to = out + k * lanes;
+      std::fill_n(to, lanes, none);
+      for (int64_t j = columns.begin[k]; j < columns.end[k]; ++j) {
+        const float* from = row + j * lanes;
+        each(lanes, [&](int64_t lane) SPARSENN_INLINED { to[lane] = join(from[lane], to[lane]); });
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -228,6 +272,30 @@ SPARSENN_CLONES void from_panel(const float* panel, int64_t count, int64_t featu
   }
 }
 
+// By vectors, of which the last overlaps the one before it.
+SPARSENN_CLONES void copy_runs(int64_t count, const float* from, int64_t from_stride, int64_t size, float* to,
+                               int64_t to_stride) {
+  const auto by = [&](auto vector) SPARSENN_INLINED {
+    using V = decltype(vector);
+    constexpr int64_t kWidth = sizeof(V) / sizeof(float);
+    typedef V InMemory __attribute__((aligned(4), may_alias));
+    for (int64_t r = 0; r < count; ++r, from += from_stride, to += to_stride) {
+      for (int64_t i = 0; i + kWidth < size; i += kWidth)
+        *reinterpret_cast<InMemory*>(to + i) = *reinterpret_cast<const InMemory*>(from + i);
+      *reinterpret_cast<InMemory*>(to + size - kWidth) = *reinterpret_cast<const InMemory*>(from + size - kWidth);
+    }
+  };
+  if (size >= kVector) {
+    by(Vec{});
+  } else if (size >= 4) {
+    by(Quad{});
+  } else {
+    for (int64_t r = 0; r < count; ++r, from += from_stride, to += to_stride) {
+      for (int64_t i = 0; i < size; ++i) to[i] = from[i];
+    }
+  }
+}
+
 // 0 x is 0, and NaN for infinities and NaN.
 SPARSENN_CLONES bool all_finite(const float* x, int64_t size) {
   Vec sums[4] = {};
@@ -265,6 +333,27 @@ SPARSENN_CLONES void affine(const float* x, int64_t size, float scale, float shi
     const float y = scale * x[i] + shift;
     out[i] = relu && y < 0 ? 0 : y;
   });
+}
+
+SPARSENN_CLONES void pool(const float* x, int64_t width, int64_t lanes, bool average, const Spans& rows,
+                          const Spans& columns, float* row, float* out) {
+  if (!average) {
+    pool_by(Larger(), -std::numeric_limits<float>::infinity(), x, width, lanes, rows, columns, row, out);
+    return;
+  }
+  pool_by(Plus(), 0, x, width, lanes, rows, columns, row, out);
+  const int64_t count = columns.begin.size();
+  for (size_t y = 0; y < rows.begin.size(); ++y) {
+    if (lanes == 1) {
+      each(count, [&](int64_t k) SPARSENN_INLINED { out[k] *= rows.factor[y] * columns.factor[k]; });
+      out += count;
+    } else {
+      for (int64_t k = 0; k < count; ++k, out += lanes) {
+        const float factor = rows.factor[y] * columns.factor[k];
+        each(lanes, [&](int64_t lane) SPARSENN_INLINED { out[lane] *= factor; });
+      }
+    }
+  }
 }
 
 void apply(Curve curve, const float* x, int64_t size, float* out) {

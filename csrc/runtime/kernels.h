@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace sparsenn::runtime {
 
@@ -43,11 +44,24 @@ void to_panel(const float* x, int64_t count, int64_t features, const int32_t* in
 // x[s * features + f] = panel[f * lanes + s] for s < count.
 void from_panel(const float* panel, int64_t count, int64_t features, int64_t lanes, float* x);
 
+// to[r * to_stride + i] = from[r * from_stride + i] for i < size: short runs, for which a call of memcpy each is dear.
+void copy_runs(int64_t count, const float* from, int64_t from_stride, int64_t size, float* to, int64_t to_stride);
+
 bool all_finite(const float* x, int64_t size);
 void add(const float* a, const float* b, int64_t size, float* out, bool relu);
 void relu(const float* x, int64_t size, float* out);
 // out = act(scale x + shift)
 void affine(const float* x, int64_t size, float scale, float shift, float* out, bool relu);
+
+// One dimension of a pooling: where each window begins and ends in the input, and the factor of its average.
+struct Spans {
+  std::vector<int32_t> begin, end;
+  std::vector<float> factor;
+};
+
+// Averages or maxima over windows of one channel of `width` pixels a row, each of `lanes` numbers. `row` is room for a row.
+void pool(const float* x, int64_t width, int64_t lanes, bool average, const Spans& rows, const Spans& columns, float* row,
+          float* out);
 
 enum class Curve { tanh, sigmoid, gelu, gelu_tanh };
 void apply(Curve curve, const float* x, int64_t size, float* out);

@@ -10,12 +10,6 @@
 
 namespace sparsenn::runtime {
 
-// One dimension of a pooling: where each window begins and ends in the input, and the factor of its average.
-struct Spans {
-  std::vector<int32_t> begin, end;
-  std::vector<float> factor;
-};
-
 class Step {
  public:
   virtual ~Step() = default;

@@ -186,6 +186,11 @@ void Product::lay_out_one(const float* x, float* image) const {
   const bool whole = stride[1] == 1;
   if (copies()) std::fill_n(image, stride[0] * stride[1] * phase_.size(), 0.0f);
   for (int64_t channel = 0; channel < in_.channels; ++channel) {
+    if (stride[0] == 1 && whole) {
+      copy_runs(in_.height, x + channel * in_.height * in_.width, in_.width, in_.width,
+                image + (channel * phase_.height + padding[0]) * phase_.width + padding[1], phase_.width);
+      continue;
+    }
     for (int64_t y = 0; y < in_.height; ++y) {
       const int64_t row = y + padding[0];
       const float* from = x + (channel * in_.height + y) * in_.width;
@@ -247,9 +252,8 @@ void Product::run_one(const float* x, bool external, float* out, float* scratch)
     for (int64_t y = begin / pitch; y * pitch < stop; ++y) {
       const int64_t from = std::max(begin, y * pitch), to = std::min(stop, y * pitch + out_.width);
       if (from >= to) continue;
-      float* place = out + y * out_.width + from - y * pitch;
-      for (int64_t row = 0; row < weights_.rows(); ++row)
-        std::copy_n(sums + row * kChunk + from - begin, to - from, place + row * out_.height * out_.width);
+      copy_runs(weights_.rows(), sums + from - begin, kChunk, to - from, out + y * out_.width + from - y * pitch,
+                out_.height * out_.width);
     }
     begin += lanes;
   }

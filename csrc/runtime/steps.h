@@ -83,32 +83,16 @@ class PoolStep : public Step {
  public:
   PoolStep(Shape in, bool average, Spans rows, Spans columns)
       : in_(in), average_(average), rows_(std::move(rows)), columns_(std::move(columns)) {}
-  void run(const float* const* in, bool, int64_t lanes, float* out, float*) const override {
+  void run(const float* const* in, bool, int64_t lanes, float* out, float* scratch) const override {
+    const int64_t area = rows_.begin.size() * columns_.begin.size();
     for (int64_t c = 0; c < in_.channels; ++c) {
-      const float* from = in[0] + c * in_.height * in_.width * lanes;
-      for (size_t y = 0; y < rows_.begin.size(); ++y) {
-        for (size_t x = 0; x < columns_.begin.size(); ++x, out += lanes) pool(from, y, x, lanes, out);
-      }
+      pool(in[0] + c * in_.height * in_.width * lanes, in_.width, lanes, average_, rows_, columns_, scratch,
+           out + c * area * lanes);
     }
   }
+  int64_t scratch(int64_t lanes) const override { return in_.width * lanes; }
 
  private:
-  void pool(const float* from, size_t y, size_t x, int64_t lanes, float* out) const {
-    std::fill_n(out, lanes, average_ ? 0.0f : -std::numeric_limits<float>::infinity());
-    for (int64_t i = rows_.begin[y]; i < rows_.end[y]; ++i) {
-      for (int64_t j = columns_.begin[x]; j < columns_.end[x]; ++j) {
-        const float* at = from + (i * in_.width + j) * lanes;
-        if (average_) {
-          for (int64_t lane = 0; lane < lanes; ++lane) out[lane] += at[lane];
-        } else {
-          for (int64_t lane = 0; lane < lanes; ++lane) out[lane] = at[lane] > out[lane] || at[lane] != at[lane] ? at[lane] : out[lane];
-        }
-      }
-    }
-    const float factor = rows_.factor[y] * columns_.factor[x];
-    for (int64_t lane = 0; average_ && lane < lanes; ++lane) out[lane] *= factor;
-  }
-
   Shape in_;
   bool average_;
   Spans rows_, columns_;

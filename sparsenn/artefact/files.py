@@ -17,6 +17,7 @@ from sparsenn.artefact.network import Network
 from sparsenn.artefact.trace import is_layer, trace
 from sparsenn.nn.convert import collapse
 from sparsenn.nn.indexed import IndexedLayer
+from sparsenn.nn.parametrizations import own_class
 from sparsenn.runtime.container import MAX_BYTES, Contents, read, write
 from sparsenn.runtime.errors import ArtefactError
 from sparsenn.runtime.storage import NUMPY, Array, Stored, shrink
@@ -171,10 +172,11 @@ def _plain(model: nn.Module) -> nn.Module:
     if not ours:
         return model
     plain = collapse(copy.deepcopy(model), 0.0)
-    for module in plain.modules():
+    for module in list(plain.modules()):
         if isinstance(module, IndexedLayer):
             module.become_plain()
         if parametrize.is_parametrized(module):
+            own_class(module)
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name)
     return plain

@@ -162,6 +162,8 @@ def _parse(at: int, entry: Any) -> Op:
         raise ArtefactError(f"{where} is not [kind, module, options]")
     if module or kind in MODULE_KINDS:
         check_name(module)
+    if module and kind == "add":
+        raise ArtefactError(f"{where} is a sum, which is no module, and has the name {module!r} of one")
     of = options.pop("of", [at - 1])
     if not isinstance(of, list) or len(of) != (2 if kind == "add" else 1):
         raise ArtefactError(f"{where} ({kind}) has the wrong number of inputs")

@@ -16,9 +16,12 @@ import numpy as np
 from sparsenn._files import write_atomic
 
 LANES = (16, 32, 64)
-_VERSION = 1
-_SIZE = 512  # of the layers that are measured
-_DENSITY = 0.05
+_VERSION = 3
+_SIZE = 256  # of the layers that are measured
+_DENSITY = 0.1
+_TILE = 12  # rows that a dense kernel computes together, on the widest processors
+_PACKING = 6  # about what it costs to lay a column out for it, in rows
+_ALONE = 16  # samples that are run one after the other, so that the call itself counts little
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Costs:
         one_weight: of one sample in a dense one.
         row, nonzero: of 16, 32 and 64 samples in a sparse layer.
         weight: of 16, 32 and 64 samples in a dense one.
-        turn: of an input of a sample on its way into a panel.
+        alone: of one sample that is run alone, beside its layers.
+        turn: of a number of a sample on its way into a panel or out of it.
     """
 
     one_row: float
@@ -39,6 +43,7 @@ class Costs:
     row: tuple[float, ...]
     nonzero: tuple[float, ...]
     weight: tuple[float, ...]
+    alone: float
     turn: float
 
     def one(self, rows: int, columns: int, nonzeros: int, dense: bool) -> float:
@@ -48,7 +53,8 @@ class Costs:
     def panel(self, lanes: int, rows: int, columns: int, nonzeros: int, dense: bool) -> float:
         """A layer for a panel of so many lanes at one place."""
         i = LANES.index(lanes)
-        return self.weight[i] * rows * columns if dense else self.row[i] * rows + self.nonzero[i] * nonzeros
+        padded = -(-rows // _TILE) * _TILE + _PACKING
+        return self.weight[i] * padded * columns if dense else self.row[i] * rows + self.nonzero[i] * nonzeros
 
 
 _known: Costs | None = None
@@ -74,22 +80,20 @@ def cache_file() -> Path:
 
 
 def measure() -> Costs:
-    """Time the kernels themselves: layers of 512 × 512 with 0, 5 and 100 % of their weights; some 50 ms."""
+    """Time the kernels themselves: layers of 256 × 256 with 0, 10 and 100 % of their weights; about 50 ms.
+
+    A layer's time is half of what two more of it add to a network, so that neither the call nor the way into and out of a panel
+    is counted.
+    """
     empty, some, full = (_layer(density) for density in (0.0, _DENSITY, 1.0))
     nonzeros = len(some[1])
-    one_empty, one_some = _seconds(empty, 1, False), _seconds(some, 1, False)
-    found: dict[str, Any] = {
-        "one_row": one_empty / _SIZE,
-        "one_nonzero": max(one_some - one_empty, 1e-12) / nonzeros,
-        "one_weight": _seconds(full, 1, True) / _SIZE**2,
-    }
-    rows = [_seconds(empty, lanes, False) for lanes in LANES]
-    products = [_seconds(some, lanes, False) for lanes in LANES]
-    found["turn"] = max(products[-1] - rows[-1], 1e-12) / (64 * _SIZE) * 0.1
-    found["row"] = tuple(seconds / _SIZE for seconds in rows)
-    found["nonzero"] = tuple(max(b - a, 1e-12) / nonzeros for a, b in zip(rows, products, strict=True))
-    found["weight"] = tuple(_seconds(full, lanes, True) / _SIZE**2 for lanes in LANES)
-    return Costs(**found)
+    times = {lanes: [_seconds(layer, lanes) for layer in (empty, some, full)] for lanes in (1, *LANES)}
+    row = {lanes: own[0][1] / _SIZE for lanes, own in times.items()}
+    nonzero = {lanes: max(own[1][1] - own[0][1], 0.1 * own[1][1]) / nonzeros for lanes, own in times.items()}
+    weight = {lanes: own[2][1] / _SIZE**2 for lanes, own in times.items()}
+    alone, together = (max(whole - layer, 1e-9) for whole, layer in (times[1][0], times[64][0]))
+    of_panels = (tuple(by[lanes] for lanes in LANES) for by in (row, nonzero, weight))
+    return Costs(row[1], nonzero[1], weight[1], *of_panels, alone, together / (64 * 2 * _SIZE))
 
 
 def _layer(density: float) -> tuple[np.ndarray, np.ndarray]:
@@ -98,25 +102,32 @@ def _layer(density: float) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.nonzero(mask)[1].astype(np.int32)
 
 
-def _seconds(layer: tuple[np.ndarray, np.ndarray], lanes: int, dense: bool) -> float:
-    """The least time of one call."""
+def _seconds(layer: tuple[np.ndarray, np.ndarray], lanes: int) -> tuple[float, float]:
+    """Of a network of one such layer, and of each further one: the least times for one sample alone, or for a panel."""
+    short, long = (_network(layer, lanes, count) for count in (1, 3))
+    x = np.ones((lanes if lanes > 1 else _ALONE, _SIZE), np.float32)
+    calls = len(x) // lanes
+    best = [np.inf, np.inf]
+    for turn in range(17):  # of which the first only brings the weights into the caches
+        for i, network in enumerate((short, long)):
+            start = time.perf_counter()
+            network.run(x)
+            if turn:
+                best[i] = min(best[i], (time.perf_counter() - start) / calls)
+    return best[0], max((best[1] - best[0]) / 2, 1e-9)
+
+
+def _network(layer: tuple[np.ndarray, np.ndarray], lanes: int, count: int) -> Any:
     from sparsenn import _native
 
     starts, columns = layer
     network = _native.Network(_SIZE, 1, 1)
     values, bias = np.full(len(columns), 1e-3, np.float32), np.zeros(_SIZE, np.float32)
-    network.product(0, starts, columns, values, bias, [1, 1, 1, 1, 0, 0, 1, 1], False, dense, dense)
-    prices = [1.0, 1e9, 1e9, 1e9] if lanes == 1 else [1e9, *(1e-9 if n == lanes else 1e9 for n in LANES)]
-    network.finish([0, _SIZE], [0, _SIZE], prices, 1)
-    x = np.ones((lanes, _SIZE), np.float32)
-    network.run(x)
-    best = np.inf
-    for _ in range(12):
-        start = time.perf_counter()
-        for _ in range(4):
-            network.run(x)
-        best = min(best, (time.perf_counter() - start) / 4)
-    return best
+    dense = len(columns) == _SIZE**2
+    for at in range(count):
+        network.product(at, starts, columns, values, bias, [1, 1, 1, 1, 0, 0, 1, 1], False, dense, dense)
+    network.finish([0, _SIZE], [0, _SIZE], [1e-9 if n == lanes else 1.0 for n in (1, *LANES)], 1)
+    return network
 
 
 def _read(path: Path) -> Costs | None:
@@ -125,8 +136,8 @@ def _read(path: Path) -> Costs | None:
         if set(stored) != {field.name for field in fields(Costs)}:
             return None
         found = Costs(**{name: tuple(value) if isinstance(value, list) else float(value) for name, value in stored.items()})
-        numbers = np.array([found.one_row, found.one_nonzero, found.one_weight, found.turn, *found.row, *found.nonzero, *found.weight])
-        return found if numbers.size == 13 and np.isfinite(numbers).all() and (numbers > 0).all() else None
+        numbers = np.array([found.one_row, found.one_nonzero, found.one_weight, found.alone, found.turn, *found.row, *found.nonzero, *found.weight])
+        return found if numbers.size == 14 and np.isfinite(numbers).all() and (numbers > 0).all() else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 

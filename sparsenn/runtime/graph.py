@@ -63,6 +63,7 @@ def build(ops: list[Op], tensors: Mapping[str, Stored]) -> list[Node]:
     Raises:
         ArtefactError: where a layer and its tensors do not fit; the layer is named.
     """
+    _check_names(ops, tensors)
     at: list[int] = [-1]  # of each value the step that makes it
     nodes: list[Node] = []
     for op in ops:
@@ -85,6 +86,24 @@ def simplify(nodes: list[Node]) -> list[Node]:
     nodes = _fuse(nodes, "relu", _fuse_relu)
     _shrink(nodes)
     return nodes
+
+
+def _check_names(ops: list[Op], tensors: Mapping[str, Stored]) -> None:
+    kinds: dict[str, str] = {}
+    for op in ops:
+        if op.module and kinds.setdefault(op.module, op.kind) != op.kind:
+            raise ArtefactError(f"the module {op.module!r} is of two kinds, {kinds[op.module]} and {op.kind}")
+    known = {f"{module}.{part}" for module, kind in kinds.items() for part in _PARTS.get(kind.rstrip("12d"), ())}
+    surplus = sorted(tensors.keys() - known)
+    if surplus:
+        raise ArtefactError(f"it has tensors that belong to no layer: {surplus[:5]}")
+
+
+_PARTS = {
+    "linear": ("weight", "bias"),
+    "conv": ("weight", "bias"),
+    "batchnorm": ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+}
 
 
 def _node(op: Op, of: list[int], tensors: Mapping[str, Stored]) -> Node:

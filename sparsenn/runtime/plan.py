@@ -75,7 +75,9 @@ def plan(nodes: list[Node], sample: tuple[int, ...], costs: Costs, kernels: str,
         shapes.append(shape)
     if at[-1] == 0 or at[-1] != maker.count:  # the last step only gave its input another shape
         network.flatten(at[-1])
-    prices = [maker.one, *(maker.panel[i] + costs.turn * lanes * math.prod(first) for i, lanes in enumerate(LANES))]
+    turned = maker.read if maker.read is not None else math.prod(first)
+    turned += math.prod(shapes[-1])
+    prices = [costs.alone + maker.one, *(maker.panel[i] + costs.turn * lanes * turned for i, lanes in enumerate(LANES))]
     network.finish([0, *sample], [0, *shapes[-1]], prices, threads)
     return Plan(network, shapes[-1], tuple(maker.choices))
 
@@ -85,7 +87,8 @@ class _Maker:
 
     def __init__(self, network: Any, costs: Costs, kernels: str) -> None:
         self.network, self.costs, self.kernels = network, costs, kernels
-        self.one, self.panel = 1e-9, [1e-9, 1e-9, 1e-9]
+        self.one, self.panel = 0.0, [0.0, 0.0, 0.0]
+        self.read: int | None = None  # how much of the input a first linear layer reads
         self.choices: list[Choice] = []
         self.count = 0
 
@@ -116,6 +119,8 @@ class _Maker:
         rows, nonzeros = matrix.shape[0], len(matrix.values)
         used = len(np.unique(matrix.columns))
         places = math.prod(shape[1:])
+        if self.count == 0 and not node.options["dims"]:
+            self.read = used
         grouped = node.options.get("groups", 1) > 1
         one, panel = {}, {}
         for dense in (False, True):
