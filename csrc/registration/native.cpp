@@ -1,4 +1,6 @@
 // A module for NumPy that links no torch: the build's stamp, and the torch-free core.
+#include "registration/native.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "launchers.h"
-#include "registration/native.h"
 
 namespace py = pybind11;
 

@@ -82,8 +82,8 @@ void bind_runtime(py::module_& m) {
               w.dilation[i] = window[6 + i];
             }
             const auto method = [](bool dense) { return dense ? Method::dense : Method::sparse; };
-            return self.network.add_product(of, {copied(starts), copied(columns), copied(values), copied(bias)}, w, relu,
-                                            method(dense_one), method(dense_panel));
+            return self.network.add_product(of, {copied(starts), copied(columns), copied(values), copied(bias)}, w,
+                                            relu, method(dense_one), method(dense_panel));
           },
           py::arg("of"), py::arg("starts"), py::arg("columns"), py::arg("values"), py::arg("bias"), py::arg("window"),
           py::arg("relu"), py::arg("dense_one"), py::arg("dense_panel"))
@@ -98,10 +98,8 @@ void bind_runtime(py::module_& m) {
                                                      : Curve::gelu_tanh;
              return self.network.add_curve(of, curve);
            })
-      .def("affine",
-           [](Model& self, int64_t of, const Numbers<float>& scale, const Numbers<float>& shift, bool relu) {
-             return self.network.add_affine(of, copied(scale), copied(shift), relu);
-           })
+      .def("affine", [](Model& self, int64_t of, const Numbers<float>& scale, const Numbers<float>& shift,
+                        bool relu) { return self.network.add_affine(of, copied(scale), copied(shift), relu); })
       .def("pool",
            [](Model& self, int64_t of, bool average, const py::tuple& rows, const py::tuple& columns) {
              return self.network.add_pool(of, average, spans(rows), spans(columns));
@@ -117,7 +115,8 @@ void bind_runtime(py::module_& m) {
               for (size_t i = 1; i < shape.size(); ++i) numel *= shape[i];
               return numel;
             };
-            if (in.empty() || out.empty() || costs.size() != 4) throw py::value_error("a network has shapes and four costs");
+            if (in.empty() || out.empty() || costs.size() != 4)
+              throw py::value_error("a network has shapes and four costs");
             const double four[4] = {costs[0], costs[1], costs[2], costs[3]};
             self.network.finish(four);
             if (size(in) != self.network.features_in() || size(out) != self.network.features_out())

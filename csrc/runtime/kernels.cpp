@@ -29,7 +29,8 @@ SPARSENN_INLINE void clamp(V& x) {
 }
 
 template <int kVectors>
-SPARSENN_INLINE void sparse(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride, bool relu) {
+SPARSENN_INLINE void sparse(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride,
+                            bool relu) {
   for (int64_t r = 0; r < rows.count; ++r) {
     Vec sums[kVectors];
 #pragma GCC unroll 4
@@ -139,8 +140,8 @@ SPARSENN_INLINE bool side_by_side(const Spans& spans, int32_t size) {
 
 // First the rows of a window into one, then its columns.
 template <class Join>
-SPARSENN_INLINE void pool_by(const Join& join, float none, const float* x, int64_t width, int64_t lanes, const Spans& rows,
-                             const Spans& columns, float* row, float* out) {
+SPARSENN_INLINE void pool_by(const Join& join, float none, const float* x, int64_t width, int64_t lanes,
+                             const Spans& rows, const Spans& columns, float* row, float* out) {
   const int64_t count = columns.begin.size();
   const bool pairs = lanes == 1 && side_by_side(columns, 2);
   for (size_t y = 0; y < rows.begin.size(); ++y, out += count * lanes) {
@@ -166,7 +167,8 @@ SPARSENN_INLINE void pool_by(const Join& join, float none, const float* x, int64
 
 }  // namespace
 
-void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride, bool relu) {
+void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride,
+                 bool relu) {
   if (lanes == 64) {
     sparse_64(rows, x, scale, out, out_stride, relu);
   } else if (lanes == 32) {

@@ -1,5 +1,5 @@
-// The inner loops of inference. Activations lie in panels: feature f of `lanes` samples at panel[f * lanes], or, for one
-// sample, the pixels of a channel one after the other; either way a weight meets a run of consecutive numbers.
+// The inner loops of inference. Activations lie in panels: feature f of `lanes` samples at panel[f * lanes], or, for
+// one sample, the pixels of a channel one after the other; either way a weight meets a run of consecutive numbers.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace sparsenn::runtime {
 
-constexpr int64_t kVector = 16;   // floats of the vectors here, 64 bytes
-constexpr int64_t kPanel = 64;    // samples of the widest panel
+constexpr int64_t kVector = 16;     // floats of the vectors here, 64 bytes
+constexpr int64_t kPanel = 64;      // samples of the widest panel
 constexpr int64_t kSlack = kPanel;  // floats that may be read, and are ignored, beyond the end of a buffer
 
 // Compressed rows of weights. `offsets` says where the activation that a weight meets begins.
@@ -20,9 +20,10 @@ struct Rows {
   const float* bias;
 };
 
-// out[r * out_stride + i] = act(bias[r] + sum_k values[k] x[offsets[k] * lanes + i]) for i < lanes, which is 16, 32 or 64;
-// act is max(0, .) or nothing. `scale` is what offsets are multiplied by: lanes, or 1 where they are in floats.
-void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride, bool relu);
+// out[r * out_stride + i] = act(bias[r] + sum_k values[k] x[offsets[k] * lanes + i]) for i < lanes, which is 16, 32 or
+// 64; act is max(0, .) or nothing. `scale` is what offsets are multiplied by: lanes, or 1 where they are in floats.
+void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride,
+                 bool relu);
 
 // Rows of one sample, four at a time: rows of about equal length are neighbours, their weights interleaved.
 struct Quads {
@@ -37,10 +38,12 @@ struct Quads {
 void sparse_one(const Quads& quads, const float* x, float* out, bool relu);
 
 // out[r] = act(bias[r] + sum_k weights[r * stride + k] x[k]), stride a multiple of 16; weights and x are padded with 0.
-void dense_one(int64_t count, int64_t stride, const float* weights, const float* x, const float* bias, float* out, bool relu);
+void dense_one(int64_t count, int64_t stride, const float* weights, const float* x, const float* bias, float* out,
+               bool relu);
 
 // panel[i * lanes + s] = x[s * features + index[i]] for s < count, and 0 for count <= s < lanes; index null means all.
-void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used, int64_t lanes, float* panel);
+void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used, int64_t lanes,
+              float* panel);
 // x[s * features + f] = panel[f * lanes + s] for s < count.
 void from_panel(const float* panel, int64_t count, int64_t features, int64_t lanes, float* x);
 
@@ -59,9 +62,10 @@ struct Spans {
   std::vector<float> factor;
 };
 
-// Averages or maxima over windows of one channel of `width` pixels a row, each of `lanes` numbers. `row` is room for a row.
-void pool(const float* x, int64_t width, int64_t lanes, bool average, const Spans& rows, const Spans& columns, float* row,
-          float* out);
+// Averages or maxima over windows of one channel of `width` pixels a row, each of `lanes` numbers. `row` is room for a
+// row.
+void pool(const float* x, int64_t width, int64_t lanes, bool average, const Spans& rows, const Spans& columns,
+          float* row, float* out);
 
 enum class Curve { tanh, sigmoid, gelu, gelu_tanh };
 void apply(Curve curve, const float* x, int64_t size, float* out);

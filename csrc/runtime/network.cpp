@@ -54,9 +54,7 @@ int64_t Network::add_sum(int64_t a, int64_t b, bool relu) {
   return add(std::make_unique<SumStep>(shape(a).size(), relu), {a, b}, shape(a));
 }
 
-int64_t Network::add_relu(int64_t of) {
-  return add(std::make_unique<ReluStep>(shape(of).size()), {of}, shape(of));
-}
+int64_t Network::add_relu(int64_t of) { return add(std::make_unique<ReluStep>(shape(of).size()), {of}, shape(of)); }
 
 int64_t Network::add_curve(int64_t of, Curve curve) {
   return add(std::make_unique<CurveStep>(shape(of).size(), curve), {of}, shape(of));
@@ -64,7 +62,8 @@ int64_t Network::add_curve(int64_t of, Curve curve) {
 
 int64_t Network::add_affine(int64_t of, std::vector<float> scale, std::vector<float> shift, bool relu) {
   const Shape in = shape(of);
-  require(static_cast<int64_t>(scale.size()) == in.channels && scale.size() == shift.size(), "an affine step does not fit");
+  require(static_cast<int64_t>(scale.size()) == in.channels && scale.size() == shift.size(),
+          "an affine step does not fit");
   return add(std::make_unique<AffineStep>(in.height * in.width, std::move(scale), std::move(shift), relu), {of}, in);
 }
 
@@ -74,7 +73,8 @@ int64_t Network::add_pool(int64_t of, bool average, Spans rows, Spans columns) {
     require(!spans.begin.empty() && spans.begin.size() == spans.end.size() && spans.begin.size() == spans.factor.size(),
             "a pooling has no windows");
     for (size_t i = 0; i < spans.begin.size(); ++i)
-      require(spans.begin[i] >= 0 && spans.begin[i] <= spans.end[i] && spans.end[i] <= size, "a pooling leaves its input");
+      require(spans.begin[i] >= 0 && spans.begin[i] <= spans.end[i] && spans.end[i] <= size,
+              "a pooling leaves its input");
   };
   check(rows, in.height);
   check(columns, in.width);
@@ -82,9 +82,7 @@ int64_t Network::add_pool(int64_t of, bool average, Spans rows, Spans columns) {
   return add(std::make_unique<PoolStep>(in, average, std::move(rows), std::move(columns)), {of}, out);
 }
 
-int64_t Network::add_softmax(int64_t of) {
-  return add(std::make_unique<SoftmaxStep>(shape(of)), {of}, shape(of));
-}
+int64_t Network::add_softmax(int64_t of) { return add(std::make_unique<SoftmaxStep>(shape(of)), {of}, shape(of)); }
 
 int64_t Network::add_flatten(int64_t of) { return add(nullptr, {of}, {shape(of).size(), 1, 1}); }
 
@@ -92,12 +90,14 @@ void Network::finish(const double (&costs)[4]) {
   require(!nodes_.empty(), "a network has no steps");
   std::copy_n(costs, 4, costs_);
   for (size_t i = 1; i < nodes_.size(); ++i) {
-    for (int64_t of : nodes_[i].of) require(of != 0 || index_.empty(), "the input is read twice, once by a linear layer");
+    for (int64_t of : nodes_[i].of)
+      require(of != 0 || index_.empty(), "the input is read twice, once by a linear layer");
   }
   assign_slots();
 }
 
-// Values share memory where one is read for the last time before the other is written; a view lies where its value lies.
+// Values share memory where one is read for the last time before the other is written; a view lies where its value
+// lies.
 void Network::assign_slots() {
   const int64_t count = static_cast<int64_t>(shapes_.size());
   std::vector<int64_t> root(count), last(count, 0);
@@ -222,7 +222,9 @@ void Network::run_part(const float* x, int64_t count, float* out) const {
 }
 
 void Network::run_one(const float* x, float* out, Desk& desk) const {
-  const auto place = [&](int64_t value) -> const float* { return slot_of_[value] < 0 ? x : desk.slots[slot_of_[value]].get(); };
+  const auto place = [&](int64_t value) -> const float* {
+    return slot_of_[value] < 0 ? x : desk.slots[slot_of_[value]].get();
+  };
   for (size_t i = 0; i < nodes_.size(); ++i) {
     const Node& node = nodes_[i];
     if (!node.step) continue;

@@ -10,7 +10,7 @@
 namespace sparsenn::runtime {
 namespace {
 
-constexpr int64_t kChunk = 64;  // pixels of one sample that are computed together
+constexpr int64_t kChunk = 64;     // pixels of one sample that are computed together
 constexpr int64_t kMostRows = 16;  // of a register tile
 
 int64_t round_up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
@@ -155,7 +155,8 @@ void Product::dense(const Packed& packed, const float* x, int64_t scale, int64_t
   const int64_t depth = packed.offsets.size(), count = weights_.rows(), width = tile_width(lanes);
   alignas(64) float sums[kMostRows * 64];
   for (int64_t lane = 0; lane < lanes; lane += width) {
-    for (int64_t k = 0; k < depth; ++k) std::memcpy(b + k * width, x + packed.offsets[k] * scale + lane, width * sizeof(float));
+    for (int64_t k = 0; k < depth; ++k)
+      std::memcpy(b + k * width, x + packed.offsets[k] * scale + lane, width * sizeof(float));
     for (int64_t first = 0; first < count;) {
       const auto& tile = tiles.with(std::min(count - first, tiles.rows()));
       for (int64_t m = 0; m < tile.rows; ++m) std::fill_n(sums + m * width, width, packed.bias.get()[first + m]);
@@ -176,7 +177,8 @@ int64_t Product::scratch_one() const {
 }
 
 int64_t Product::scratch_panel(int64_t lanes) const {
-  return (bordered() ? padded_.size() * lanes : 0) + (panel_ == Method::dense ? packed_panel_.offsets.size() * lanes : 0);
+  return (bordered() ? padded_.size() * lanes : 0) +
+         (panel_ == Method::dense ? packed_panel_.offsets.size() * lanes : 0);
 }
 
 // The input in its border of zeros, one plane for each phase of the stride, so that all pixels that a tap meets lie one
@@ -240,7 +242,8 @@ void Product::run_one(const float* x, bool external, float* out, float* scratch)
   }
   const int64_t area = window_.stride[0] * window_.stride[1] * phase_.size() + kSlack;
   float *sums = scratch + area, *b = sums + weights_.rows() * kChunk;
-  const Rows rows{weights_.rows(), weights_.starts.data(), one_offsets_.data(), weights_.values.data(), weights_.bias.data()};
+  const Rows rows{weights_.rows(), weights_.starts.data(), one_offsets_.data(), weights_.values.data(),
+                  weights_.bias.data()};
   const int64_t pitch = phase_.width, end = (out_.height - 1) * pitch + out_.width;
   for (int64_t begin = 0; begin < end;) {
     const int64_t left = end - begin, lanes = left > 32 ? 64 : left > 16 ? 32 : 16, stop = std::min(begin + lanes, end);

@@ -34,8 +34,8 @@ class Product {
   Product(Weights weights, Shape in, const Window& window, bool relu, Method one, Method panel,
           const std::vector<int32_t>& index);
 
-  // x holds in.size() floats for one sample, or that many times `lanes` in a panel. `external` memory is not read beyond
-  // its end.
+  // x holds in.size() floats for one sample, or that many times `lanes` in a panel. `external` memory is not read
+  // beyond its end.
   void run_one(const float* x, bool external, float* out, float* scratch) const;
   void run_panel(const float* x, int64_t lanes, float* out, float* scratch) const;
 

@@ -70,7 +70,8 @@ class AffineStep : public Step {
       : area_(area), scale_(std::move(scale)), shift_(std::move(shift)), relu_(relu) {}
   void run(const float* const* in, bool, int64_t lanes, float* out, float*) const override {
     const int64_t size = area_ * lanes;
-    for (size_t c = 0; c < scale_.size(); ++c) affine(in[0] + c * size, size, scale_[c], shift_[c], out + c * size, relu_);
+    for (size_t c = 0; c < scale_.size(); ++c)
+      affine(in[0] + c * size, size, scale_[c], shift_[c], out + c * size, relu_);
   }
 
  private:

@@ -84,9 +84,9 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_seven_thousand_damaged_files_are_refused(original, tmp_path):
+def test_most_damaged_files_are_refused(original, tmp_path):
     rng, path = random.Random(0), tmp_path / "net"
-    for _ in range(7000):
+    for _ in range(8500):
         content = damaged(original, rng)
         if content == original:
             continue
@@ -136,11 +136,11 @@ def rewritten(content: bytes, rng: random.Random) -> bytes:
     return sealed(len(text).to_bytes(8, "little") + text + bytes(data))
 
 
-def test_three_thousand_rewritten_files_are_refused_or_mean_the_same_to_pytorch_and_the_runtime(original, tmp_path):
+def test_rewritten_files_are_refused_or_mean_the_same_to_pytorch_and_the_runtime(original, tmp_path):
     pytest.importorskip("sparsenn._native", reason="the NumPy module is not built")
     rng, path, accepted = random.Random(1), tmp_path / "net", 0
     x = np.random.default_rng(0).standard_normal((2, 2, 6, 6)).astype(np.float32)
-    for _ in range(3000):
+    for _ in range(1500):
         replace(path, rewritten(original, rng))
         try:
             found = runtime.load(path, max_bytes=LIMIT)(x)
@@ -154,7 +154,7 @@ def test_three_thousand_rewritten_files_are_refused_or_mean_the_same_to_pytorch_
         finite = np.isfinite(expected) & (np.abs(expected) < 1e30)
         scale = np.abs(expected[finite]).max(initial=0)
         assert np.allclose(found[finite], expected[finite], rtol=1e-4, atol=1e-5 * scale + 1e-30)
-    assert 100 < accepted < 2500
+    assert 50 < accepted < 1250
 
 
 def rebuilt(change, header: dict | None = None) -> bytes:
