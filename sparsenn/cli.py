@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sparsenn import __version__
 from sparsenn.papers import ITEMS, reproduce
+from sparsenn.runtime.container import read
+from sparsenn.runtime.report import describe
 from sparsenn.training import config as settings
 from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
 
@@ -84,8 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsenn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     info = commands.add_parser(
-        "info", help="versions, and which kernels are loaded", description="Versions, and which kernels run."
+        "info",
+        help="versions and loaded kernels, or what a sparse artefact holds",
+        description="Versions, and which kernels run; with FILE, what that sparse artefact holds, without PyTorch.",
     )
+    info.add_argument("file", metavar="FILE", nargs="?", help="a file that sparsenn.save wrote")
     info.set_defaults(command=_info)
     train = commands.add_parser(
         "train",
@@ -99,7 +106,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_train_flags(train)
     train.set_defaults(command=_train)
     _add_reproduce(commands)
+    _add_bench_model(commands)
     return parser
+
+
+def _add_bench_model(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench-model",
+        help="how quick a model is: PyTorch, ONNX Runtime, compacted, the sparse runtime",
+        description="Latency and throughput of a model over batch sizes, one thread, all ways in turns and checked first.",
+    )
+    parser.add_argument("model", metavar="FILE|module:name", help="a sparse artefact, or a function or module to import")
+    parser.add_argument("--sample", metavar="SHAPE", required=True, help="the shape of a sample, such as 1,28,28")
+    parser.add_argument("--batches", metavar="LIST", default="1,8,64,256", help="sizes of batches (default: 1,8,64,256)")
+    parser.add_argument("--seconds", type=float, metavar="S", default=1.0, help="time for each batch (default: 1)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--picture", metavar="FILE", help="a PNG of the throughput")
+    parser.set_defaults(command=_bench_model)
 
 
 def _add_reproduce(commands: Any) -> None:
@@ -221,7 +244,33 @@ def _reproduce(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench_model(args: argparse.Namespace) -> int:
+    from sparsenn.training.serving import bench_model
+
+    model: Any = args.model
+    module, colon, name = model.partition(":")
+    if colon and not Path(model).exists():
+        try:
+            model = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"bench-model: {args.model} cannot be imported: {error}") from error
+        model = model if hasattr(model, "state_dict") else model()
+    sizes = (_sizes("--sample", args.sample), _sizes("--batches", args.batches))
+    print(bench_model(model, *sizes, seconds=args.seconds, compiled=args.compile, picture=args.picture))
+    return 0
+
+
+def _sizes(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{flag} is {text!r}; it takes whole numbers with commas between them") from error
+
+
 def _info(args: argparse.Namespace) -> int:
+    if args.file is not None:
+        print(describe(read(args.file)))
+        return 0
     import torch
 
     import sparsenn.ops  # noqa: F401  (loads the kernels)

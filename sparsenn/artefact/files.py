@@ -61,8 +61,8 @@ def save(
 
     Args:
         model: any module whose forward ``torch.fx`` can trace and whose calls are among linear and convolutional layers, batch
-            normalization, ReLU, tanh, sigmoid, GELU, softmax, pooling, flatten, sums and dropout. It stays as it is. A lone layer
-            is stored as the only module of a ``Sequential``.
+            normalization, ReLU, tanh, sigmoid, GELU, softmax, pooling, flatten, sums and dropout. It stays as it is. A lone
+            layer is stored as the only module of a ``Sequential``.
         path: the file.
         values: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the stored entries of floating tensors with two or more
             dimensions, rounded to nearest even; they come back in their own type. None keeps every bit.
@@ -89,11 +89,11 @@ def save(
     """
     if values is not None and values not in _VALUES:
         raise ValueError(f"save: values is {values!r}; it takes None or one of {', '.join(_VALUES)}")
-    plain = _plain(model)
-    if architecture and is_layer(plain):
-        plain = nn.Sequential(plain)
-    ops = trace(plain) if architecture else None
-    tensors = {name: _entries(name, tensor, values) for name, tensor in plain.state_dict().items()}
+    own = plain(model)
+    if architecture and is_layer(own):
+        own = nn.Sequential(own)
+    ops = trace(own) if architecture else None
+    tensors = {name: _entries(name, tensor, values) for name, tensor in own.state_dict().items()}
     return write(path, tensors, ops, {"sparsenn": __version__, **(about or {})})
 
 
@@ -117,8 +117,8 @@ def load(path: str | Path, *, into: nn.Module | None = None, max_bytes: int = MA
         The module.
 
     Raises:
-        ArtefactError: for a file that is missing, cut off, damaged, too large, or no artefact, and where names or shapes differ.
-            ``into`` is unchanged then.
+        ArtefactError: for a file that is missing, cut off, damaged, too large, or no artefact, and where names or shapes
+            differ. ``into`` is unchanged then.
 
     Example:
         >>> import os, tempfile, torch, sparsenn
@@ -164,29 +164,29 @@ def _check_places(model: nn.Module, tensors: Mapping[str, Stored]) -> None:
             raise ArtefactError(f"the tensor {name!r} has shape {list(tensor.shape)}; the model has {list(places[name])}")
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module) -> nn.Module:
     """The model, or a copy without factors, spectra, indices and parametrizations."""
-    ours = any(
-        type(m).__module__.startswith("sparsenn.nn.") or parametrize.is_parametrized(m) for m in model.modules()
-    )
+    ours = any(type(m).__module__.startswith("sparsenn.nn.") or parametrize.is_parametrized(m) for m in model.modules())
     if not ours:
         return model
-    plain = collapse(copy.deepcopy(model), 0.0)
-    for module in list(plain.modules()):
+    own = collapse(copy.deepcopy(model), 0.0)
+    for module in list(own.modules()):
         if isinstance(module, IndexedLayer):
             module.become_plain()
         if parametrize.is_parametrized(module):
             own_class(module)
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name)
-    return plain
+    return own
 
 
 def _entries(name: str, tensor: Tensor, values: str | None) -> tuple[Array, tuple[int, ...], str]:
     if tensor.is_meta:
         raise ValueError(f"save: {name} is on the meta device and has no values")
     if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
-        raise ValueError(f"save: {name} is {tensor.dtype}, {tensor.layout}; it takes dense tensors of {', '.join(_DTYPES.values())}")
+        raise ValueError(
+            f"save: {name} is {tensor.dtype}, {tensor.layout}; it takes dense tensors of {', '.join(_DTYPES.values())}"
+        )
     dtype = _DTYPES[tensor.dtype]
     own = tensor.detach().cpu().contiguous()
     bits = own.view(torch.int16).numpy().view(np.uint16) if dtype == "BF16" else own.numpy()

@@ -23,8 +23,8 @@ def trace(model: nn.Module) -> list[Op]:
         graph = _Tracer().trace(model)
     except Exception as error:
         raise ValueError(
-            f"save: the model cannot be traced by torch.fx ({error}); save(model, path, architecture=False) stores its tensors, "
-            "and load(path, into=model) reads them back"
+            f"save: the model cannot be traced by torch.fx ({error}); save(model, path, architecture=False) stores its "
+            "tensors, and load(path, into=model) reads them back"
         ) from error
     return _Calls(model).list(graph)
 
@@ -151,7 +151,11 @@ def _max(d: int) -> Callable[..., Any]:
             raise _Unknown("return_indices or a dilation")
         kernel = _sizes(kernel_size, d)
         strides = kernel if stride is None or stride == [] else _sizes(stride, d)
-        return f"maxpool{d}d", [x], {"kernel": kernel, "stride": strides, "padding": _sizes(padding, d), "ceil": bool(ceil_mode)}
+        return (
+            f"maxpool{d}d",
+            [x],
+            {"kernel": kernel, "stride": strides, "padding": _sizes(padding, d), "ceil": bool(ceil_mode)},
+        )
 
     return call
 
@@ -217,7 +221,7 @@ def _is_batch_size(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] == "shape" and all(_is_batch_size(user) for user in node.users)
     shape = node.args[0] if node.op == "call_function" and node.target is operator.getitem else None
-    return isinstance(shape, fx.Node) and shape.target is getattr and node.args[1] == 0
+    return isinstance(shape, fx.Node) and shape.target is getattr and bool(node.args[1] == 0)
 
 
 _MODULES: dict[Any, Callable[..., Any]] = {
@@ -267,15 +271,29 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     "reshape": _view,
     "contiguous": _elementwise("identity"),
 }
+
+
+def _of_max_module(row: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda m, x: row(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
+
+
+def _of_average_module(row: Callable[..., Any]) -> Callable[..., Any]:
+    def call(m: Any, x: Any) -> Any:
+        divisor = getattr(m, "divisor_override", None)
+        return row(x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
+
+    return call
+
+
+def _of_adaptive_module(row: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda m, x: row(x, m.output_size)
+
+
 for _d in (1, 2):
     _FUNCTIONS[getattr(F, f"max_pool{_d}d")] = _max(_d)
     _FUNCTIONS[getattr(F, f"avg_pool{_d}d")] = _average(_d)
-    _MODULES[getattr(nn, f"MaxPool{_d}d")] = lambda m, x, row=_max(_d): row(
-        x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
-    )
-    _MODULES[getattr(nn, f"AvgPool{_d}d")] = lambda m, x, row=_average(_d): row(
-        x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, getattr(m, "divisor_override", None)
-    )
+    _MODULES[getattr(nn, f"MaxPool{_d}d")] = _of_max_module(_max(_d))
+    _MODULES[getattr(nn, f"AvgPool{_d}d")] = _of_average_module(_average(_d))
     for _title, _name in (("Avg", "avg"), ("Max", "max")):
         _FUNCTIONS[getattr(F, f"adaptive_{_name}_pool{_d}d")] = _adaptive(_name, _d)
-        _MODULES[getattr(nn, f"Adaptive{_title}Pool{_d}d")] = lambda m, x, row=_adaptive(_name, _d): row(x, m.output_size)
+        _MODULES[getattr(nn, f"Adaptive{_title}Pool{_d}d")] = _of_adaptive_module(_adaptive(_name, _d))

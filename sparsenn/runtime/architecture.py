@@ -1,8 +1,8 @@
 """How a network computes: a list of operations, each on the results of earlier ones.
 
 An operation in JSON is ``[kind, module, options]``; the module's name and the options are left out where there are none.
-``options["of"]`` numbers the inputs, 0 for the network's own and i for the i-th operation's result; without it the operation takes
-the result before it. The last result is the network's.
+``options["of"]`` numbers the inputs, 0 for the network's own and i for the i-th operation's result; without it the operation
+takes the result before it. The last result is the network's.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def _parse(at: int, entry: Any) -> Op:
     where = f"operation {at} of its architecture"
     if not isinstance(entry, list) or not 1 <= len(entry) <= 3 or not isinstance(entry[0], str):
         raise ArtefactError(f"{where} is not [kind, module, options]")
-    kind, module, options = (*entry, *("", {})[len(entry) - 1 :])
+    rest: list[Any] = ["", {}]
+    kind, module, options = [*entry, *rest[len(entry) - 1 :]]
     if kind not in KINDS:
         raise ArtefactError(f"{where} is of the unknown kind {kind[:40]!r}; known are {', '.join(KINDS)}")
     if not isinstance(module, str) or not isinstance(options, dict):

@@ -1,8 +1,8 @@
 """The file: a safetensors file whose header is checked against the file's size before anything is allocated.
 
 Any reader of safetensors opens it. What is ours lies in the metadata: ``tensors`` says how each sparse tensor is stored,
-``architecture`` how the network computes, ``about`` who wrote it, and ``sha256`` is the digest of the whole file with zeros in its
-own place. A sparse tensor ``w`` is stored as ``w.values`` and its index, such as ``w.gaps``.
+``architecture`` how the network computes, ``about`` who wrote it, and ``sha256`` is the digest of the whole file with zeros in
+its own place. A sparse tensor ``w`` is stored as ``w.values`` and its index, such as ``w.gaps``.
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ def _header_length(first: bytes, size: int, max_bytes: int) -> int:
     if length > MAX_HEADER:
         raise ArtefactError(f"it says that its header has {length} bytes; {MAX_HEADER} are allowed")
     if length > size - 8:
-        raise ArtefactError(f"it says that its header has {length} bytes, and only {size - 8} follow: it is cut off, or no artefact")
+        raise ArtefactError(
+            f"it says that its header has {length} bytes, and only {size - 8} follow: it is cut off, or no artefact"
+        )
     return length
 
 

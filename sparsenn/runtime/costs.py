@@ -92,8 +92,8 @@ def measure() -> Costs:
     nonzero = {lanes: max(own[1][1] - own[0][1], 0.1 * own[1][1]) / nonzeros for lanes, own in times.items()}
     weight = {lanes: own[2][1] / _SIZE**2 for lanes, own in times.items()}
     alone, together = (max(whole - layer, 1e-9) for whole, layer in (times[1][0], times[64][0]))
-    of_panels = (tuple(by[lanes] for lanes in LANES) for by in (row, nonzero, weight))
-    return Costs(row[1], nonzero[1], weight[1], *of_panels, alone, together / (64 * 2 * _SIZE))
+    rows, stored, weights = (tuple(by[lanes] for lanes in LANES) for by in (row, nonzero, weight))
+    return Costs(row[1], nonzero[1], weight[1], rows, stored, weights, alone, together / (64 * 2 * _SIZE))
 
 
 def _layer(density: float) -> tuple[np.ndarray, np.ndarray]:
@@ -135,8 +135,11 @@ def _read(path: Path) -> Costs | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if set(stored) != {field.name for field in fields(Costs)}:
             return None
-        found = Costs(**{name: tuple(value) if isinstance(value, list) else float(value) for name, value in stored.items()})
-        numbers = np.array([found.one_row, found.one_nonzero, found.one_weight, found.alone, found.turn, *found.row, *found.nonzero, *found.weight])
+        parts: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else float(value) for name, value in stored.items()
+        }
+        found = Costs(**parts)
+        numbers = np.hstack([np.array(value, float) for value in parts.values()])
         return found if numbers.size == 14 and np.isfinite(numbers).all() and (numbers > 0).all() else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
@@ -157,5 +160,9 @@ def _processor() -> str:
     except OSError:
         text = ""
     found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
-    names = [found.get("model name", platform.processor() or platform.machine()), found.get("cpu family", ""), found.get("model", "")]
+    names = [
+        found.get("model name", platform.processor() or platform.machine()),
+        found.get("cpu family", ""),
+        found.get("model", ""),
+    ]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(names).lower()).strip("-") or "unknown"

@@ -181,7 +181,8 @@ def _drop_unread(nodes: list[Node]) -> list[Node]:
 
 def _without(nodes: list[Node], gone: set[int], instead: Mapping[int, int]) -> list[Node]:
     """The steps without some; who reads one of those reads another instead."""
-    place, left = {-1: -1}, []
+    place: dict[int, int] = {-1: -1}
+    left: list[Node] = []
     for i, node in enumerate(nodes):
         if i in gone:
             if i in instead:

@@ -23,15 +23,17 @@ class Model:
 
     to rounding what PyTorch computes in eval mode, in float32. Batch normalization is folded into the layer before it, units
     that are constant or that nobody reads are gone, and each layer runs sparse or dense, whichever is quicker here. A sample
-    whose input has a NaN or an infinity gives NaN in all its outputs, as through the zeros of a dense product. The last bits may
-    depend on the size of the batch, and on the machine, whose costs choose the kernels.
+    whose input has a NaN or an infinity gives NaN in all its outputs, as through the zeros of a dense product. The last bits
+    may depend on the size of the batch, and on the machine, whose costs choose the kernels.
 
     Any thread may call it. ``str(model)`` says what each layer runs on.
     """
 
     def __init__(self, contents: Contents, kernels: str, threads: int) -> None:
         if contents.architecture is None:
-            raise ArtefactError(f"{contents.path}: it holds tensors and no architecture; sparsenn.save stores it unless told not to")
+            raise ArtefactError(
+                f"{contents.path}: it holds tensors and no architecture; sparsenn.save stores it unless told not to"
+            )
         self._path = contents.path
         try:
             self._nodes = simplify(build(contents.architecture, contents.tensors))

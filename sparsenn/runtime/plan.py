@@ -172,7 +172,9 @@ def _box(shape: tuple[int, ...], what: str) -> tuple[int, int, int]:
         raise ValueError(f"{what} has {len(shape) + 1} dimensions with the batch; the runtime takes 2 to 4")
     if not 0 < math.prod(shape) <= MAX_FEATURES:
         raise ValueError(f"{what} has {math.prod(shape)} numbers a sample; the runtime takes 1 to {MAX_FEATURES}")
-    return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
+    return (
+        (shape[0], 1, 1) if len(shape) == 1 else (shape[0], 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
+    )
 
 
 def _shape(node: Node, of: list[tuple[int, ...]], sample: tuple[int, ...]) -> tuple[int, ...]:

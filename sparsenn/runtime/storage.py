@@ -15,7 +15,7 @@ import numpy as np
 from sparsenn.runtime.errors import ArtefactError
 
 # safetensors' names. BF16 has no NumPy type: its bits are held as whole numbers.
-NUMPY = {
+NUMPY: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),

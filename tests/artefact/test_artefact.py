@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -181,10 +182,8 @@ def test_functions_residuals_and_reshapes_are_traced(tmp_path):
 )
 def test_what_is_unknown_is_named_and_its_tensors_can_still_be_stored(layer, sentence, tmp_path):
     net = nn.Sequential(nn.Linear(3, 3), layer)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=f"{re.escape(sentence)}.*architecture=False"):
         sparsenn.save(net, tmp_path / "net")
-    assert sentence in str(caught.value)
-    assert "architecture=False" in str(caught.value)
     path = sparsenn.save(net, tmp_path / "net", architecture=False)
     with pytest.raises(ArtefactError, match="it holds tensors and no architecture"):
         sparsenn.load(path)
@@ -197,7 +196,10 @@ def test_what_is_unknown_is_named_and_its_tensors_can_still_be_stored(layer, sen
 
 def test_loading_into_another_model_is_refused_and_leaves_it(tmp_path):
     path = sparsenn.save(nn.Sequential(nn.Linear(3, 2)), tmp_path / "net")
-    for other, sentence in ((nn.Linear(3, 2), "lacks"), (nn.Sequential(nn.Linear(4, 2)), "has shape [2, 3]; the model has [2, 4]")):
+    for other, sentence in (
+        (nn.Linear(3, 2), "lacks"),
+        (nn.Sequential(nn.Linear(4, 2)), "has shape [2, 3]; the model has [2, 4]"),
+    ):
         before = copy.deepcopy(other.state_dict())
         with pytest.raises(ArtefactError) as caught:
             sparsenn.load(path, into=other)

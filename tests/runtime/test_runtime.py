@@ -26,7 +26,9 @@ BATCHES = (0, 1, 2, 3, 16, 17, 64, 65, 130)
 def _fixed_costs():
     """The same choices on every machine, and no measurement."""
     before = machine._known
-    machine._known = machine.Costs(1e-9, 3e-10, 6e-11, (5e-9, 1e-8, 2e-8), (7e-10, 1e-9, 2e-9), (4e-10, 6e-10, 1.2e-9), 6e-8, 1e-10)
+    machine._known = machine.Costs(
+        1e-9, 3e-10, 6e-11, (5e-9, 1e-8, 2e-8), (7e-10, 1e-9, 2e-9), (4e-10, 6e-10, 1.2e-9), 6e-8, 1e-10
+    )
     yield
     machine._known = before
 
@@ -65,14 +67,74 @@ class Residual(nn.Module):
 NETS = {
     "linear": ((20,), lambda: nn.Sequential(nn.Linear(20, 7))),
     "wide": ((1200,), lambda: nn.Sequential(nn.Linear(1200, 33, bias=False), nn.ReLU(), nn.Linear(33, 50))),
-    "mlp": ((1, 9, 9), lambda: nn.Sequential(nn.Flatten(), nn.Linear(81, 40), nn.ReLU(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 5))),
-    "curves": ((6,), lambda: nn.Sequential(nn.Linear(6, 9), nn.Sigmoid(), nn.Linear(9, 9), nn.GELU(), nn.Linear(9, 9), nn.GELU("tanh"), nn.Linear(9, 4), nn.Softmax(-1))),
-    "norms": ((11,), lambda: nn.Sequential(nn.BatchNorm1d(11), nn.Linear(11, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3), nn.BatchNorm1d(3, affine=False))),
-    "conv2d": ((3, 8, 11), lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, (1, 3), padding=(0, 2)), nn.MaxPool2d(2))),
-    "strides": ((2, 13, 9), lambda: nn.Sequential(nn.Conv2d(2, 6, (3, 5), stride=(2, 3), padding=(1, 2)), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3, dilation=(2, 1), padding=2))),
-    "groups": ((4, 7, 7), lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2, padding=1), nn.Conv2d(8, 8, 3, groups=8), nn.Tanh())),
-    "conv1d": ((3, 25), lambda: nn.Sequential(nn.Conv1d(3, 6, 5, stride=2, padding=3), nn.BatchNorm1d(6), nn.ReLU(), nn.AvgPool1d(3, 2, 1), nn.Flatten(), nn.Linear(42, 4))),
-    "pools": ((2, 9, 10), lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(2, 2, 1), nn.AdaptiveAvgPool2d((2, 3)), nn.AdaptiveMaxPool2d(2), nn.AvgPool2d(2, 1, 1, count_include_pad=False))),
+    "mlp": (
+        (1, 9, 9),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(81, 40), nn.ReLU(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 5)),
+    ),
+    "curves": (
+        (6,),
+        lambda: nn.Sequential(
+            nn.Linear(6, 9),
+            nn.Sigmoid(),
+            nn.Linear(9, 9),
+            nn.GELU(),
+            nn.Linear(9, 9),
+            nn.GELU("tanh"),
+            nn.Linear(9, 4),
+            nn.Softmax(-1),
+        ),
+    ),
+    "norms": (
+        (11,),
+        lambda: nn.Sequential(
+            nn.BatchNorm1d(11),
+            nn.Linear(11, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(8, 3),
+            nn.BatchNorm1d(3, affine=False),
+        ),
+    ),
+    "conv2d": (
+        (3, 8, 11),
+        lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, (1, 3), padding=(0, 2)), nn.MaxPool2d(2)),
+    ),
+    "strides": (
+        (2, 13, 9),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 6, (3, 5), stride=(2, 3), padding=(1, 2)),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 3, 3, dilation=(2, 1), padding=2),
+        ),
+    ),
+    "groups": (
+        (4, 7, 7),
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2, padding=1), nn.Conv2d(8, 8, 3, groups=8), nn.Tanh()),
+    ),
+    "conv1d": (
+        (3, 25),
+        lambda: nn.Sequential(
+            nn.Conv1d(3, 6, 5, stride=2, padding=3),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.AvgPool1d(3, 2, 1),
+            nn.Flatten(),
+            nn.Linear(42, 4),
+        ),
+    ),
+    "pools": (
+        (2, 9, 10),
+        lambda: nn.Sequential(
+            nn.MaxPool2d(3, 2, 1),
+            nn.AvgPool2d(2, ceil_mode=True),
+            nn.Conv2d(2, 2, 1),
+            nn.AdaptiveAvgPool2d((2, 3)),
+            nn.AdaptiveMaxPool2d(2),
+            nn.AvgPool2d(2, 1, 1, count_include_pad=False),
+        ),
+    ),
     "global": ((3, 6, 5), lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))),
     "softmax": ((3, 4, 4), lambda: nn.Sequential(nn.Conv2d(3, 5, 2), nn.Softmax(1))),
     "residual": ((3, 6, 7), Residual),
@@ -80,7 +142,7 @@ NETS = {
     "vgg16": ((3, 8, 8), lambda: nn.Sequential(*list(sparsenn.models.vgg16(image_size=8))[:10])),
     "nothing": ((3,), lambda: nn.Sequential(nn.Identity())),
     "flat": ((2, 3), lambda: nn.Sequential(nn.Flatten())),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kernels", ["auto", "sparse", "dense"])
@@ -113,7 +175,11 @@ def test_any_strides_and_any_shape_with_as_many_features(tmp_path):
     net = sparse_(NETS["mlp"][1]())
     model = runtime.load(sparsenn.save(net, tmp_path / "net"))
     x = np.random.default_rng(0).standard_normal((9, 9, 1, 5)).astype(np.float32)
-    for own in (x.transpose(3, 2, 0, 1), np.ascontiguousarray(x.transpose(3, 2, 0, 1)).reshape(5, 81), x.transpose(3, 2, 1, 0)[::-1]):
+    for own in (
+        x.transpose(3, 2, 0, 1),
+        np.ascontiguousarray(x.transpose(3, 2, 0, 1)).reshape(5, 81),
+        x.transpose(3, 2, 1, 0)[::-1],
+    ):
         expected = net(torch.from_numpy(own.copy())).detach().numpy()
         assert np.allclose(model(own), expected, atol=1e-5)
 
@@ -149,7 +215,11 @@ def test_relu_and_maxima_keep_nan_of_the_weights(tmp_path):
         ([[1.0] * 20], TypeError, "x is list; the runtime takes a NumPy array of float32"),
         (np.zeros((2, 20)), TypeError, "x is an array of float64; the runtime takes float32"),
         (np.zeros(20, np.float32), ValueError, "x has shape (20,); the runtime takes a batch"),
-        (np.zeros((2, 21), np.float32), ValueError, "x has shape (N, 21), for which the layer '0' takes 20 features and gets (N, 21)"),
+        (
+            np.zeros((2, 21), np.float32),
+            ValueError,
+            "x has shape (N, 21), for which the layer '0' takes 20 features and gets (N, 21)",
+        ),
         (np.zeros((2, 4, 5), np.float32), ValueError, "the layer '0' takes 2 dimensions"),
         (np.zeros((2, 1, 1, 4, 5), np.float32), ValueError, "has 5 dimensions with the batch; the runtime takes 2 to 4"),
         (np.zeros((0, 0), np.float32), ValueError, "has 0 numbers a sample"),
