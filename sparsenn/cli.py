@@ -117,7 +117,7 @@ def _add_bench_model(commands: Any) -> None:
         description="Latency and throughput of a model over batch sizes, one thread, all ways in turns and checked first.",
     )
     parser.add_argument("model", metavar="FILE|module:name", help="a sparse artefact, or a function or module to import")
-    parser.add_argument("--sample", metavar="SHAPE", required=True, help="the shape of a sample, such as 1,28,28")
+    parser.add_argument("--sample", metavar="SHAPE", help="the shape of a sample, such as 1,28,28 (default: as FILE notes)")
     parser.add_argument("--batches", metavar="LIST", default="1,8,64,256", help="sizes of batches (default: 1,8,64,256)")
     parser.add_argument("--seconds", type=float, metavar="S", default=1.0, help="time for each batch (default: 1)")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
@@ -232,7 +232,13 @@ def _train(args: argparse.Namespace) -> int:
     else:
         result = training.train(config, args.out or fresh_name("runs", config), quiet=args.quiet)
     if not args.quiet:
-        print(f"{result}\n\nThe run is in {result.folder}")
+        print(f"{result}\n")
+        if result.folder is not None and result.net.config.dtype == "float32":
+            from sparsenn.training.run import ARTEFACT
+            from sparsenn.training.serving import summary
+
+            print(f"{summary(result.folder / ARTEFACT)}\n")
+        print(f"The run is in {result.folder}")
     return 0
 
 
@@ -255,8 +261,9 @@ def _bench_model(args: argparse.Namespace) -> int:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"bench-model: {args.model} cannot be imported: {error}") from error
         model = model if hasattr(model, "state_dict") else model()
-    sizes = (_sizes("--sample", args.sample), _sizes("--batches", args.batches))
-    print(bench_model(model, *sizes, seconds=args.seconds, compiled=args.compile, picture=args.picture))
+    sample = None if args.sample is None else _sizes("--sample", args.sample)
+    batches = _sizes("--batches", args.batches)
+    print(bench_model(model, sample, batches, seconds=args.seconds, compiled=args.compile, picture=args.picture))
     return 0
 
 

@@ -22,7 +22,20 @@ def test_examples_run(name):
 
 
 def public_objects():
-    for room in ("ops", "init", "nn", "penalties", "optim", "prune", "metrics", "models", "data", "training"):
+    for room in (
+        "ops",
+        "init",
+        "nn",
+        "penalties",
+        "optim",
+        "prune",
+        "metrics",
+        "models",
+        "data",
+        "training",
+        "artefact",
+        "runtime",
+    ):
         module = importlib.import_module(f"sparsenn.{room}")
         for name in module.__all__:
             thing = getattr(module, name)
@@ -31,6 +44,8 @@ def public_objects():
     yield "collapse", sparsenn.collapse
     yield "factorize", sparsenn.factorize
     yield "spectralize", sparsenn.spectralize
+    yield "save", sparsenn.save
+    yield "load", sparsenn.load
 
 
 @pytest.mark.parametrize(("name", "thing"), [pytest.param(n, t, id=n) for n, t in public_objects()])

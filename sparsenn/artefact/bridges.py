@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def to_torch_sparse(model: nn.Module) -> dict[str, Tensor]:
         >>> w.layout, torch.equal(w.to_dense(), layer.weight)
         (torch.sparse_csr, True)
     """
-    return {name: matrix.to_sparse_csr() for name, matrix in _matrices(model, cpu=False).items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+        return {name: matrix.to_sparse_csr() for name, matrix in _matrices(model, cpu=False).items()}
 
 
 def _matrices(model: nn.Module, cpu: bool = True) -> dict[str, Tensor]:

@@ -21,9 +21,11 @@ from sparsenn import artefact, runtime
 from sparsenn._files import write_atomic
 from sparsenn.artefact.trace import trace
 from sparsenn.prune.compact import compact
+from sparsenn.runtime.container import read
 from sparsenn.training.figures import new_axes, png
 
 OURS = "sparsenn.runtime"
+SAMPLE = "sample"  # the shape of a sample among an artefact's notes
 DENSE = ("torch", "torch.compile", "ONNX Runtime")
 _TOLERANCE = 1e-4
 _SAMPLE_SECONDS = 3e-4
@@ -73,7 +75,7 @@ class Serving:
 
 def bench_model(
     model: nn.Module | str | Path,
-    sample: Sequence[int],
+    sample: Sequence[int] | None = None,
     batches: Sequence[int] = (1, 8, 64, 256),
     *,
     seconds: float = 1.0,
@@ -86,7 +88,7 @@ def bench_model(
 
     Args:
         model: a module, or an artefact of :func:`sparsenn.save`.
-        sample: the shape of a sample.
+        sample: the shape of a sample; None for that which the artefact notes, as the command line's runs do.
         batches: sizes of batches.
         seconds: time for each batch.
         compiled: ``torch.compile`` too, which takes long to compile.
@@ -96,15 +98,19 @@ def bench_model(
         ValueError: for a batch below 1, or a model that the runtime does not take.
         AssertionError: if a way computes something else.
     """
+    if sample is None:
+        noted = None if isinstance(model, nn.Module) else read(model).about.get(SAMPLE)
+        if not isinstance(noted, list) or not all(type(size) is int for size in noted):
+            raise ValueError("bench_model: the model does not note the shape of a sample; give it, as --sample 1,28,28")
+        sample = noted
     if not batches or min(batches) < 1 or not sample or min(sample) < 1:
         raise ValueError(f"bench_model: batches are {list(batches)}, a sample is {list(sample)}; they take sizes from 1")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _one_thread():
-        if isinstance(model, nn.Module):
-            path = artefact.save(model.eval(), Path(folder) / "model.safetensors")
-        else:
-            path = Path(model)
+        own = Path(folder) / "model.safetensors"
+        path = artefact.save(model, own) if isinstance(model, nn.Module) else Path(model)
         net = artefact.load(path)
         ours = runtime.load(path)
+        ours.choices(*sample)  # refuses a shape that does not fit, in a sentence
         ways, skipped = _ways(net, tuple(sample), Path(folder), compiled)
         ways[OURS] = ours
         exact = artefact.load(path).double()
@@ -125,6 +131,26 @@ def bench_model(
     if picture is not None:
         _draw(result, Path(picture))
     return result
+
+
+def summary(path: Path, *, batches: tuple[int, int] = (1, 256), seconds: float = 0.2) -> str:
+    """An artefact's size beside the dense one, and the runtime beside the quickest dense way, in two sentences.
+
+    Args:
+        path: an artefact that notes the shape of a sample.
+        batches: at which the two are timed.
+        seconds: time for each.
+    """
+    found = bench_model(path, batches=batches, seconds=seconds)
+    times = " and ".join(
+        f"{_time(own)} for a batch of {n}, {found.speed_up(n):.1f} times as quick as the best dense way here"
+        for n, own in zip(batches, found.seconds[OURS], strict=True)
+    )
+    share = found.dense_bytes / found.file_bytes
+    return (
+        f"{path.name}: {found.file_bytes:,} bytes; the dense tensors take {found.dense_bytes:,}, {share:.1f} times as many.\n"
+        f"sparsenn.runtime, one thread: {times}."
+    )
 
 
 class _one_thread:  # noqa: N801
@@ -181,10 +207,9 @@ def _csr(net: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
         if op.of != (at,) or op.kind not in (*functions, "linear", "flatten", "identity", "dropout"):
             raise ValueError(f"it has no CSR form of {op.title}")
         if op.kind == "linear":
-            weight, bias = matrices[f"{op.module}.weight"], net.get_submodule(op.module).bias
-            steps.append(lambda x, w=weight, b=bias: (w @ x.t()).t() + (0 if b is None else b))  # type: ignore[misc]
+            steps.append(_affine(matrices[f"{op.module}.weight"], net.state_dict().get(f"{op.module}.bias")))
         elif op.kind == "flatten":
-            steps.append(lambda x: x.flatten(1))
+            steps.append(nn.Flatten())
         elif op.kind in functions:
             steps.append(functions[op.kind])
 
@@ -196,6 +221,10 @@ def _csr(net: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
         return y.detach().numpy()
 
     return run
+
+
+def _affine(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: (weight @ x.t()).t() + (0 if bias is None else bias)
 
 
 def _bound(way: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> Call:

@@ -73,7 +73,6 @@ def test_what_onnx_does_not_have_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_matrices_are_those_of_the_layers():
     net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(12, 4))
     with torch.no_grad():
