@@ -202,7 +202,12 @@ def _csr(net: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     """A chain of linear layers with CSR weights and functions between them."""
     matrices = artefact.to_torch_sparse(net)
     steps: list[Callable[[torch.Tensor], torch.Tensor]] = []
-    functions = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu}
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "relu": F.relu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "gelu": F.gelu,
+    }
     for at, op in enumerate(trace(net)):
         if op.of != (at,) or op.kind not in (*functions, "linear", "flatten", "identity", "dropout"):
             raise ValueError(f"it has no CSR form of {op.title}")
