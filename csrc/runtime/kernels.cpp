@@ -221,7 +221,6 @@ SPARSENN_CLONES void dense_one(int64_t count, int64_t stride, const float* weigh
 
 SPARSENN_CLONES void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used,
                               int64_t lanes, float* panel) {
-  if (count < lanes) std::fill_n(panel, used * lanes, 0.0f);
   int64_t s = 0;
   for (; s + 8 <= count; s += 8) {
     const float* from = x + s * features;

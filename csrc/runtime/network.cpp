@@ -28,7 +28,7 @@ int64_t Network::add(std::unique_ptr<Step> step, std::vector<int64_t> of, Shape 
 
 int64_t Network::add_product(int64_t of, Weights weights, const Window& window, bool relu, Method one, Method panel) {
   const Shape in = shape(of);
-  // A first linear layer reads a panel that holds only what it uses.
+  // A first linear layer reads a panel that holds only what it uses, where that is less than half.
   if (nodes_.empty() && in.size() == in.channels && window.kernel[0] * window.kernel[1] == 1 && !window.padding[0] &&
       !window.padding[1]) {
     std::vector<char> seen(in.channels, 0);
@@ -40,6 +40,7 @@ int64_t Network::add_product(int64_t of, Weights weights, const Window& window, 
       if (seen[i]) index_.push_back(i);
     }
     if (index_.empty() && in.channels) index_.push_back(0);
+    if (2 * static_cast<int64_t>(index_.size()) > in.channels) index_.clear();  // all are quicker to bring in than most
   } else if (of == 0) {
     require(index_.empty(), "two steps read the input, and the first is linear");
   }
