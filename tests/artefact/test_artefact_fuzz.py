@@ -180,7 +180,7 @@ def test_rewritten_files_are_refused_or_mean_the_same_to_pytorch_and_the_runtime
     assert 50 < accepted < 1250
 
 
-def rebuilt(change, header: dict | None = None) -> bytes:
+def rebuilt(change) -> bytes:
     tensors = {"0.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}}
     metadata = {"format": "sparsenn 1", "sha256": "0" * 64, "tensors": "{}", "architecture": '[["linear","0"]]', "about": "{}"}
     header = {"__metadata__": metadata, **tensors}
