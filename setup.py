@@ -117,7 +117,7 @@ def extensions(cuda: bool, reason: str) -> list:
     modules.append(
         Pybind11Extension(
             "sparsenn._native",
-            sources("registration/native.cpp"),
+            sources("registration/native.cpp", "registration/runtime.cpp", "runtime/*.cpp"),
             include_dirs=[str(ROOT / "csrc")],
             define_macros=build_info,
             extra_compile_args=host_flags(),

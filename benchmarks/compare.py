@@ -86,6 +86,10 @@ def step(device: str, size: str, depth: int) -> str:
     return f"factorized_sgd · step · {device} · {size} · D={depth}"
 
 
+def runtime(size: str) -> str:
+    return f"runtime · forward · cpu · {size} · D=1"
+
+
 def targets() -> Iterator[Target]:
     """What each kernel must reach; the step through the real optimizer class."""
     cpu = "cpu"
@@ -121,6 +125,16 @@ def targets() -> Iterator[Target]:
         for depth, bound in zip((2, 3, 4), bounds, strict=True):
             group = f"training · step · cpu · {batch} · D={depth}"
             yield Target(group, "training: ours ÷ dense", bound, lambda g: g.ratio("optimizer", "dense"), at_most=True)
+
+    for size, bound in (("lenet-c100-b1", 10), ("lenet-c500-b1", 16), ("lenet-c100-b256", 9), ("lenet-c500-b256", 27)):
+        yield Target(runtime(size), "ONNX Runtime ÷ ours", bound, lambda g: g.ratio("onnx-runtime", "runtime"))
+    for batch in (1, 8, 64, 256):
+        yield Target(runtime(f"lenet5-c50-b{batch}"), "ONNX Runtime ÷ ours", 3, lambda g: g.ratio("onnx-runtime", "runtime"))
+        for size in ("lenet", "lenet5"):
+            group = runtime(f"{size}-c1-b{batch}")
+            yield Target(
+                group, "no zeros: ours ÷ ONNX Runtime", 1.05, lambda g: g.ratio("runtime", "onnx-runtime"), at_most=True
+            )
 
     for size in ("784x300", "1024x1024", "4096x4096"):
         for batch in (1, 8, 32, 64, 256, 1024):

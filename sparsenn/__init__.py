@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sparsenn import data, init, metrics, models, nn, ops, optim, penalties, prune, training
+    from sparsenn import artefact, data, init, metrics, models, nn, ops, optim, penalties, prune, runtime, training
+    from sparsenn.artefact.files import load, save
     from sparsenn.nn.convert import collapse, factorize
     from sparsenn.nn.spectralize import spectralize
 
-_ROOMS = ("data", "init", "metrics", "models", "nn", "ops", "optim", "penalties", "prune", "training")
-_NAMES = {"collapse": "sparsenn.nn.convert", "factorize": "sparsenn.nn.convert", "spectralize": "sparsenn.nn.spectralize"}
-
-__all__ = [
-    "__version__",
-    "collapse",
+_ROOMS = (
+    "artefact",
     "data",
-    "factorize",
     "init",
     "metrics",
     "models",
@@ -31,6 +27,34 @@ __all__ = [
     "optim",
     "penalties",
     "prune",
+    "runtime",
+    "training",
+)
+_NAMES = {
+    "collapse": "sparsenn.nn.convert",
+    "factorize": "sparsenn.nn.convert",
+    "load": "sparsenn.artefact.files",
+    "save": "sparsenn.artefact.files",
+    "spectralize": "sparsenn.nn.spectralize",
+}
+
+__all__ = [
+    "__version__",
+    "artefact",
+    "collapse",
+    "data",
+    "factorize",
+    "init",
+    "load",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+    "penalties",
+    "prune",
+    "runtime",
+    "save",
     "spectralize",
     "training",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import platform
 import sys
 import textwrap
@@ -14,6 +15,8 @@ from typing import Any, NoReturn
 
 from sparsenn import __version__
 from sparsenn.papers import ITEMS, reproduce
+from sparsenn.runtime.container import read
+from sparsenn.runtime.report import describe
 from sparsenn.training import config as settings
 from sparsenn.training.grid import config as sweep_settings
 from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
@@ -120,8 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsenn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     info = commands.add_parser(
-        "info", help="versions, and which kernels are loaded", description="Versions, and which kernels run."
+        "info",
+        help="versions and loaded kernels, or what a sparse artefact holds",
+        description="Versions, and which kernels run; with FILE, what that sparse artefact holds, without PyTorch.",
     )
+    info.add_argument("file", metavar="FILE", nargs="?", help="a file that sparsenn.save wrote")
     info.set_defaults(command=_info)
     train = commands.add_parser(
         "train",
@@ -137,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_reproduce(commands)
     _add_teacher_student(commands)
+    _add_bench_model(commands)
     return parser
 
 
@@ -161,6 +168,21 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument("--plan", action="store_true", help="train nothing; say what would be trained, and which way")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.set_defaults(command=_sweep)
+
+
+def _add_bench_model(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench-model",
+        help="how quick a model is: PyTorch, ONNX Runtime, compacted, the sparse runtime",
+        description="Latency and throughput of a model over batch sizes, one thread, all ways in turns and checked first.",
+    )
+    parser.add_argument("model", metavar="FILE|module:name", help="a sparse artefact, or a function or module to import")
+    parser.add_argument("--sample", metavar="SHAPE", help="the shape of a sample, such as 1,28,28 (default: as FILE notes)")
+    parser.add_argument("--batches", metavar="LIST", default="1,8,64,256", help="sizes of batches (default: 1,8,64,256)")
+    parser.add_argument("--seconds", type=float, metavar="S", default=1.0, help="time for each batch (default: 1)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--picture", metavar="FILE", help="a PNG of the throughput")
+    parser.set_defaults(command=_bench_model)
 
 
 def _add_reproduce(commands: Any) -> None:
@@ -312,7 +334,13 @@ def _train(args: argparse.Namespace) -> int:
     else:
         result = training.train(config, args.out or fresh_name("runs", config), quiet=args.quiet)
     if not args.quiet:
-        print(f"{result}\n\nThe run is in {result.folder}")
+        print(f"{result}\n")
+        if result.folder is not None and result.net.config.dtype == "float32":
+            from sparsenn.training.run import ARTEFACT
+            from sparsenn.training.serving import summary
+
+            print(f"{summary(result.folder / ARTEFACT)}\n")
+        print(f"The run is in {result.folder}")
     return 0
 
 
@@ -360,7 +388,34 @@ def _teacher_student(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench_model(args: argparse.Namespace) -> int:
+    from sparsenn.training.serving import bench_model
+
+    model: Any = args.model
+    module, colon, name = model.partition(":")
+    if colon and not Path(model).exists():
+        try:
+            model = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"bench-model: {args.model} cannot be imported: {error}") from error
+        model = model if hasattr(model, "state_dict") else model()
+    sample = None if args.sample is None else _sizes("--sample", args.sample)
+    batches = _sizes("--batches", args.batches)
+    print(bench_model(model, sample, batches, seconds=args.seconds, compiled=args.compile, picture=args.picture))
+    return 0
+
+
+def _sizes(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{flag} is {text!r}; it takes whole numbers with commas between them") from error
+
+
 def _info(args: argparse.Namespace) -> int:
+    if args.file is not None:
+        print(describe(read(args.file)))
+        return 0
     import torch
 
     import sparsenn.ops  # noqa: F401  (loads the kernels)

@@ -34,6 +34,8 @@ def public_objects():
         "data",
         "training",
         "training.stacked",
+        "artefact",
+        "runtime",
     ):
         module = importlib.import_module(f"sparsenn.{room}")
         for name in module.__all__:
@@ -43,6 +45,8 @@ def public_objects():
     yield "collapse", sparsenn.collapse
     yield "factorize", sparsenn.factorize
     yield "spectralize", sparsenn.spectralize
+    yield "save", sparsenn.save
+    yield "load", sparsenn.load
 
 
 @pytest.mark.parametrize(("name", "thing"), [pytest.param(n, t, id=n) for n, t in public_objects()])

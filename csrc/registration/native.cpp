@@ -1,4 +1,6 @@
 // A module for NumPy that links no torch: the build's stamp, and the torch-free core.
+#include "registration/native.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -62,4 +64,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("build_info", &sparsenn::build_info, "What the package was built with.");
   m.def("hadamard_product", &sparsenn::hadamard_product, py::arg("factors"),
         "Elementwise product of NumPy arrays of one shape and dtype (float32 or float64).");
+  sparsenn::bind_runtime(m);
 }

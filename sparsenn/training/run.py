@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save
 
 from sparsenn import data as datasets
+from sparsenn.artefact import save as save_artefact
 from sparsenn.data import ImageData, require_extra
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.files import write_atomic, write_json
@@ -20,6 +21,7 @@ from sparsenn.training.result import Outcome, Result, outcome
 from sparsenn.training.session import StopSignal, session
 
 MODEL = "model.safetensors"
+ARTEFACT = "sparse.safetensors"
 TWIN = "twin"
 
 
@@ -108,6 +110,8 @@ def _train_both(config: TrainConfig, images: ImageData, home: Path | None, progr
 
 def _write(result: Result, images: ImageData, home: Path) -> None:
     _write_model(result.net, images, home / MODEL)
+    sample = [images.in_channels, images.image_size, images.image_size]
+    save_artefact(result.net.model, home / ARTEFACT, about={"sample": sample})
     if result.twin is not None:
         _write_model(result.twin, images, home / TWIN / MODEL)
     write_json(home / "report.json", result.to_dict())

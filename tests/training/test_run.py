@@ -35,6 +35,7 @@ FILES = {
     "model.safetensors",
     "report.json",
     "report.txt",
+    "sparse.safetensors",
     "twin",
     "weights.png",
 }

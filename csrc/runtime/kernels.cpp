@@ -1,0 +1,380 @@
+#include "runtime/kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/simd.h"
+#include "math/scalar.h"
+
+namespace sparsenn::runtime {
+namespace {
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef float VecInMemory __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float Half __attribute__((vector_size(32)));
+typedef float HalfInMemory __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t HalfIndex __attribute__((vector_size(32)));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float QuadInMemory __attribute__((vector_size(16), aligned(4), may_alias));
+
+SPARSENN_INLINE void read(Vec& to, const float* from) { to = *reinterpret_cast<const VecInMemory*>(from); }
+SPARSENN_INLINE void write(float* to, const Vec& from) { *reinterpret_cast<VecInMemory*>(to) = from; }
+
+// NaN stays NaN.
+template <class V>
+SPARSENN_INLINE void clamp(V& x) {
+  x = x < 0 ? V{} : x;
+}
+
+template <int kVectors>
+SPARSENN_INLINE void sparse(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride,
+                            bool relu) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    Vec sums[kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) sums[i] = rows.bias[r] - Vec{};
+    for (int32_t k = rows.starts[r]; k < rows.starts[r + 1]; ++k) {
+      const Vec weight = rows.values[k] - Vec{};
+      const float* at = x + rows.offsets[k] * scale;
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        Vec right;
+        read(right, at + i * kVector);
+        sums[i] += weight * right;
+      }
+    }
+    float* to = out + r * out_stride;
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      if (relu) clamp(sums[i]);
+      write(to + i * kVector, sums[i]);
+    }
+  }
+}
+
+SPARSENN_CLONES void sparse_16(const Rows& rows, const float* x, int64_t scale, float* out, int64_t stride, bool relu) {
+  sparse<1>(rows, x, scale, out, stride, relu);
+}
+SPARSENN_CLONES void sparse_32(const Rows& rows, const float* x, int64_t scale, float* out, int64_t stride, bool relu) {
+  sparse<2>(rows, x, scale, out, stride, relu);
+}
+SPARSENN_CLONES void sparse_64(const Rows& rows, const float* x, int64_t scale, float* out, int64_t stride, bool relu) {
+  sparse<4>(rows, x, scale, out, stride, relu);
+}
+
+template <class Index>
+SPARSENN_INLINE void quads(const Quads& all, const Index* columns, const float* x, float* out, bool relu) {
+  for (int64_t q = 0; q < all.count; ++q) {
+    Quad sums = *reinterpret_cast<const QuadInMemory*>(all.bias + 4 * q);
+    for (int64_t k = all.starts[q]; k < all.starts[q + 1]; ++k) {
+      const Index* at = columns + 4 * k;
+      const Quad right = {x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
+      sums += *reinterpret_cast<const QuadInMemory*>(all.values + 4 * k) * right;
+    }
+    if (relu) clamp(sums);
+    const int32_t* rows = all.rows + 4 * q;
+    out[rows[0]] = sums[0];  // a quad that is not full has its last rows twice
+    out[rows[1]] = sums[1];
+    out[rows[2]] = sums[2];
+    out[rows[3]] = sums[3];
+  }
+}
+
+SPARSENN_CLONES void quads_narrow(const Quads& all, const float* x, float* out, bool relu) {
+  quads(all, all.narrow, x, out, relu);
+}
+SPARSENN_CLONES void quads_wide(const Quads& all, const float* x, float* out, bool relu) {
+  quads(all, all.wide, x, out, relu);
+}
+
+SPARSENN_INLINE float total(const Vec& sums) {
+  float lanes[kVector];
+  write(lanes, sums);
+  for (int half = kVector / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+// An 8 x 8 transposition: interleaving the first half of the vectors with the second, three times.
+SPARSENN_INLINE void transpose8(const float* from, int64_t stride, Half (&rows)[8]) {
+  const HalfIndex low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) rows[i] = *reinterpret_cast<const HalfInMemory*>(from + i * stride);
+#pragma GCC unroll 3
+  for (int round = 0; round < 3; ++round) {
+    Half next[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + 4], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + 4], high);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = next[i];
+  }
+}
+
+template <class F>
+SPARSENN_INLINE void each(int64_t size, const F& body) {
+  SPARSENN_INDEPENDENT
+  for (int64_t i = 0; i < size; ++i) body(i);
+}
+
+struct Plus {
+  SPARSENN_INLINE float operator()(float a, float b) const { return a + b; }
+};
+// The larger one; NaN wins.
+struct Larger {
+  SPARSENN_INLINE float operator()(float a, float b) const { return a > b || a != a ? a : b; }
+};
+
+// Whether all windows are `size` wide and `size` apart.
+SPARSENN_INLINE bool side_by_side(const Spans& spans, int32_t size) {
+  for (size_t i = 0; i < spans.begin.size(); ++i) {
+    if (spans.begin[i] != static_cast<int32_t>(i) * size || spans.end[i] != spans.begin[i] + size) return false;
+  }
+  return true;
+}
+
+// First the rows of a window into one, then its columns.
+template <class Join>
+SPARSENN_INLINE void pool_by(const Join& join, float none, const float* x, int64_t width, int64_t lanes,
+                             const Spans& rows, const Spans& columns, float* row, float* out) {
+  const int64_t count = columns.begin.size();
+  const bool pairs = lanes == 1 && side_by_side(columns, 2);
+  for (size_t y = 0; y < rows.begin.size(); ++y, out += count * lanes) {
+    std::fill_n(row, width * lanes, none);
+    for (int64_t i = rows.begin[y]; i < rows.end[y]; ++i) {
+      const float* from = x + i * width * lanes;
+      each(width * lanes, [&](int64_t k) SPARSENN_INLINED { row[k] = join(from[k], row[k]); });
+    }
+    if (pairs) {
+      each(count, [&](int64_t k) SPARSENN_INLINED { out[k] = join(row[2 * k], row[2 * k + 1]); });
+      continue;
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      float* to = out + k * lanes;
+      std::fill_n(to, lanes, none);
+      for (int64_t j = columns.begin[k]; j < columns.end[k]; ++j) {
+        const float* from = row + j * lanes;
+        each(lanes, [&](int64_t lane) SPARSENN_INLINED { to[lane] = join(from[lane], to[lane]); });
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride,
+                 bool relu) {
+  if (lanes == 64) {
+    sparse_64(rows, x, scale, out, out_stride, relu);
+  } else if (lanes == 32) {
+    sparse_32(rows, x, scale, out, out_stride, relu);
+  } else {
+    sparse_16(rows, x, scale, out, out_stride, relu);
+  }
+}
+
+void sparse_one(const Quads& quads, const float* x, float* out, bool relu) {
+  if (quads.narrow) {
+    quads_narrow(quads, x, out, relu);
+  } else {
+    quads_wide(quads, x, out, relu);
+  }
+}
+
+SPARSENN_CLONES void dense_one(int64_t count, int64_t stride, const float* weights, const float* x, const float* bias,
+                               float* out, bool relu) {
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) {
+    Vec sums[4] = {};
+    for (int64_t k = 0; k < stride; k += kVector) {
+      Vec right;
+      read(right, x + k);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        Vec left;
+        read(left, weights + (r + i) * stride + k);
+        sums[i] += left * right;
+      }
+    }
+    for (int i = 0; i < 4; ++i) {
+      const float sum = total(sums[i]) + bias[r + i];
+      out[r + i] = relu && sum < 0 ? 0 : sum;
+    }
+  }
+  for (; r < count; ++r) {
+    Vec sums = {};
+    for (int64_t k = 0; k < stride; k += kVector) {
+      Vec left, right;
+      read(left, weights + r * stride + k);
+      read(right, x + k);
+      sums += left * right;
+    }
+    const float sum = total(sums) + bias[r];
+    out[r] = relu && sum < 0 ? 0 : sum;
+  }
+}
+
+SPARSENN_CLONES void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used,
+                              int64_t lanes, float* panel) {
+  int64_t s = 0;
+  for (; s + 8 <= count; s += 8) {
+    const float* from = x + s * features;
+    for (int64_t i = 0; i < used;) {
+      // The used features of the eight from `first` on: one alone is copied, several are transposed together.
+      const int64_t first = std::max<int64_t>(0, std::min<int64_t>(index ? index[i] : i, features - 8));
+      int64_t end = index ? i + 1 : std::min<int64_t>(used, first + 8);
+      while (index && end < used && index[end] < first + 8) ++end;
+      if (end - i >= 2 && features >= 8) {
+        Half rows[8];
+        transpose8(from + first, features, rows);
+        if (!index && end - i == 8) {
+#pragma GCC unroll 8
+          for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(panel + (i + j) * lanes + s) = rows[j];
+        } else {
+          for (int64_t j = i; j < end; ++j) {
+            *reinterpret_cast<HalfInMemory*>(panel + j * lanes + s) = rows[(index ? index[j] : j) - first];
+          }
+        }
+      } else {
+        for (int64_t j = i; j < end; ++j) {
+          const float* at = from + (index ? index[j] : j);
+          for (int k = 0; k < 8; ++k) panel[j * lanes + s + k] = at[k * features];
+        }
+      }
+      i = end;
+    }
+  }
+  for (; s < count; ++s) {
+    for (int64_t i = 0; i < used; ++i) panel[i * lanes + s] = x[s * features + (index ? index[i] : i)];
+  }
+}
+
+SPARSENN_CLONES void from_panel(const float* panel, int64_t count, int64_t features, int64_t lanes, float* x) {
+  int64_t s = 0;
+  for (; s + 8 <= count; s += 8) {
+    int64_t f = 0;
+    for (; f + 8 <= features; f += 8) {
+      Half rows[8];
+      transpose8(panel + f * lanes + s, lanes, rows);
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(x + (s + j) * features + f) = rows[j];
+    }
+    for (; f < features; ++f) {
+      for (int j = 0; j < 8; ++j) x[(s + j) * features + f] = panel[f * lanes + s + j];
+    }
+  }
+  for (; s < count; ++s) {
+    for (int64_t f = 0; f < features; ++f) x[s * features + f] = panel[f * lanes + s];
+  }
+}
+
+// By vectors, of which the last overlaps the one before it.
+SPARSENN_CLONES void copy_runs(int64_t count, const float* from, int64_t from_stride, int64_t size, float* to,
+                               int64_t to_stride) {
+  const auto by = [&](auto vector) SPARSENN_INLINED {
+    using V = decltype(vector);
+    constexpr int64_t kWidth = sizeof(V) / sizeof(float);
+    typedef V InMemory __attribute__((aligned(4), may_alias));
+    for (int64_t r = 0; r < count; ++r, from += from_stride, to += to_stride) {
+      for (int64_t i = 0; i + kWidth < size; i += kWidth)
+        *reinterpret_cast<InMemory*>(to + i) = *reinterpret_cast<const InMemory*>(from + i);
+      *reinterpret_cast<InMemory*>(to + size - kWidth) = *reinterpret_cast<const InMemory*>(from + size - kWidth);
+    }
+  };
+  if (size >= kVector) {
+    by(Vec{});
+  } else if (size >= 4) {
+    by(Quad{});
+  } else {
+    for (int64_t r = 0; r < count; ++r, from += from_stride, to += to_stride) {
+      for (int64_t i = 0; i < size; ++i) to[i] = from[i];
+    }
+  }
+}
+
+// 0 x is 0, and NaN for infinities and NaN.
+SPARSENN_CLONES bool all_finite(const float* x, int64_t size) {
+  Vec sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kVector <= size; i += 4 * kVector) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      Vec part;
+      read(part, x + i + j * kVector);
+      sums[j] += part * 0.0f;
+    }
+  }
+  float sum = total(sums[0] + sums[1] + sums[2] + sums[3]);
+  for (; i < size; ++i) sum += 0.0f * x[i];
+  return sum == 0;
+}
+
+SPARSENN_CLONES void add(const float* a, const float* b, int64_t size, float* out, bool relu) {
+  if (relu) {
+    each(size, [&](int64_t i) SPARSENN_INLINED {
+      const float sum = a[i] + b[i];
+      out[i] = sum < 0 ? 0 : sum;
+    });
+  } else {
+    each(size, [&](int64_t i) SPARSENN_INLINED { out[i] = a[i] + b[i]; });
+  }
+}
+
+SPARSENN_CLONES void relu(const float* x, int64_t size, float* out) {
+  each(size, [&](int64_t i) SPARSENN_INLINED { out[i] = x[i] < 0 ? 0 : x[i]; });
+}
+
+SPARSENN_CLONES void affine(const float* x, int64_t size, float scale, float shift, float* out, bool relu) {
+  each(size, [&](int64_t i) SPARSENN_INLINED {
+    const float y = scale * x[i] + shift;
+    out[i] = relu && y < 0 ? 0 : y;
+  });
+}
+
+SPARSENN_CLONES void pool(const float* x, int64_t width, int64_t lanes, bool average, const Spans& rows,
+                          const Spans& columns, float* row, float* out) {
+  if (!average) {
+    pool_by(Larger(), -std::numeric_limits<float>::infinity(), x, width, lanes, rows, columns, row, out);
+    return;
+  }
+  pool_by(Plus(), 0, x, width, lanes, rows, columns, row, out);
+  const int64_t count = columns.begin.size();
+  for (size_t y = 0; y < rows.begin.size(); ++y) {
+    if (lanes == 1) {
+      each(count, [&](int64_t k) SPARSENN_INLINED { out[k] *= rows.factor[y] * columns.factor[k]; });
+      out += count;
+    } else {
+      for (int64_t k = 0; k < count; ++k, out += lanes) {
+        const float factor = rows.factor[y] * columns.factor[k];
+        each(lanes, [&](int64_t lane) SPARSENN_INLINED { out[lane] *= factor; });
+      }
+    }
+  }
+}
+
+void apply(Curve curve, const float* x, int64_t size, float* out) {
+  switch (curve) {
+    case Curve::tanh:
+      for (int64_t i = 0; i < size; ++i) out[i] = std::tanh(x[i]);
+      break;
+    case Curve::sigmoid:
+      for (int64_t i = 0; i < size; ++i) out[i] = 1 / (1 + std::exp(-x[i]));
+      break;
+    case Curve::gelu:
+      for (int64_t i = 0; i < size; ++i) out[i] = 0.5f * x[i] * std::erfc(-x[i] * 0.70710678118654752f);
+      break;
+    case Curve::gelu_tanh:
+      for (int64_t i = 0; i < size; ++i) {
+        const float inner = 0.79788456080286536f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
+        out[i] = 0.5f * x[i] * (1 + std::tanh(inner));
+      }
+      break;
+  }
+}
+
+}  // namespace sparsenn::runtime

@@ -1,0 +1,254 @@
+#include "runtime/network.h"
+
+#include <exception>
+#include <limits>
+#include <stdexcept>
+#include <thread>
+
+#include "runtime/steps.h"
+
+namespace sparsenn::runtime {
+namespace {
+
+constexpr int64_t kLanes[] = {1, 16, 32, 64};
+
+int kind_of(int64_t lanes) { return lanes == 1 ? 0 : lanes == 16 ? 1 : lanes == 32 ? 2 : 3; }
+
+void require(bool holds, const char* problem) {
+  if (!holds) throw std::invalid_argument(problem);
+}
+
+}  // namespace
+
+int64_t Network::add(std::unique_ptr<Step> step, std::vector<int64_t> of, Shape out) {
+  nodes_.push_back({std::move(step), std::move(of)});
+  shapes_.push_back(out);
+  return static_cast<int64_t>(nodes_.size());
+}
+
+int64_t Network::add_product(int64_t of, Weights weights, const Window& window, bool relu, Method one, Method panel) {
+  const Shape in = shape(of);
+  // A first linear layer reads a panel that holds only what it uses, where that is less than half.
+  if (nodes_.empty() && in.size() == in.channels && window.kernel[0] * window.kernel[1] == 1 && !window.padding[0] &&
+      !window.padding[1]) {
+    std::vector<char> seen(in.channels, 0);
+    for (int32_t column : weights.columns) {
+      require(column >= 0 && column < in.channels, "a weight lies outside of its matrix");
+      seen[column] = 1;
+    }
+    for (int64_t i = 0; i < in.channels; ++i) {
+      if (seen[i]) index_.push_back(i);
+    }
+    if (index_.empty() && in.channels) index_.push_back(0);
+    if (2 * static_cast<int64_t>(index_.size()) > in.channels) index_.clear();  // all are quicker to bring in than most
+  } else if (of == 0) {
+    require(index_.empty(), "two steps read the input, and the first is linear");
+  }
+  Product product(std::move(weights), in, window, relu, one, panel, of == 0 ? index_ : std::vector<int32_t>());
+  const Shape out = product.out();
+  multiplies_ = true;
+  return add(std::make_unique<ProductStep>(std::move(product)), {of}, out);
+}
+
+int64_t Network::add_sum(int64_t a, int64_t b, bool relu) {
+  require(shape(a) == shape(b), "the two terms of a sum have different shapes");
+  return add(std::make_unique<SumStep>(shape(a).size(), relu), {a, b}, shape(a));
+}
+
+int64_t Network::add_relu(int64_t of) { return add(std::make_unique<ReluStep>(shape(of).size()), {of}, shape(of)); }
+
+int64_t Network::add_curve(int64_t of, Curve curve) {
+  return add(std::make_unique<CurveStep>(shape(of).size(), curve), {of}, shape(of));
+}
+
+int64_t Network::add_affine(int64_t of, std::vector<float> scale, std::vector<float> shift, bool relu) {
+  const Shape in = shape(of);
+  require(static_cast<int64_t>(scale.size()) == in.channels && scale.size() == shift.size(),
+          "an affine step does not fit");
+  return add(std::make_unique<AffineStep>(in.height * in.width, std::move(scale), std::move(shift), relu), {of}, in);
+}
+
+int64_t Network::add_pool(int64_t of, bool average, Spans rows, Spans columns) {
+  const Shape in = shape(of);
+  const auto check = [](const Spans& spans, int64_t size) {
+    require(!spans.begin.empty() && spans.begin.size() == spans.end.size() && spans.begin.size() == spans.factor.size(),
+            "a pooling has no windows");
+    for (size_t i = 0; i < spans.begin.size(); ++i)
+      require(spans.begin[i] >= 0 && spans.begin[i] <= spans.end[i] && spans.end[i] <= size,
+              "a pooling leaves its input");
+  };
+  check(rows, in.height);
+  check(columns, in.width);
+  const Shape out{in.channels, static_cast<int64_t>(rows.begin.size()), static_cast<int64_t>(columns.begin.size())};
+  return add(std::make_unique<PoolStep>(in, average, std::move(rows), std::move(columns)), {of}, out);
+}
+
+int64_t Network::add_softmax(int64_t of) { return add(std::make_unique<SoftmaxStep>(shape(of)), {of}, shape(of)); }
+
+int64_t Network::add_flatten(int64_t of) { return add(nullptr, {of}, {shape(of).size(), 1, 1}); }
+
+void Network::finish(const double (&costs)[4]) {
+  require(!nodes_.empty(), "a network has no steps");
+  std::copy_n(costs, 4, costs_);
+  for (size_t i = 1; i < nodes_.size(); ++i) {
+    for (int64_t of : nodes_[i].of)
+      require(of != 0 || index_.empty(), "the input is read twice, once by a linear layer");
+  }
+  assign_slots();
+}
+
+// Values share memory where one is read for the last time before the other is written; a view lies where its value
+// lies.
+void Network::assign_slots() {
+  const int64_t count = static_cast<int64_t>(shapes_.size());
+  std::vector<int64_t> root(count), last(count, 0);
+  for (int64_t value = 0; value < count; ++value) {
+    const bool view = value && !nodes_[value - 1].step;
+    root[value] = view ? root[nodes_[value - 1].of[0]] : value;
+    for (size_t i = 0; value && i < nodes_[value - 1].of.size(); ++i) last[root[nodes_[value - 1].of[i]]] = value;
+  }
+  last[root[count - 1]] = count;
+  std::vector<int64_t> free;
+  slot_of_.assign(count, -1);  // the input has none
+  for (int64_t value = 1; value < count; ++value) {
+    if (root[value] != value) {
+      slot_of_[value] = slot_of_[root[value]];
+      continue;
+    }
+    if (free.empty()) {
+      free.push_back(static_cast<int64_t>(slot_sizes_.size()));
+      slot_sizes_.push_back(0);
+    }
+    slot_of_[value] = free.back();
+    free.pop_back();
+    slot_sizes_[slot_of_[value]] = std::max(slot_sizes_[slot_of_[value]], shapes_[value].size());
+    for (int64_t other = 1; other <= value; ++other) {
+      if (root[other] == other && last[other] == value && slot_of_[other] >= 0) free.push_back(slot_of_[other]);
+    }
+  }
+}
+
+std::unique_ptr<Network::Desk> Network::take(int64_t lanes) const {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& desks = desks_[kind_of(lanes)];
+    if (!desks.empty()) {
+      auto desk = std::move(desks.back());
+      desks.pop_back();
+      return desk;
+    }
+  }
+  auto desk = std::make_unique<Desk>();
+  desk->lanes = lanes;
+  for (int64_t size : slot_sizes_) desk->slots.emplace_back(size * lanes);
+  int64_t scratch = 0;
+  for (const Node& node : nodes_) scratch = std::max(scratch, node.step ? node.step->scratch(lanes) : 0);
+  desk->scratch = Floats(scratch);
+  if (lanes > 1) desk->panel = Floats((index_.empty() ? features_in() : index_.size()) * lanes);
+  return desk;
+}
+
+void Network::give_back(std::unique_ptr<Desk> desk) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto& desks = desks_[kind_of(desk->lanes)];
+  if (desks.size() < 16) desks.push_back(std::move(desk));
+}
+
+// How many of so many samples to compute together: the cheapest a sample.
+int64_t Network::lanes_for(int64_t count) const {
+  int best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (int kind = 0; kind < 4; ++kind) {
+    const double cost = costs_[kind] / static_cast<double>(std::min(count, kLanes[kind]));
+    if (cost < least) {
+      least = cost;
+      best = kind;
+    }
+  }
+  return kLanes[best];
+}
+
+void Network::run(const float* x, int64_t count, float* out, int threads) const {
+  const int64_t parts = std::min<int64_t>(threads, (count + kPanel - 1) / kPanel);
+  if (parts <= 1) return run_part(x, count, out);
+  const int64_t share = ((count + kPanel - 1) / kPanel + parts - 1) / parts * kPanel;
+  std::vector<std::thread> crew;
+  std::exception_ptr problem;
+  std::mutex mutex;
+  for (int64_t begin = share; begin < count; begin += share) {
+    crew.emplace_back([&, begin] {
+      try {
+        run_part(x + begin * features_in(), std::min(share, count - begin), out + begin * features_out());
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        problem = std::current_exception();
+      }
+    });
+  }
+  try {
+    run_part(x, share, out);
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    problem = std::current_exception();
+  }
+  for (std::thread& thread : crew) thread.join();
+  if (problem) std::rethrow_exception(problem);
+}
+
+void Network::run_part(const float* x, int64_t count, float* out) const {
+  for (int64_t done = 0; done < count;) {
+    const int64_t lanes = lanes_for(count - done);
+    auto desk = take(lanes);
+    // As long as the same panel is the cheapest: whole ones, or all that is left in a last one.
+    do {
+      const int64_t now = std::min(lanes, count - done);
+      const float* from = x + done * features_in();
+      float* to = out + done * features_out();
+      if (lanes == 1) {
+        run_one(from, to, *desk);
+      } else {
+        run_panel(from, now, lanes, to, *desk);
+      }
+      // What is not finite reaches every output, as it does through the zeros of a dense product.
+      if (multiplies_ && !all_finite(from, now * features_in())) {
+        for (int64_t s = 0; s < now; ++s) {
+          if (!all_finite(from + s * features_in(), features_in()))
+            std::fill_n(to + s * features_out(), features_out(), std::numeric_limits<float>::quiet_NaN());
+        }
+      }
+      done += now;
+    } while (done < count && (count - done >= lanes || lanes_for(count - done) == lanes));
+    give_back(std::move(desk));
+  }
+}
+
+void Network::run_one(const float* x, float* out, Desk& desk) const {
+  const auto place = [&](int64_t value) -> const float* {
+    return slot_of_[value] < 0 ? x : desk.slots[slot_of_[value]].get();
+  };
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    const Node& node = nodes_[i];
+    if (!node.step) continue;
+    const float* in[2] = {place(node.of[0]), place(node.of.back())};
+    const bool last = i + 1 == nodes_.size();
+    node.step->run(in, slot_of_[node.of[0]] < 0, 1, last ? out : desk.slots[slot_of_[i + 1]].get(), desk.scratch.get());
+  }
+  if (!nodes_.back().step) std::copy_n(place(static_cast<int64_t>(nodes_.size())), features_out(), out);
+}
+
+void Network::run_panel(const float* x, int64_t count, int64_t lanes, float* out, Desk& desk) const {
+  const int64_t used = index_.empty() ? features_in() : static_cast<int64_t>(index_.size());
+  to_panel(x, count, features_in(), index_.empty() ? nullptr : index_.data(), used, lanes, desk.panel.get());
+  const auto place = [&](int64_t value) -> const float* {
+    return slot_of_[value] < 0 ? desk.panel.get() : desk.slots[slot_of_[value]].get();
+  };
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    const Node& node = nodes_[i];
+    if (!node.step) continue;
+    const float* in[2] = {place(node.of[0]), place(node.of.back())};
+    node.step->run(in, false, lanes, desk.slots[slot_of_[i + 1]].get(), desk.scratch.get());
+  }
+  from_panel(place(static_cast<int64_t>(nodes_.size())), count, features_out(), lanes, out);
+}
+
+}  // namespace sparsenn::runtime

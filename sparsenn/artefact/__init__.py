@@ -1,0 +1,7 @@
+"""The sparse file of a model: written by ``save``, read into PyTorch by ``load``, run without it by ``sparsenn.runtime``."""
+
+from sparsenn.artefact.bridges import to_onnx, to_scipy, to_torch_sparse
+from sparsenn.artefact.files import load, save
+from sparsenn.artefact.network import Network
+
+__all__ = ["Network", "load", "save", "to_onnx", "to_scipy", "to_torch_sparse"]

@@ -1,0 +1,167 @@
+"""To other formats: ONNX, SciPy's and PyTorch's sparse matrices."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsenn._files import write_atomic
+from sparsenn.artefact.files import plain
+from sparsenn.artefact.trace import is_layer, trace
+from sparsenn.runtime.architecture import Op
+
+_OPSET = 20
+
+
+@torch.no_grad()
+def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
+    """Write a model as ONNX, for any batch: what :func:`sparsenn.save` stores, as operators of opset 20.
+
+    Weights are dense there; compact the model first (:func:`sparsenn.prune.compact`) so that dead units do not travel. Factors
+    and other parametrizations are multiplied out. The network computes in eval mode.
+
+    Args:
+        model: as for :func:`sparsenn.save`, in float32.
+        path: the file.
+        example_input: a batch, which gives the shapes; the batch may have any size afterwards.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: if the package ``onnx`` is not installed; the message has the command.
+        ValueError: for a layer that is unknown, or a tensor of another type than float32.
+
+    Example:
+        >>> import importlib.util, os, tempfile, torch, sparsenn
+        >>> if importlib.util.find_spec("onnx"):
+        ...     with tempfile.TemporaryDirectory() as folder:
+        ...         _ = sparsenn.artefact.to_onnx(torch.nn.Linear(4, 2), os.path.join(folder, "net.onnx"), torch.ones(1, 4))
+    """
+    onnx = _need("onnx", "writing ONNX")
+    own = plain(model)
+    own = nn.Sequential(own) if is_layer(own) else own
+    ops = trace(own)
+    tensors = {name: t.detach().cpu() for name, t in own.state_dict().items() if not name.endswith("num_batches_tracked")}
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"to_onnx: {name} is {tensor.dtype}; it takes float32, as by model.float()")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    extra: dict[str, Tensor] = {}
+    nodes = [node for op in ops for node in _nodes(op, tensors, extra, helper)]
+    stored = [numpy_helper.from_array(t.contiguous().numpy(), name) for name, t in {**tensors, **extra}.items()]
+    info, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    result = copy.deepcopy(own).eval()(example_input)
+    given, made = (["batch", *x.shape[1:]] for x in (example_input, result))
+    graph = helper.make_graph(nodes, "sparsenn", [info("v0", kind, given)], [info(f"v{len(ops)}", kind, made)], stored)
+    opset = [helper.make_opsetid("", _OPSET)]
+    whole = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="sparsenn")
+    onnx.checker.check_model(whole)
+    write_atomic(Path(path), whole.SerializeToString())
+    return Path(path)
+
+
+def to_scipy(model: nn.Module) -> dict[str, Any]:
+    """The weights of linear layers and convolutions as SciPy's compressed rows; a kernel is flattened to its first dimension.
+
+    Args:
+        model: any module; factors and other parametrizations are multiplied out.
+
+    Returns:
+        For each weight of two or more dimensions its name and a ``scipy.sparse.csr_array`` in its own memory.
+
+    Raises:
+        ImportError: if SciPy is not installed; the message has the command.
+        ValueError: for half types, which SciPy does not take.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> _ = torch.nn.init.zeros_(layer.weight[0])
+        >>> sparsenn.artefact.to_scipy(layer)["weight"].nnz
+        4
+    """
+    sparse = _need("scipy.sparse", "converting to SciPy")
+    found = {}
+    for name, matrix in _matrices(model).items():
+        if matrix.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"to_scipy: {name} is {matrix.dtype}; it takes float32 or float64")
+        found[name] = sparse.csr_array(matrix.numpy().copy())
+    return found
+
+
+def to_torch_sparse(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of linear layers and convolutions as ``torch.sparse_csr`` tensors; kernels are flattened to their rows.
+
+    Args:
+        model: any module; factors and other parametrizations are multiplied out.
+
+    Returns:
+        For each weight of two or more dimensions its name and a CSR tensor on its device.
+
+    Example:
+        >>> import torch, sparsenn
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> w = sparsenn.artefact.to_torch_sparse(layer)["weight"]
+        >>> w.layout, torch.equal(w.to_dense(), layer.weight)
+        (torch.sparse_csr, True)
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+        return {name: matrix.to_sparse_csr() for name, matrix in _matrices(model, cpu=False).items()}
+
+
+def _matrices(model: nn.Module, cpu: bool = True) -> dict[str, Tensor]:
+    own = {name: p.detach() for name, p in plain(model).named_parameters() if p.dim() >= 2}
+    return {name: (p.cpu() if cpu else p).flatten(1) for name, p in own.items()}
+
+
+def _need(module: str, purpose: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs {module.split('.')[0]}: pip install 'sparsenn[bridges]'") from error
+
+
+def _nodes(op: Op, tensors: dict[str, Tensor], extra: dict[str, Tensor], helper: Any) -> list[Any]:
+    inputs, output, options = [f"v{i}" for i in op.of], f"v{op.at}", op.options
+
+    def node(name: str, more: list[str] | None = None, **attributes: Any) -> list[Any]:
+        return [helper.make_node(name, [*inputs, *(more or [])], [output], **attributes)]
+
+    parameters = [f"{op.module}.{part}" for part in ("weight", "bias") if f"{op.module}.{part}" in tensors]
+    if op.kind == "linear":
+        return node("Gemm", parameters, transB=1)
+    if op.kind.startswith("conv"):
+        sizes: dict[str, Any] = {"strides": options["stride"], "pads": options["padding"] * 2, "dilations": options["dilation"]}
+        return node("Conv", parameters, group=options["groups"], **sizes)
+    if op.kind.startswith("batchnorm"):
+        mean, var = f"{op.module}.running_mean", f"{op.module}.running_var"
+        if not parameters:
+            parameters = [f"{op.module}.weight", f"{op.module}.bias"]
+            extra |= {parameters[0]: torch.ones_like(tensors[mean]), parameters[1]: torch.zeros_like(tensors[mean])}
+        return node("BatchNormalization", [*parameters, mean, var], epsilon=float(options["eps"]))
+    if op.kind.startswith("adaptive"):
+        if any(size != 1 for size in options["size"]):
+            raise ValueError(f"to_onnx: {op.title} pools to {options['size']}; ONNX has adaptive pooling to one number alone")
+        return node("GlobalAveragePool" if "avg" in op.kind else "GlobalMaxPool")
+    if "pool" in op.kind:
+        sizes = {"kernel_shape": options["kernel"], "strides": options["stride"], "pads": options["padding"] * 2}
+        sizes["ceil_mode"] = int(options["ceil"])
+        if "include_pad" in options:
+            sizes["count_include_pad"] = int(options["include_pad"])
+        return node("MaxPool" if "max" in op.kind else "AveragePool", **sizes)
+    if op.kind == "gelu":
+        return node("Gelu", approximate="tanh" if options["tanh"] else "none")
+    if op.kind == "softmax":
+        return node("Softmax", axis=options["dim"])
+    if op.kind == "flatten":
+        return node("Flatten", axis=1)
+    simple = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "add": "Add", "identity": "Identity", "dropout": "Identity"}
+    return node(simple[op.kind])

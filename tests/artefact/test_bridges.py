@@ -1,0 +1,89 @@
+"""What is exported computes the same in the other house."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sparsenn
+
+NETS = {
+    "lenet5": ((1, 14, 14), lambda: sparsenn.models.lenet5(image_size=14)),
+    "resnet18": ((3, 8, 8), lambda: sparsenn.models.resnet18()),
+    "mixed": (
+        (2, 9),
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm1d(4, affine=False),
+            nn.GELU(),
+            nn.MaxPool1d(2),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(8, 5),
+            nn.GELU("tanh"),
+            nn.Linear(5, 4),
+            nn.Sigmoid(),
+            nn.Softmax(-1),
+        ),
+    ),
+    "pools": (
+        (2, 7, 7),
+        lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(2, 1, 1, count_include_pad=False), nn.Tanh()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_onnx_runtime_computes_the_same(name, tmp_path):
+    pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    sample, build = NETS[name]
+    net = build().eval()
+    path = sparsenn.artefact.to_onnx(net, tmp_path / "net.onnx", torch.ones(2, *sample))
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        x = torch.randn(count, *sample)
+        (found,) = session.run(None, {"v0": x.numpy()})
+        expected = net(x).detach().numpy()
+        assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_factors_and_compacted_models_are_exported(tmp_path):
+    pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).eval()
+    net[0].weight.data[2:] = 0
+    x = torch.randn(3, 6)
+    small = sparsenn.prune.compact(net, x)
+    factors = sparsenn.factorize(net, 2)
+    for model in (small, factors):
+        path = sparsenn.artefact.to_onnx(model, tmp_path / "net", x)
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        torch.testing.assert_close(torch.from_numpy(session.run(None, {"v0": x.numpy()})[0]), model(x).detach())
+
+
+def test_what_onnx_does_not_have_is_named(tmp_path):
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match=r"'0' \(adaptiveavgpool2d\) pools to \[2, 2\]"):
+        sparsenn.artefact.to_onnx(nn.AdaptiveAvgPool2d(2), tmp_path / "net", torch.ones(1, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.float64; it takes float32"):
+        sparsenn.artefact.to_onnx(nn.Linear(2, 2).double(), tmp_path / "net", torch.ones(1, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_matrices_are_those_of_the_layers():
+    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(12, 4))
+    with torch.no_grad():
+        for p in net.parameters():
+            p[torch.rand_like(p) < 0.7] = 0
+    own, ours = sparsenn.artefact.to_scipy(net), sparsenn.artefact.to_torch_sparse(net)
+    assert list(own) == list(ours) == ["0.weight", "2.weight"]
+    for name, matrix in own.items():
+        dense = net.get_parameter(name).detach().flatten(1)
+        assert np.array_equal(matrix.toarray(), dense.numpy())
+        assert matrix.nnz == int(dense.count_nonzero()) == ours[name].values().numel()
+        assert torch.equal(ours[name].to_dense(), dense)
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.bfloat16"):
+        sparsenn.artefact.to_scipy(net.bfloat16())
