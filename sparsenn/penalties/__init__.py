@@ -4,5 +4,19 @@ from sparsenn.penalties.base import Penalty
 from sparsenn.penalties.grouped import GroupL1, Heads, SparseGroupL1
 from sparsenn.penalties.nonconvex import L0, L0_5, L2_3, MCP, SCAD
 from sparsenn.penalties.separable import L1, ElasticNet
+from sparsenn.penalties.spectrum import spectral
 
-__all__ = ["L0", "L0_5", "L1", "L2_3", "MCP", "SCAD", "ElasticNet", "GroupL1", "Heads", "Penalty", "SparseGroupL1"]
+__all__ = [
+    "L0",
+    "L0_5",
+    "L1",
+    "L2_3",
+    "MCP",
+    "SCAD",
+    "ElasticNet",
+    "GroupL1",
+    "Heads",
+    "Penalty",
+    "SparseGroupL1",
+    "spectral",
+]
