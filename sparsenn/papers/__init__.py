@@ -16,6 +16,7 @@ ITEMS = {
         "fig3c": "the same under a teacher with hidden layers of 40 and 20",
         "fig3d": "the same on California Housing",
         "fig3e": "the same on CIFAR-100 features of a ResNet-50 (--features FILE)",
+        "grouplasso": "beside the paper: a group lasso of the same strength, by proximal steps",
         "fig4": "path magnitudes of the students beside the teacher's",
     },
 }
