@@ -14,6 +14,7 @@ from sparsenn.training.figures import new_figure, png
 
 COLORS = {"spectral": "#1f5fa8", "direct": "#d08a1d"}
 _NODES_AROUND = 25  # of the teacher's width, in the collapse
+_LEAST_RISE = 1e-5  # what is below can't be told from 0
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -82,7 +83,7 @@ def _collapse(axes: Any, rows: Sequence[Row], reference: int | None, what: str) 
     for i, width in enumerate(widths):
         curve = mean_curve(select(rows, h=width))
         shade = (0.9 - 0.8 * i / max(len(widths) - 1, 1), 0.35, 0.2 + 0.6 * i / max(len(widths) - 1, 1))
-        shown = [(n - shift, d) for n, d in curve if d > 0 and n - shift <= _NODES_AROUND + (0 if reference else 35)]
+        shown = [(n - shift, d) for n, d in curve if d > _LEAST_RISE and n - shift <= _NODES_AROUND + (0 if reference else 35)]
         axes.plot(*zip(*shown, strict=True) if shown else ((), ()), "o-", color=shade, ms=2.5, lw=0.8, label=f"h = {width}")
     fit = exponential_fit(
         [p for width in widths for p in mean_curve(select(rows, h=width)) if 0 < p[0] <= bend(rows, reference)]

@@ -93,7 +93,10 @@ def _train(name: str, experiment: Experiment, data: TabularData, group: list[Row
     layers = sorted({*experiment.penalised, *([_linear(nets[0])[1]] if first["second_layer"] else [])})
     alphas = [experiment.strength * alpha for alpha in (ALPHA_LAMBDA, ALPHA_PHI, ALPHA_W)]
     penalty = partial(spectral, alpha_lambda=alphas[0], alpha_phi=alphas[1], alpha_w=alphas[2], layers=layers)
-    label = f"{name}, {kind}, h = {first['h']}, trials {seeds[0]} to {seeds[-1]}"
+    label = f"{name}, {kind}, widths {first['h']} and {first['hidden2']}, {first['epochs']} epochs, trials "
+    label += ", ".join(map(str, seeds))
+    if first["second_layer"]:
+        label += ", both penalised"
     with progress_for(quiet=quiet) as progress:
         train_together(
             nets,
@@ -104,7 +107,7 @@ def _train(name: str, experiment: Experiment, data: TabularData, group: list[Row
             epochs=first["epochs"],
             seeds=seeds,
             checkpoint=checkpoint,
-            label=f"{label}, {first}",
+            label=label,
             progress=progress,
             lr=LR[kind],
             batch_size=BATCH_SIZE[kind],
