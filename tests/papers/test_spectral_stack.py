@@ -113,6 +113,7 @@ def test_the_checkpoint_of_other_students_is_not_taken(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train_together(students("direct"), x, y, checkpoint=tmp_path / "c.pt", label="a", progress=Killed(1), **given)
     nets, whole = students("direct"), students("direct")
+    given["seeds"] = [3, 4, 5]
     train_together(nets, x, y, checkpoint=tmp_path / "c.pt", label="b", **given)
     train_together(whole, x, y, **given)
     assert torch.equal(nets[1][0].weight, whole[1][0].weight)
