@@ -56,8 +56,8 @@ def spectral(
         >>> loss = (net(x) - y).square().mean()
         >>> loss = loss + sparsenn.penalties.spectral(net, alpha_lambda=5e-4, alpha_phi=1e-2)
         >>> loss.backward()
-        >>> sparsenn.penalties.spectral(net, alpha_lambda=5e-4).item()
-        0.00999...
+        >>> sparsenn.penalties.spectral(sparsenn.nn.SpectralLinear(10, 20), alpha_lambda=5e-4)  # 20 eigenvalues of 1
+        tensor(0.0100, grad_fn=<SumBackward0>)
     """
     strengths = {"lambda": alpha_lambda, "phi": alpha_phi, "w": alpha_w}
     for name, value in strengths.items():
