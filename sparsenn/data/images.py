@@ -86,3 +86,35 @@ class ImageData:
             test_images=self.test_images.to(device, dtype),
             test_labels=self.test_labels.to(device),
         )
+
+
+def shuffle_pixels(data: ImageData, seed: int = 0) -> ImageData:
+    """The same images with their pixels in another order, one and the same for all of them.
+
+    What is near to what is lost: a fully connected net sees no difference, a convolution has nothing left to use.
+
+    Args:
+        data: The images.
+        seed: Of the order.
+
+    Source:
+        Giambagli et al. 2023, Figure 3 a and b.
+
+    Example:
+        >>> import sparsenn, torch
+        >>> digits = sparsenn.data.load("digits")
+        >>> shuffled = sparsenn.data.shuffle_pixels(digits)
+        >>> shuffled.name, torch.equal(shuffled.train_images.sum((1, 2, 3)).round(), digits.train_images.sum((1, 2, 3)).round())
+        ('shuffled-digits', True)
+    """
+    order = torch.randperm(data.train_images[0].numel(), generator=torch.Generator().manual_seed(seed))
+
+    def shuffled(images: Tensor) -> Tensor:
+        return images.flatten(1)[:, order.to(images.device)].reshape(images.shape)
+
+    return replace(
+        data,
+        name=f"shuffled-{data.name}",
+        train_images=shuffled(data.train_images),
+        test_images=shuffled(data.test_images),
+    )

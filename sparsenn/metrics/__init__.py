@@ -1,6 +1,7 @@
 """What became of the weights: how many are zero, how balanced their factors are, how near they are to stationary."""
 
 from sparsenn.metrics.factors import misalignment
+from sparsenn.metrics.paths import path_magnitudes
 from sparsenn.metrics.recovery import SupportRecovery, nonzero_counts, support_recovery, teacher_distance
 from sparsenn.metrics.sparsity import LayerSparsity, SparsityReport, sparsity, sparsity_report
 from sparsenn.metrics.spectrum import (
@@ -25,6 +26,7 @@ __all__ = [
     "kkt_residual",
     "misalignment",
     "nonzero_counts",
+    "path_magnitudes",
     "product_singular_values",
     "ridge_report",
     "sorted_by_norm",

@@ -1,5 +1,6 @@
 """The networks of the papers."""
 
+from sparsenn.models.committee import feature_head, soft_committee
 from sparsenn.models.lenet import lenet5, lenet_300_100
 from sparsenn.models.registry import build, names
 from sparsenn.models.resnet import resnet18, resnet34, wide_resnet16_8
@@ -14,12 +15,14 @@ __all__ = [
     "build",
     "build_student",
     "fcn",
+    "feature_head",
     "lenet5",
     "lenet_300_100",
     "multi_channel_cnn",
     "names",
     "resnet18",
     "resnet34",
+    "soft_committee",
     "split_filter_cnn",
     "start_",
     "teacher",

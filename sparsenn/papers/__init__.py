@@ -39,6 +39,17 @@ ITEMS = {
         "fig3": "matrices between hidden layers, sorted by norm",
         "fig4": "their singular values, and what they are products of",
     },
+    "spectral": {
+        "fig1": "relevance of the nodes of spectral and direct students of a teacher, as histograms",
+        "fig2": "nodes that are left against the student's width, and what it costs to remove them",
+        "fig3a": "the same on shuffled Fashion-MNIST",
+        "fig3b": "the same on shuffled MNIST",
+        "fig3c": "the same under a teacher with hidden layers of 40 and 20",
+        "fig3d": "the same on California Housing",
+        "fig3e": "the same on CIFAR-100 features of a ResNet-50 (--features FILE)",
+        "grouplasso": "beside the paper: a group lasso of the same strength, by proximal steps",
+        "fig4": "path magnitudes of the students beside the teacher's",
+    },
 }
 _SHARED = {"l1": "items"}  # papers whose items are made by one module
 
@@ -52,15 +63,15 @@ def reproduce(paper: str, item: str, **options: Any) -> Any:
         **options: what the item's own ``reproduce`` takes.
 
     Raises:
-        ValueError: for an unknown paper or item (the message lists the known ones), or an option that the item does not take.
+        ValueError: for an unknown paper or item, or an option that the item does not take; the message lists the known ones.
     """
     if item not in ITEMS.get(paper, {}):
         known = ", ".join(f"{p} {i}" for p, items in ITEMS.items() for i in items)
         raise ValueError(f"reproduce: unknown {paper} {item}; known are {known}")
-    make = importlib.import_module(f"sparsenn.papers.{paper}.{_SHARED.get(paper, item)}").reproduce
+    run = importlib.import_module(f"sparsenn.papers.{paper}.{_SHARED.get(paper, item)}").reproduce
     if paper in _SHARED:
         options["item"] = item
-    unknown = [name for name in options if name not in inspect.signature(make).parameters]
-    if unknown:
-        raise ValueError(f"reproduce {paper} {item} takes no {', '.join(name.replace('_', '-') for name in unknown)}")
-    return make(**options)
+    takes = inspect.signature(run).parameters
+    if foreign := [name.replace("_", "-") for name in options if name not in takes]:
+        raise ValueError(f"reproduce: {paper} {item} takes no {', '.join(foreign)}")
+    return run(**options)

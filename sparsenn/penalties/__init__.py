@@ -5,6 +5,7 @@ from sparsenn.penalties.grouped import GroupL1, Heads, SparseGroupL1, SquaredL1
 from sparsenn.penalties.nonconvex import L0, L0_5, L2_3, MCP, SCAD
 from sparsenn.penalties.ridge import rbv2, rbv2_path, weight_decay
 from sparsenn.penalties.separable import L1, ElasticNet
+from sparsenn.penalties.spectrum import spectral
 
 __all__ = [
     "L0",
@@ -21,5 +22,6 @@ __all__ = [
     "SquaredL1",
     "rbv2",
     "rbv2_path",
+    "spectral",
     "weight_decay",
 ]

@@ -36,20 +36,21 @@ class Table:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                self._name(row)
+                self.name_of(row)
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{path}, line {number}: not a row of this table ({error}); name another folder") from error
             self.rows.append(row)
         if whole != text:
             path.write_text(whole, encoding="utf-8")
 
-    def _name(self, row: Row) -> tuple[Any, ...]:
+    def name_of(self, row: Row) -> tuple[Any, ...]:
+        """The values by which a row is known."""
         return tuple(row[column] for column in self.key)
 
     def missing(self, wanted: Iterable[Row]) -> Iterator[Row]:
         """Those of ``wanted`` that are not in the table."""
-        there = {self._name(row) for row in self.rows}
-        return (row for row in wanted if self._name(row) not in there)
+        there = {self.name_of(row) for row in self.rows}
+        return (row for row in wanted if self.name_of(row) not in there)
 
     def add(self, row: Row) -> None:
         """Append a row; it is on the disk when this returns."""

@@ -22,7 +22,7 @@ from sparsenn.models import SkipMLP
 from sparsenn.nn import RidgeNet
 from sparsenn.nn.ridge import ridge_blocks
 from sparsenn.optim import ridge_proximal
-from sparsenn.papers.table import Row, Table
+from sparsenn.training.table import Row, Table
 
 NETS = ("ridge", "control")
 PENALTIES = ("rbv2", "weight decay", "none", "proximal")

@@ -7,9 +7,9 @@ from typing import Any
 
 from sparsenn.data import require_extra
 from sparsenn.papers.rbv2.experiment import Choices, run
-from sparsenn.papers.table import Row
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.files import write_atomic
+from sparsenn.training.table import Row
 
 LAMS = (1e-1, 1e-3, 1e-5)
 _COLORS = {"rbv2": "#1f5fa8", "weight decay": "#d08a1d", "none": "#9a9a9a", "proximal": "#8c2d5a"}

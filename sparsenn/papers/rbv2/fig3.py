@@ -10,9 +10,9 @@ from torch import nn
 from sparsenn import metrics
 from sparsenn.data import require_extra
 from sparsenn.papers.rbv2.experiment import Choices, between, load_net, run
-from sparsenn.papers.table import Row
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.files import write_atomic
+from sparsenn.training.table import Row
 
 LAM = 1e-3
 # net and penalty of each panel

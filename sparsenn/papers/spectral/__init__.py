@@ -1,0 +1,1 @@
+"""Spectral layers in the student-teacher setting (Giambagli et al. 2023)."""

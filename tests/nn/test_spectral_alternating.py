@@ -1,0 +1,47 @@
+"""The recipe of docs/spectral.md: eigenvalues and eigenvectors trained in turn."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import sparsenn
+
+DOCS = Path(__file__).parents[2] / "docs" / "spectral.md"
+
+
+def recipe() -> str:
+    """The code block that stands under the heading."""
+    text = DOCS.read_text(encoding="utf-8")
+    return re.search(r"## In turn\n.*?```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+def test_each_half_moves_in_its_epochs_alone_and_the_loss_falls():
+    x = torch.randn(64, 6, dtype=torch.float64)
+    y = x[:, :1] * x[:, 1:2]
+    net = nn.Sequential(
+        sparsenn.nn.SpectralLinear(6, 12, train_lambda_in=True, lambda_in_init=nn.init.normal_),
+        nn.ReLU(),
+        sparsenn.nn.SpectralLinear(12, 1),
+    ).double()
+    seen = []
+
+    def train_one_epoch(net, optimizer):
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = (net(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+        seen.append((float(loss.detach()), {name: p.detach().clone() for name, p in net.named_parameters()}))
+
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)  # its momentum would move what only has no new gradient
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    exec(recipe(), {"net": net, "optimizer": optimizer, "train_one_epoch": train_one_epoch, "epochs": 8, "period": 2})
+    for epoch, (_, now) in enumerate(seen):
+        moved = {name.split(".")[1] for name in now if not torch.equal(now[name], before[name])}
+        assert moved == ({"lambda_in", "lambda_out", "bias"} if epoch // 2 % 2 == 0 else {"phi", "bias"})
+        before = now
+    losses = [loss for loss, _ in seen]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.requires_grad for p in net.parameters())
