@@ -160,7 +160,8 @@ void Product::dense(const Packed& packed, const float* x, int64_t scale, int64_t
     for (int64_t first = 0; first < count;) {
       const auto& tile = tiles.with(std::min(count - first, tiles.rows()));
       for (int64_t m = 0; m < tile.rows; ++m) std::fill_n(sums + m * width, width, packed.bias.get()[first + m]);
-      tile.by_column[width / tiles.lanes - 1](depth, packed.weights.get() + first * depth, b, sums, width);
+      // nothing to fetch ahead: the weights of a layer lie in the cache, and so does b
+      tile.by_column[width / tiles.lanes - 1](depth, packed.weights.get() + first * depth, b, sums, width, b, 0);
       for (int64_t m = 0; m < std::min(tile.rows, count - first); ++m) {
         float* to = out + (first + m) * out_stride + lane;
         relu_ ? relu(sums + m * width, width, to) : void(std::memcpy(to, sums + m * width, width * sizeof(float)));
