@@ -73,5 +73,6 @@ def reproduce(paper: str, item: str, **options: Any) -> Any:
         options["item"] = item
     takes = inspect.signature(run).parameters
     if foreign := [name.replace("_", "-") for name in options if name not in takes]:
-        raise ValueError(f"reproduce: {paper} {item} takes no {', '.join(foreign)}")
+        known = ", ".join(name.replace("_", "-") for name in takes if name != "item")
+        raise ValueError(f"reproduce: {paper} {item} takes no {', '.join(foreign)}; it takes {known}")
     return run(**options)
