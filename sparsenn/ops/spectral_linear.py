@@ -57,7 +57,10 @@ def spectral_linear(
         >>> sparsenn.ops.spectral_linear(torch.tensor([1.0, 1.0]), phi, None, torch.tensor([-1.0, 0.5]))
         tensor([ 3.0000, -3.5000])
     """
-    autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(phi.device.type)
+    device = phi.device.type
+    autocast = (
+        torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    )
     _check(input, phi, lambda_in, lambda_out, bias, same_dtype=not autocast)
     if autocast:
         return F.linear(input, spectral_weight(phi, lambda_in, lambda_out), bias)

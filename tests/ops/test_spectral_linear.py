@@ -440,3 +440,9 @@ def test_memory_that_is_saved_for_backward_is_watched(backend):
         phi.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
+
+
+def test_meta_tensors_inside_autocast_of_another_device():
+    phi, ends = torch.empty(3, 4, device="meta"), torch.empty(3, device="meta")
+    with torch.autocast("cpu"):
+        assert spectral_linear(torch.empty(2, 4, device="meta"), phi, None, ends).shape == (2, 3)
