@@ -169,8 +169,9 @@ struct Team {
   }
 };
 
+// One block a multiprocessor is enough, said so: left alone, ptxas would rather spill.
 template <class Op>
-__global__ void __launch_bounds__(kThreads) team(const __grid_constant__ Op op) {
+__global__ void __launch_bounds__(kThreads, 1) team(const __grid_constant__ Op op) {
   extern __shared__ float4 shared[];
   op.run(blockIdx.x, Team{static_cast<int>(threadIdx.x)}, shared);
 }
