@@ -12,12 +12,13 @@ class MissingExtraError(ImportError):
     exit_code = 1
 
 
-def require_extra(module: str, purpose: str) -> ModuleType:
+def require_extra(module: str, purpose: str, extra: str = "experiments") -> ModuleType:
     """Import an optional dependency, or say how to install it.
 
     Args:
         module: the module's dotted name.
         purpose: what needs it, as the beginning of a sentence.
+        extra: the one of the package's extras that brings it.
 
     Raises:
         MissingExtraError: if the module cannot be imported.
@@ -27,4 +28,4 @@ def require_extra(module: str, purpose: str) -> ModuleType:
     except ImportError as error:
         package = module.split(".")[0]
         package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(package, package)
-        raise MissingExtraError(f"{purpose} needs {package}: pip install 'sparsenn[experiments]'") from error
+        raise MissingExtraError(f"{purpose} needs {package}: pip install 'sparsenn[{extra}]'") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsenn._extras import require_extra
 from sparsenn._files import write_atomic
 from sparsenn.artefact.files import plain
 from sparsenn.artefact.trace import is_layer, trace
@@ -35,7 +35,7 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
         The path.
 
     Raises:
-        ImportError: if the package ``onnx`` is not installed; the message has the command.
+        MissingExtraError: if the package ``onnx`` is not installed; the message has the command.
         ValueError: for a layer that is unknown, or a tensor of another type than float32.
 
     Example:
@@ -44,7 +44,7 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
         ...     with tempfile.TemporaryDirectory() as folder:
         ...         _ = sparsenn.artefact.to_onnx(torch.nn.Linear(4, 2), os.path.join(folder, "net.onnx"), torch.ones(1, 4))
     """
-    onnx = _need("onnx", "writing ONNX")
+    onnx = require_extra("onnx", "writing ONNX", "bridges")
     own = plain(model)
     own = nn.Sequential(own) if is_layer(own) else own
     ops = trace(own)
@@ -77,7 +77,7 @@ def to_scipy(model: nn.Module) -> dict[str, Any]:
         For each weight of two or more dimensions its name and a ``scipy.sparse.csr_array`` in its own memory.
 
     Raises:
-        ImportError: if SciPy is not installed; the message has the command.
+        MissingExtraError: if SciPy is not installed; the message has the command.
         ValueError: for half types, which SciPy does not take.
 
     Example:
@@ -87,7 +87,7 @@ def to_scipy(model: nn.Module) -> dict[str, Any]:
         >>> sparsenn.artefact.to_scipy(layer)["weight"].nnz
         4
     """
-    sparse = _need("scipy.sparse", "converting to SciPy")
+    sparse = require_extra("scipy.sparse", "converting to SciPy", "bridges")
     found = {}
     for name, matrix in _matrices(model).items():
         if matrix.dtype not in (torch.float32, torch.float64):
@@ -120,13 +120,6 @@ def to_torch_sparse(model: nn.Module) -> dict[str, Tensor]:
 def _matrices(model: nn.Module, cpu: bool = True) -> dict[str, Tensor]:
     own = {name: p.detach() for name, p in plain(model).named_parameters() if p.dim() >= 2}
     return {name: (p.cpu() if cpu else p).flatten(1) for name, p in own.items()}
-
-
-def _need(module: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{purpose} needs {module.split('.')[0]}: pip install 'sparsenn[bridges]'") from error
 
 
 def _nodes(op: Op, tensors: dict[str, Tensor], extra: dict[str, Tensor], helper: Any) -> list[Any]:

@@ -182,7 +182,20 @@ def ridge_report(net: nn.Module, *, samples: int | None = None, threshold: float
                 rank=effective_rank(values, threshold) if follows else None,
             )
         )
-    matrices = [p for p in net.parameters() if p.dim() > 1]
-    above = [1.0 - sparsity(p, threshold) for p in matrices if p.numel()]
-    zeros = sum(int((p == 0).sum()) for p in matrices)
-    return RidgeReport(tuple(layers), sum(above) / max(len(above), 1), zeros / max(sum(p.numel() for p in matrices), 1))
+    return RidgeReport(tuple(layers), mean_share_above(net, threshold), exact_zeros(net))
+
+
+def mean_share_above(net: nn.Module, threshold: float = NEGLIGIBLE) -> float:
+    """The share of |a| > threshold in each weight matrix of a net, averaged over its matrices; 0 where it has none."""
+    shares = [1.0 - sparsity(p, threshold) for p in _matrices(net) if p.numel()]
+    return sum(shares) / max(len(shares), 1)
+
+
+def exact_zeros(net: nn.Module) -> float:
+    """The share of exact zeros among the entries of all weight matrices of a net; 0 where it has none."""
+    matrices = _matrices(net)
+    return sum(int((p == 0).sum()) for p in matrices) / max(sum(p.numel() for p in matrices), 1)
+
+
+def _matrices(net: nn.Module) -> list[Tensor]:
+    return [p for p in net.parameters() if p.dim() > 1]

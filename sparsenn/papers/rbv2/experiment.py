@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsenn import metrics, penalties
+from sparsenn.metrics.spectrum import exact_zeros, mean_share_above
 from sparsenn.models import SkipMLP
 from sparsenn.nn import RidgeNet
 from sparsenn.nn.ridge import ridge_blocks
@@ -180,13 +181,7 @@ def _cleared(model: nn.Module, penalty: str) -> nn.Module:
 
 @torch.no_grad()
 def _state(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    return above(model), (model(x) - y).square().mean().item()
-
-
-def above(model: nn.Module, threshold: float = metrics.NEGLIGIBLE) -> float:
-    """The share of weights with |a| > 1e-3, averaged over the weight matrices: lower is sparser (Section 3)."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    return sum(1.0 - metrics.sparsity(p, threshold) for p in matrices) / len(matrices)
+    return mean_share_above(model), (model(x) - y).square().mean().item()
 
 
 @torch.no_grad()
@@ -201,8 +196,6 @@ def between(model: nn.Module) -> Tensor:
 @torch.no_grad()
 def summary(model: nn.Module) -> dict[str, Any]:
     """Zeros, living neurons, singular values and rank between the hidden layers."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    zeros = sum(int((p == 0).sum()) for p in matrices) / sum(p.numel() for p in matrices)
     if isinstance(model, SkipMLP):
         values = torch.linalg.svdvals(between(model).double())
         hidden = [layer.weight for layer in model.layers[:-1] if isinstance(layer, nn.Linear)]
@@ -211,7 +204,7 @@ def summary(model: nn.Module) -> dict[str, Any]:
         layers = metrics.ridge_report(model).layers
         values, alive = torch.tensor(layers[1].singular_values), [layer.alive for layer in layers]
     return {
-        "exact_zeros": zeros,
+        "exact_zeros": exact_zeros(model),
         "alive": alive,
         "singular_values": [float(f"{v:.4g}") for v in values[:32].tolist()],
         "rank": metrics.effective_rank(values),
