@@ -84,13 +84,8 @@ def _from_teacher(widths: tuple[int, ...], root: str | None) -> TabularData:
 
 def _shuffled(name: str, root: str | None) -> TabularData:
     images = datasets.shuffle_pixels(datasets.load(name, root, download=True))
-    parts = [
-        images.train_images.flatten(1)[:IMAGES],
-        images.train_labels[:IMAGES],
-        images.test_images.flatten(1),
-        images.test_labels,
-    ]
-    return TabularData(images.name, *parts)
+    train, test = images.train_images.flatten(1), images.test_images.flatten(1)
+    return TabularData(images.name, train, images.train_labels, test, images.test_labels)
 
 
 def _housing(root: str | None) -> TabularData:
@@ -110,22 +105,20 @@ def _features(path: str | None) -> TabularData:
     return datasets.load_features(path)
 
 
-IMAGES = 10_000  # of the training set, the first ones
 _SMALL = (10, 20, 40, 100, 200)
 EXPERIMENTS = {
     "teacher": Experiment("teacher 10-20-20-1", partial(_from_teacher, (10, 20, 20)), reference=20),
     "heterogeneous-teacher": Experiment(
-        "teacher 20-40-20-1", partial(_from_teacher, (20, 40, 20)), (20, 40, 80, 200), 200, 3, reference=40
+        "teacher 20-40-20-1", partial(_from_teacher, (20, 40, 20)), (20, 40, 80, 200), reference=40
     ),
-    "california-housing": Experiment("California Housing", _housing, _SMALL, 60, 3),
-    "shuffled-mnist": Experiment("shuffled MNIST", partial(_shuffled, "mnist"), _SMALL, 40, 3),
-    "shuffled-fashion-mnist": Experiment("shuffled Fashion-MNIST", partial(_shuffled, "fashion-mnist"), _SMALL, 40, 3),
+    "california-housing": Experiment("California Housing", _housing, _SMALL, 60),
+    "shuffled-mnist": Experiment("shuffled MNIST", partial(_shuffled, "mnist"), _SMALL, 40),
+    "shuffled-fashion-mnist": Experiment("shuffled Fashion-MNIST", partial(_shuffled, "fashion-mnist"), _SMALL, 40),
     "cifar100-features": Experiment(
         "CIFAR-100 features of a ResNet-50",
         _features,
         (20, 50, 100, 200, 500),
         50,
-        3,
         hidden2=512,
         student=feature_head,
         spectral_layers=None,
