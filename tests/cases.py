@@ -121,6 +121,8 @@ def _spectral_samples() -> Iterator[tuple[str, tuple]]:
         yield "spectral_weight", (plain[0].transpose(0, 2).contiguous().transpose(0, 2), *plain[1:])
         yield "spectral_weight_backward", (values((4, 3), torch.float64).requires_grad_(), *leaf, wanted)
         yield "spectral_weight_backward", (values((4, 3, 2), torch.float32), *plain, wanted & 6)
+        places = [None if t is None else torch.empty_like(t) for t in plain[1:]]
+        yield "spectral_weight_backward_", (values((4, 3, 2), torch.float32), *plain, *places)
         yield "spectral_linear", (x, *leaf, values((4,), torch.float64).requires_grad_())
         yield "spectral_linear", (values((3,), torch.float32), *spectrum((4, 3), torch.float32, kind), None)
         yield "spectral_linear_backward", (grad, x, *leaf, wanted | 24)

@@ -80,10 +80,12 @@ void pull(const G* grad, const T* phi, const accumulator_t<T>* starts, accumulat
           accumulator_t<T>* columns, accumulator_t<T>* partials) {
   using A = accumulator_t<T>;
   constexpr int64_t kPiece = 512;
+  constexpr bool kAsItLies = std::is_same_v<T, A> && std::is_same_v<G, A>;
   A converted[2][kPiece], unwanted[2][kPiece];
   if (starts && !columns) std::fill_n(unwanted[1], kPiece, A(0));
-  for (int64_t k = 0; k < size; k += kPiece) {
-    const int64_t count = std::min(kPiece, size - k);
+  const int64_t piece = kAsItLies && phi_grad && (columns || !starts) ? size : kPiece;
+  for (int64_t k = 0; k < size; k += piece) {
+    const int64_t count = std::min(piece, size - k);
     const A *wide_grad = converted[0], *wide_phi = converted[1];
     if constexpr (std::is_same_v<G, A>) {
       wide_grad = grad + k;

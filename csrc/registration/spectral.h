@@ -101,6 +101,13 @@ Tensor spectral_weight_new(Tensor phi, Vector lambda_in, Vector lambda_out) {
   return in_layout_of(phi, compose<Device>(spectrum, guard.stream()));
 }
 
+template <class Device>
+Tensor workspace_of(const CheckedSpectrum& spectrum) {
+  return torch::stable::new_empty(
+      spectrum.phi, std::vector<int64_t>{spectral_weight_workspace<typename Device::Tag>(spectrum.view)},
+      ScalarType::Byte);
+}
+
 // grad becomes the gradient of phi where that is `in_place`.
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> take_apart(const Tensor& grad, const CheckedSpectrum& spectrum, int64_t wanted,
@@ -112,8 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> take_apart(const Tensor& grad, const CheckedS
   Tensor out = empty_or_none(spectrum.phi, wanted & kLambdaOut, {view.out});
   const SpectralGradients gradients{data_or_null(phi, wanted & kPhi), data_or_null(in, wanted & kLambdaIn),
                                     data_or_null(out, wanted & kLambdaOut), nullptr, nullptr};
-  const Tensor workspace = torch::stable::new_empty(
-      spectrum.phi, std::vector<int64_t>{spectral_weight_workspace<typename Device::Tag>(view)}, ScalarType::Byte);
+  const Tensor workspace = workspace_of<Device>(spectrum);
   spectral_weight_backward<typename Device::Tag>(grad.data_ptr(), view, gradients, workspace.data_ptr(), stream);
   return {phi, in, out};
 }
@@ -127,6 +133,58 @@ std::tuple<Tensor, Tensor, Tensor> spectral_weight_backward_new(Tensor grad, Ten
   const typename Device::Guard guard(phi);
   auto [d_phi, d_in, d_out] = take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
   return {wanted & kPhi ? in_layout_of(phi, d_phi) : d_phi, d_in, d_out};
+}
+
+// A tensor that is written in row-major order: itself, or a copy that is brought back.
+class Place {
+ public:
+  explicit Place(const Tensor& given) : given_(given), own_(row_major(given)) {}
+  void* data() const { return own_.data_ptr(); }
+  void bring_back() {
+    if (!is_contiguous(view_of(given_))) torch::stable::copy_(given_, own_);
+  }
+
+ private:
+  Tensor given_, own_;
+};
+
+template <class Device>
+void spectral_weight_backward_in_place(Tensor grad, Tensor phi, Vector lambda_in, Vector lambda_out, Vector d_lambda_in,
+                                       Vector d_lambda_out) {
+  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
+  STD_TORCH_CHECK((lambda_in || !d_lambda_in) && (lambda_out || !d_lambda_out),
+                  "sparsenn::spectral_weight_backward_: an eigenvalue that is absent has no gradient");
+  check_device(grad, phi.device());
+  check_like(view_of(grad), view_of(phi), view_of(phi).dtype, "the gradient");
+  if (d_lambda_in) check_vector(*d_lambda_in, spectrum.view.in, phi, "d_lambda_in");
+  if (d_lambda_out) check_vector(*d_lambda_out, spectrum.view.out, phi, "d_lambda_out");
+  std::vector<TensorView> met{view_of(phi)};
+  for (const Vector& read : {lambda_in, lambda_out}) {
+    if (read) met.push_back(view_of(*read));
+  }
+  const Vector written[3] = {grad, d_lambda_in, d_lambda_out};
+  for (const Vector& tensor : written) {
+    if (!tensor) continue;
+    const TensorView own = view_of(*tensor);
+    check_writable(own, "a gradient");
+    for (const TensorView& other : met) {
+      STD_TORCH_CHECK(!share_memory(own, other),
+                      "sparsenn::spectral_weight_backward_: a gradient shares memory with another argument");
+    }
+    met.push_back(own);
+  }
+  const typename Device::Guard guard(phi);
+  std::optional<Place> places[3];
+  void* data[3] = {};
+  for (int k = 0; k < 3; ++k) {
+    if (written[k]) data[k] = places[k].emplace(*written[k]).data();
+  }
+  const Tensor workspace = workspace_of<Device>(spectrum);
+  spectral_weight_backward<typename Device::Tag>(data[0], spectrum.view, {data[0], data[1], data[2], nullptr, nullptr},
+                                                 workspace.data_ptr(), guard.stream());
+  for (auto& place : places) {
+    if (place) place->bring_back();
+  }
 }
 
 // How many rows of `columns` numbers a tensor has, whatever its leading dimensions.
@@ -171,6 +229,7 @@ template <class Device>
 void implement_spectral(torch::stable::detail::StableLibrary& m) {
   m.impl("spectral_weight", TORCH_BOX(&spectral_weight_new<Device>));
   m.impl("spectral_weight_backward", TORCH_BOX(&spectral_weight_backward_new<Device>));
+  m.impl("spectral_weight_backward_", TORCH_BOX(&spectral_weight_backward_in_place<Device>));
   m.impl("spectral_linear", TORCH_BOX(&spectral_linear_new<Device>));
   m.impl("spectral_linear_backward", TORCH_BOX(&spectral_linear_backward_new<Device>));
 }

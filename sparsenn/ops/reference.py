@@ -243,6 +243,22 @@ def spectral_weight_backward(
     return torch.empty_like(phi).copy_(d_phi) if wanted & 1 else d_phi, d_in, d_out
 
 
+def spectral_weight_backward_(
+    grad: Tensor,
+    phi: Tensor,
+    lambda_in: Tensor | None,
+    lambda_out: Tensor | None,
+    d_lambda_in: Tensor | None,
+    d_lambda_out: Tensor | None,
+) -> None:
+    """`composed_weight_gradients` in place: that of phi replaces that of the weight."""
+    d_phi, d_in, d_out = composed_weight_gradients(grad, phi, lambda_in, lambda_out)
+    grad.copy_(d_phi)
+    for place, value in ((d_lambda_in, d_in), (d_lambda_out, d_out)):
+        if place is not None and value is not None:
+            place.copy_(value)
+
+
 def spectral_linear(x: Tensor, phi: Tensor, lambda_in: Tensor | None, lambda_out: Tensor | None, bias: Tensor | None) -> Tensor:
     """`composed_linear` as an operator."""
     return composed_linear(x, phi, lambda_in, lambda_out, bias).contiguous()

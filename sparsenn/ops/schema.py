@@ -42,6 +42,11 @@ SCHEMAS = {
     "spectral_weight_backward": (
         "(Tensor grad, Tensor phi, Tensor? lambda_in, Tensor? lambda_out, int wanted) -> (Tensor, Tensor, Tensor)"
     ),
+    # The same in place: grad becomes the gradient of phi, and those of the eigenvalues go where they are wanted.
+    "spectral_weight_backward_": (
+        "(Tensor(a!) grad, Tensor phi, Tensor? lambda_in, Tensor? lambda_out, Tensor(b!)? d_lambda_in, "
+        "Tensor(c!)? d_lambda_out) -> ()"
+    ),
     # z = x w^T + bias for x (..., in) and phi (out, in), without w in memory where a kernel can do so
     "spectral_linear": "(Tensor input, Tensor phi, Tensor? lambda_in, Tensor? lambda_out, Tensor? bias) -> Tensor",
     # The gradients of phi, lambda_in, lambda_out, input and bias; wanted as above, with 8 (input) and 16 (bias).

@@ -104,6 +104,35 @@ def test_the_weight_and_its_gradients_equal_float64(backend, device, dtype, kind
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_gradients_in_place_are_the_same_bits(backend, device, dtype, kind, layout):
+    phi, *ends = spectrum((6, 5, 3, 2), dtype, kind, device)
+    phi, grad_ = (LAYOUTS[layout](t) for t in (phi, values(phi.shape, dtype, device)))
+    right = _ops.spectral_weight_backward(grad_, phi, *ends, 7)
+    places = [None if t is None else torch.full((2 * len(t),), 7.0, dtype=dtype, device=device)[::2] for t in ends]
+    _ops.spectral_weight_backward_(grad_, phi, *ends, *places)
+    assert torch.equal(grad_, right[0])
+    for place, expected in zip(places, right[1:], strict=True):
+        assert place is None or (torch.equal(place, expected) and bool((place._base[1::2] == 7).all()))
+
+
+def test_the_gradients_in_place_refuse_what_they_would_spoil(kernels):
+    phi, ends = torch.ones(2, 2), (torch.ones(2), None)
+    for arguments, message in (
+        ((phi, phi, *ends, None, None), "shares memory"),
+        ((torch.ones(2, 2), phi, *ends, ends[0], None), "shares memory"),
+        ((torch.ones(2, 1).expand(2, 2), phi, *ends, None, None), "expanded"),
+        ((torch.ones(2, 2), phi, *ends, None, torch.ones(2)), "absent"),
+        ((torch.ones(2, 2), phi, *ends, torch.ones(3), None), "d_lambda_in takes 2"),
+        ((torch.ones(2, 3), phi, *ends, None, None), "shape"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            _ops.spectral_weight_backward_(*arguments)
+    assert bool((phi == 1).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_weight_equals_the_reference_to_the_bit_in_any_layout(kernels, device, dtype, kind, layout):
     phi, *ends = spectrum((6, 5, 3, 2), dtype, kind, device)
     phi, grad_ = (LAYOUTS[layout](t) for t in (phi, values(phi.shape, dtype, device)))
