@@ -103,9 +103,9 @@ Tensor spectral_weight_new(Tensor phi, Vector lambda_in, Vector lambda_out) {
 
 template <class Device>
 Tensor workspace_of(const CheckedSpectrum& spectrum) {
-  return torch::stable::new_empty(
-      spectrum.phi, std::vector<int64_t>{spectral_weight_workspace<typename Device::Tag>(spectrum.view)},
-      ScalarType::Byte);
+  return torch::stable::new_empty(spectrum.phi,
+                                  std::vector<int64_t>{spectral_weight_workspace<typename Device::Tag>(spectrum.view)},
+                                  ScalarType::Byte);
 }
 
 // grad becomes the gradient of phi where that is `in_place`.
