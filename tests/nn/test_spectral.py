@@ -317,6 +317,21 @@ def test_a_gate_behind_a_layer_without_bias_is_a_spectral_layer():
     torch.testing.assert_close(gate(plain(x)), spectral(x))
 
 
+def test_the_eigenvalues_of_filters_are_the_scales_of_network_slimming():
+    convolution, norm = nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3).eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(tensor)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    spectral = SpectralConv2d(2, 3, 3)
+    with torch.no_grad():
+        spectral.phi.copy_(convolution.weight)
+        spectral.lambda_out.copy_(-scale)
+        spectral.bias.copy_(norm.bias - scale * norm.running_mean)
+    x = torch.randn(2, 2, 6, 6)
+    torch.testing.assert_close(spectral(x), norm(convolution(x)))
+
+
 @pytest.mark.parametrize("shape", [(3,), (5, 4), (5, 4, 3)])
 def test_a_gate_refuses_other_channels(shape):
     with pytest.raises(ValueError, match=r"SpectralGate: input has shape .*; it takes 3 channels along dimension 1"):
