@@ -29,9 +29,10 @@ struct Products {
   static constexpr int W = kWide<T>, kVectors = W / kLanes;
   using V = vector_t<T, kLanes>;
 
-  // z[m] = bias[m] + sum_k w[m][k] x[k] for kRows outputs m of one vector of samples.
-  template <int kRows>
-  static SPARSENN_INLINE void forward_tile(int64_t depth, const T* w, const T* bias, const T* x, T* z) {
+  // to[m] = bias[m] + sum_k w(m, k) from[k] for kRows rows m of one vector of samples, where w(m, k) is w[m][k], or
+  // w[k][m] where it is transposed, in rows of `stride`; bias may be null.
+  template <int kRows, bool kTransposed>
+  static SPARSENN_INLINE void tile(int64_t depth, const T* w, int64_t stride, const T* bias, const T* from, T* to) {
     V sums[kRows][kVectors];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -43,11 +44,11 @@ struct Products {
     for (int64_t k = 0; k < depth; ++k) {
       V right[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) read<kLanes>(right[v], x + k * W + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) read<kLanes>(right[v], from + k * W + v * kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         V left;
-        splat<kLanes>(left, w + m * depth + k);
+        splat<kLanes>(left, w + (kTransposed ? k * stride + m : m * stride + k));
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) accumulate<kLanes, T>(sums[m][v], left, right[v]);
       }
@@ -55,56 +56,28 @@ struct Products {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) write<kLanes>(z + m * W + v * kLanes, sums[m][v]);
+      for (int v = 0; v < kVectors; ++v) write<kLanes>(to + m * W + v * kLanes, sums[m][v]);
     }
   }
 
-  template <int kRows>
-  static SPARSENN_INLINE void forward_rows(int64_t& m, int64_t rows, int64_t depth, const T* w, const T* bias,
-                                           const T* x, T* z) {
+  template <int kRows, bool kTransposed>
+  static SPARSENN_INLINE void tiles(int64_t& m, int64_t rows, int64_t depth, const T* w, int64_t stride, const T* bias,
+                                    const T* from, T* to) {
     for (; m + kRows <= rows; m += kRows) {
-      forward_tile<kRows>(depth, w + m * depth, bias ? bias + m : nullptr, x, z + m * W);
+      tile<kRows, kTransposed>(depth, w + (kTransposed ? m : m * stride), stride, bias ? bias + m : nullptr, from,
+                               to + m * W);
     }
-    if constexpr (kRows > 1) forward_rows<kRows / 2>(m, rows, depth, w, bias, x, z);
+    if constexpr (kRows > 1) tiles<kRows / 2, kTransposed>(m, rows, depth, w, stride, bias, from, to);
   }
 
   static SPARSENN_INLINE void forward(int64_t rows, int64_t depth, const T* w, const T* bias, const T* x, T* z) {
     int64_t m = 0;
-    forward_rows<kForward>(m, rows, depth, w, bias, x, z);
-  }
-
-  // pulls[i] = sum_m w[m][i] from[m] for kRows inputs i of one vector of samples.
-  template <int kRows>
-  static SPARSENN_INLINE void back_tile(int64_t rows, int64_t depth, const T* w, const T* from, T* pulls) {
-    V sums[kRows][kVectors] = {};
-    for (int64_t m = 0; m < rows; ++m) {
-      V right[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) read<kLanes>(right[v], from + m * W + v * kLanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        V left;
-        splat<kLanes>(left, w + m * depth + i);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) accumulate<kLanes, T>(sums[i][v], left, right[v]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) write<kLanes>(pulls + i * W + v * kLanes, sums[i][v]);
-    }
-  }
-
-  template <int kRows>
-  static SPARSENN_INLINE void back_rows(int64_t& i, int64_t rows, int64_t depth, const T* w, const T* from, T* pulls) {
-    for (; i + kRows <= depth; i += kRows) back_tile<kRows>(rows, depth, w + i, from, pulls + i * W);
-    if constexpr (kRows > 1) back_rows<kRows / 2>(i, rows, depth, w, from, pulls);
+    tiles<kForward, false>(m, rows, depth, w, depth, bias, x, z);
   }
 
   static SPARSENN_INLINE void hand_back(int64_t rows, int64_t depth, const T* w, const T* from, T* pulls) {
     int64_t i = 0;
-    back_rows<kBack>(i, rows, depth, w, from, pulls);
+    tiles<kBack, true>(i, depth, rows, w, depth, nullptr, from, pulls);
   }
 
   // to[m][i] = sum_s pulls[m][s] x[s][i] over the samples, for kRows outputs m and kSpan vectors of inputs i.
