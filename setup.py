@@ -83,7 +83,7 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
 
 
-def extensions(cuda: bool, reason: str) -> list:
+def extensions(cuda: bool) -> list:
     from pybind11.setup_helpers import Pybind11Extension
 
     headers = sources("*.h", "*/*.h", "*/*.cuh")
@@ -113,13 +113,11 @@ def extensions(cuda: bool, reason: str) -> list:
                 py_limited_api=True,
             )
         )
-    build_info = [(f"SPARSENN_BUILD_{key.upper()}", f'"{value}"') for key, value in stamp(cuda, reason).items()]
     modules.append(
         Pybind11Extension(
             "sparsenn._native",
             sources("registration/native.cpp", "registration/runtime.cpp", "runtime/*.cpp"),
             include_dirs=[str(ROOT / "csrc")],
-            define_macros=build_info,
             extra_compile_args=host_flags(),
             depends=headers,
             cxx_std=20,
@@ -129,11 +127,21 @@ def extensions(cuda: bool, reason: str) -> list:
 
 
 class BuildKernels(cpp_extension.BuildExtension):
-    """Compiles the CPU kernels once: the NumPy module links the objects that the CPU library was made of."""
+    """Compiles the CPU kernels once: the NumPy module links the objects that the CPU library was made of.
+
+    The stamp is a header, since a macro on the command line would compile every file of the module again each time.
+    """
+
+    stamp: dict[str, str]
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "sparsenn._native":
             ext.extra_objects = self.compiler.object_filenames(sources("cpu/*.cpp"), output_dir=self.build_temp)
+            folder = Path(self.build_temp).resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [f'#define SPARSENN_BUILD_{key.upper()} "{value}"\n' for key, value in self.stamp.items()]
+            (folder / "build_info.h").write_text("".join(lines), encoding="utf-8")
+            ext.include_dirs.append(str(folder))
         super().build_extension(ext)
 
 
@@ -146,8 +154,9 @@ def main() -> None:
     say(f"{'CPU and CUDA' if cuda else 'CPU only'} ({reason})")
     if cuda:
         say(f"architectures {architectures()}")
+    BuildKernels.stamp = stamp(cuda, reason)
     setup(
-        ext_modules=extensions(cuda, reason),
+        ext_modules=extensions(cuda),
         cmdclass={"build_ext": BuildKernels},
     )
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "build_info.h"  // written by setup.py
 #include "launchers.h"
 
 namespace py = pybind11;
