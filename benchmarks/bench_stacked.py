@@ -1,6 +1,6 @@
-"""Small students in training, many at once: 20 steps of R runs a call, batches of 16, SGD with momentum, an L1 subgradient.
+"""Small students in training, many at once: 100 steps of R runs a call, batches of 16, SGD with momentum, an L1 subgradient.
 
-Run-steps a second are 20 R over the seconds of a call. The peers: the ordinary loop over one student after the other, vmap over
+Run-steps a second are 100 R over the seconds of a call. The peers: the ordinary loop over one student after the other, vmap over
 the gradient, batched products with the chain rule written out, and the same compiled.
 """
 
@@ -22,8 +22,8 @@ STUDENTS = {
     "fcn_256_32": ([PatchLayer(12, 256), PatchLayer(256, 32), PatchLayer(32, 1)], "relu"),
     "multiChannelCNN": ([PatchLayer(1, 4, 12, 3), PatchLayer(4, 4, 4, 2), PatchLayer(4, 1, 2, 2)], "tanh"),
 }
-STEPS, BATCH, LR, MOMENTUM, LAM = 20, 16, 5e-3, 0.9, 1e-5
-TOLERANCE = 2e-4  # of weights after 20 steps in float32
+STEPS, BATCH, LR, MOMENTUM, LAM = 100, 16, 5e-3, 0.9, 1e-5
+TOLERANCE = 2e-4  # of weights after 100 steps in float32
 
 
 @dataclass(frozen=True)

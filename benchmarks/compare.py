@@ -126,6 +126,10 @@ def targets() -> Iterator[Target]:
             group = f"training · step · cpu · {batch} · D={depth}"
             yield Target(group, "training: ours ÷ dense", bound, lambda g: g.ratio("optimizer", "dense"), at_most=True)
 
+    for size, loop, bmm in (("fcn_256_32 · R=10", 25, 3), ("fcn_256_32 · R=45", 25, 3), ("multiChannelCNN · R=32", 1000, 10)):
+        group = f"stacked_steps · cpu · {size}"
+        yield Target(group, "stack: the ordinary loop ÷ ours", loop, lambda g: g.ratio("loop", "fused"))
+        yield Target(group, "stack: compiled bmm ÷ ours", bmm, lambda g: g.ratio("compiled-bmm", "fused"))
     for size, bound in (("lenet-c100-b1", 10), ("lenet-c500-b1", 16), ("lenet-c100-b256", 9), ("lenet-c500-b256", 27)):
         yield Target(runtime(size), "ONNX Runtime ÷ ours", bound, lambda g: g.ratio("onnx-runtime", "runtime"))
     for batch in (1, 8, 64, 256):
