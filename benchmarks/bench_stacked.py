@@ -1,6 +1,6 @@
 """Small students in training, many at once: 100 steps of R runs a call, batches of 16, SGD with momentum, an L1 subgradient.
 
-Run-steps a second are 100 R over the seconds of a call. The peers: the ordinary loop over one student after the other, vmap over
+Run-steps a second are 100 R over the seconds of a call. The peers: the ordinary loop, one student after the other, vmap over
 the gradient, batched products with the chain rule written out, and the same compiled.
 """
 
