@@ -219,6 +219,13 @@ def _add_reproduce(commands: Any) -> None:
     students.add_argument("--pairs", metavar="WHICH", help="all, or matched: activations of teacher and student alike")
     students.add_argument("--size", metavar="N", type=int, help="samples (default: 5120, or 100000 for large students)")
     students.add_argument("--no-train", action="store_true", help="make the item of the rows that are there")
+    ridge = parser.add_argument_group("rbv2")
+    ridge.add_argument(
+        "--choices",
+        metavar="NAME=VALUE",
+        nargs="+",
+        help="what the text leaves open: outputs, batch_size, reduction, skip",
+    )
     parser.add_argument("--quiet", action="store_true", default=False, help="print errors only")
     parser.set_defaults(command=_reproduce)
 

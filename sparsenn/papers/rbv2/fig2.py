@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsenn.data import require_extra
-from sparsenn.papers.rbv2.experiment import Choices, run
+from sparsenn.papers.rbv2.experiment import Choices
+from sparsenn.papers.rbv2.runs import collect
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.table import Row
@@ -22,7 +24,12 @@ _LABELS = {
 
 
 def reproduce(
-    out: str | Path = "runs/rbv2", *, epochs: int = 200_000, seeds: int = 1, choices: Choices | None = None, quiet: bool = True
+    out: str | Path = "runs/rbv2",
+    *,
+    epochs: int = 200_000,
+    seeds: int = 1,
+    choices: Choices | Sequence[str] | None = None,
+    quiet: bool = True,
 ) -> Path:
     """Train the net of Theorem 1 with each penalty and strength; write ``runs.jsonl``, one line a run, and ``fig2.png``.
 
@@ -30,7 +37,7 @@ def reproduce(
         out: the folder; runs that its table has are not computed again.
         epochs: full passes over the 81 points.
         seeds: runs of each cell; the first is drawn, as the paper shows one typical run.
-        choices: what the text leaves open.
+        choices: what the text leaves open, as `Choices` or in words such as ``"outputs=16"``.
         quiet: print no line a run.
 
     Returns:
@@ -52,7 +59,7 @@ def reproduce(
         for penalty in _COLORS
         if penalty != "none" or lam == LAMS[0]
     ]
-    rows = run(Path(out), wanted, choices or Choices(), quiet=quiet)
+    rows = collect(Path(out), wanted, Choices.of(choices), quiet=quiet)
     picture = Path(out) / "fig2.png"
     write_atomic(picture, _draw([row for row in rows if row["seed"] == 0]))
     return picture
@@ -64,7 +71,7 @@ def _draw(rows: list[Row]) -> bytes:
     for axes, lam in zip(panels, LAMS, strict=True):
         own = [row for row in rows if row["lam"] in (lam, 0.0)]
         for row in own:
-            epochs, above, _ = zip(*row["curve"], strict=True)
+            epochs, above, *_ = zip(*row["curve"], strict=True)
             axes.plot([max(e, 0.8) for e in epochs], above, color=_COLORS[row["penalty"]], label=_LABELS[row["penalty"]])
         errors = ", ".join(f"{row['mse']:.1g}" for row in own)
         axes.set_title(f"λ = {lam:g}\nMSE {errors}", fontsize=10)
