@@ -83,14 +83,7 @@ def _from_teacher(widths: tuple[int, ...], root: str | None) -> TabularData:
 
 
 def _shuffled(name: str, root: str | None) -> TabularData:
-    images = datasets.shuffle_pixels(datasets.load(name, root, download=True))
-    parts = [
-        images.train_images.flatten(1)[:IMAGES],
-        images.train_labels[:IMAGES],
-        images.test_images.flatten(1),
-        images.test_labels,
-    ]
-    return TabularData(images.name, *parts)
+    return TabularData.of_images(datasets.shuffle_pixels(datasets.load(name, root, download=True)), IMAGES)
 
 
 def _housing(root: str | None) -> TabularData:

@@ -1,0 +1,318 @@
+"""Beside the paper: the norm on real data, next to weight decay, proximal L1 and factorization, and the nets that are left."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from sparsenn import data as datasets
+from sparsenn import metrics, penalties
+from sparsenn.data import TabularData, require_extra
+from sparsenn.metrics.spectrum import exact_zeros
+from sparsenn.nn import RidgeNet
+from sparsenn.nn.convert import collapse
+from sparsenn.optim import FactorizedSGD, ProxSGD, param_groups, ridge_proximal
+from sparsenn.prune import compact
+from sparsenn.training.batches import batch_count, batches, epoch_order
+from sparsenn.training.errors import TrainingDiverged
+from sparsenn.training.figures import new_figure, png
+from sparsenn.training.files import write_atomic
+from sparsenn.training.schedules import make_scheduler
+from sparsenn.training.serving import bench_model
+from sparsenn.training.table import Row, Table
+
+_KEY = ("task", "method", "lam", "seed", "epochs", "width")
+_BATCH_SIZE = 256
+_SERVED = (1, 64, 1024)  # batches at which the smaller net is timed
+_TOLERANCE = {"california-housing": 1.05, "mnist": 1.25}  # of the error without penalty, that a net to be served may have
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and the ridge nets that learn it.
+
+    Attributes:
+        title: what stands above a picture.
+        load: takes a data root, gives the samples.
+        outputs: D.
+        functional_width: d between the two blocks.
+        epochs: passes over the samples.
+        lr: of Adam and of SGD.
+        loss: of outputs and targets.
+        error: likewise, of the test samples.
+        says: what the error is.
+    """
+
+    title: str
+    load: Callable[[str | None], TabularData]
+    outputs: int
+    functional_width: int
+    epochs: int
+    lr: tuple[float, float]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    error: Callable[[Tensor, Tensor], Tensor]
+    says: str
+
+
+def _mnist(root: str | None) -> TabularData:
+    return TabularData.of_images(datasets.load("mnist", root, download=True))
+
+
+def _mistakes(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) != targets).double().mean()
+
+
+TASKS = {
+    "california-housing": Task(
+        "California Housing",
+        lambda root: datasets.load_california_housing(root, download_missing=True),
+        1,
+        16,
+        20,
+        (3e-3, 0.01),
+        functional.mse_loss,
+        functional.mse_loss,
+        "test MSE",
+    ),
+    "mnist": Task("MNIST", _mnist, 10, 32, 5, (3e-3, 0.1), functional.cross_entropy, _mistakes, "test error"),
+}
+# λ, and the color of the method
+METHODS: dict[str, tuple[tuple[float, ...], str]] = {
+    "norm, proximal": ((1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "#8c2d5a"),
+    "norm in the loss": ((1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "#1f5fa8"),
+    "weight decay": ((1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "#d08a1d"),
+    "ProxSGD": ((1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "#4f7f3f"),
+    "FactorizedSGD": ((1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "#2a9d9d"),
+    "none": ((0.0,), "#9a9a9a"),
+}
+
+
+def reproduce(
+    out: str | Path = "runs/rbv2",
+    *,
+    seeds: int = 3,
+    epochs: int | None = None,
+    width: int = 256,
+    tasks: Sequence[str] = tuple(TASKS),
+    data_root: str | None = None,
+    quiet: bool = True,
+) -> Path:
+    """Train ridge nets of two blocks on real data by every method and strength; write a table as JSON lines and CSV, a picture.
+
+    The methods: the norm by proximal steps in its path form, and as Equation 2 in the loss, both under Adam; squared L2 on all
+    parameters under Adam; L1 on weights by `ProxSGD`; L_{2/3} by `FactorizedSGD` of depth 3; and none, under Adam. Learning
+    rates fall along a cosine. A trained net is balanced, its weights up to 1e-3 become 0, as the paper counts, and its dead
+    neurons are cleared; its error is reported before and after. `prune.compact` then makes it smaller. What that gains in speed
+    is measured with `training.serving.bench_model` for the nets of the first seed.
+
+    Args:
+        out: the folder; runs that its table has are not computed again.
+        seeds: nets of each method and strength.
+        epochs: passes over the samples; None for the task's.
+        width: K, neurons of each of the two blocks.
+        tasks: some of ``TASKS``.
+        data_root: as for ``sparsenn train``.
+        quiet: print no line a run.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ValueError: for a setting out of range.
+        DataError: if a data file is missing or damaged.
+    """
+    unknown = [name for name in tasks if name not in TASKS]
+    if unknown or not tasks:
+        raise ValueError(f"beyond: tasks are {list(tasks)}; it takes some of {', '.join(TASKS)}")
+    if seeds < 1 or width < 1 or (epochs is not None and epochs < 1):
+        raise ValueError("beyond: it takes 1 or more seeds, neurons and epochs")
+    require_extra("matplotlib", "drawing pictures")
+    table = Table(Path(out) / "beyond.jsonl", _KEY)
+    wanted: list[Row] = [
+        {"task": name, "method": method, "lam": lam, "seed": seed, "epochs": epochs or TASKS[name].epochs, "width": width}
+        for name in tasks
+        for seed in range(seeds)
+        for method, (lams, _) in METHODS.items()
+        for lam in lams
+    ]
+    for name in tasks:
+        todo = list(table.missing(row for row in wanted if row["task"] == name))
+        data = TASKS[name].load(data_root) if todo else None
+        for row in todo:
+            assert data is not None
+            table.add({**row, **_measure(TASKS[name], data, row)})
+            if not quiet:
+                print(_line(table.rows[-1]), file=sys.stderr, flush=True)
+    names = {table.name_of(row) for row in wanted}
+    rows = [row for row in table.rows if table.name_of(row) in names]
+    write_atomic(Path(out) / "beyond.csv", _summary(rows))
+    picture = Path(out) / "beyond.png"
+    write_atomic(picture, _draw(rows))
+    return picture
+
+
+def train(task: Task, data: TabularData, row: Row) -> RidgeNet:
+    """The net of a row."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(row["seed"])
+        net = RidgeNet(data.in_features, task.outputs, width=row["width"], functional_width=task.functional_width)
+    optimizer = _optimizer(task, net, row)
+    norm = penalties.rbv2 if row["method"] == "norm in the loss" else None
+    scheduler = make_scheduler(optimizer, "cosine", row["epochs"] * batch_count(len(data.train_inputs), _BATCH_SIZE))
+    for epoch in range(row["epochs"]):
+        order = epoch_order(len(data.train_inputs), row["seed"], epoch)
+        for inputs, targets in batches(data.train_inputs, data.train_targets, order, _BATCH_SIZE):
+            optimizer.zero_grad()
+            loss = task.loss(net(inputs), targets)
+            (loss if norm is None else loss + row["lam"] * norm(net)).backward()
+            optimizer.step()
+            scheduler.step()
+        if not loss.isfinite():
+            message = f"beyond: the loss of {row['method']} at λ = {row['lam']:g} is not a finite number in epoch {epoch + 1}"
+            raise TrainingDiverged(message, epoch + 1, None)
+    return net
+
+
+def _optimizer(task: Task, net: RidgeNet, row: Row) -> Optimizer:
+    method, lam, (adam, sgd) = row["method"], row["lam"], task.lr
+    if method == "ProxSGD":
+        return ProxSGD(param_groups(net, lam=lam), sgd, momentum=0.9)
+    if method == "FactorizedSGD":
+        generator = torch.Generator().manual_seed(row["seed"])
+        return FactorizedSGD(net.parameters(), sgd, depth=3, lam=lam, momentum=0.9, generator=generator)
+    if method == "norm, proximal":
+        return ridge_proximal(net, lambda groups: torch.optim.Adam(groups, adam, fused=True), lam)
+    decay = 2 * lam if method == "weight decay" else 0.0  # the gradient of λ Σ p²
+    return torch.optim.Adam(net.parameters(), adam, weight_decay=decay, fused=True)
+
+
+def cleared(net: RidgeNet) -> RidgeNet:
+    """A copy in which every neuron is balanced, what counts as zero is zero, and the dead are empty."""
+    return collapse(copy.deepcopy(net).balance_(), metrics.NEGLIGIBLE).balance_()
+
+
+@torch.no_grad()
+def _error(task: Task, data: TabularData, net: nn.Module) -> float:
+    return float(task.error(net(data.test_inputs), data.test_targets))
+
+
+def _measure(task: Task, data: TabularData, row: Row) -> Row:
+    net = train(task, data, row)
+    small = cleared(net)
+    report = metrics.ridge_report(small, threshold=0.0)
+    found: Row = {
+        "error": _error(task, data, net),
+        "error_cleared": _error(task, data, small),
+        "exact_zeros": exact_zeros(net),
+        "zeros_cleared": exact_zeros(small),
+        "alive": [layer.alive for layer in report.layers],
+        "rank": metrics.effective_rank(torch.tensor(report.layers[1].singular_values)),
+        "parameters": _count(net),
+        "parameters_compact": _count(compact(small, data.test_inputs[:2])),
+    }
+    if row["seed"] == 0:
+        served = bench_model(small, (data.in_features,), _SERVED, seconds=0.2)
+        pairs = zip(served.seconds["torch"], served.seconds["compacted"], strict=True)
+        found["faster"] = [float(f"{whole / less:.3g}") for whole, less in pairs]
+        found["runtime_faster"] = [float(f"{served.speed_up(batch):.3g}") for batch in _SERVED]
+    return found
+
+
+def _count(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def _line(row: Row) -> str:
+    alive = " + ".join(map(str, row["alive"]))
+    return (
+        f"{row['task']}, {row['method']}, λ = {row['lam']:g}, seed {row['seed']}: error {row['error']:.4f}, cleared "
+        f"{row['error_cleared']:.4f}, {alive} neurons, rank {row['rank']}, {row['parameters_compact']} parameters"
+    )
+
+
+_FIGURES: dict[str, Callable[[Row], float]] = {
+    "error": lambda row: row["error"],
+    "error_cleared": lambda row: row["error_cleared"],
+    "exact_zeros": lambda row: row["exact_zeros"],
+    "zeros_cleared": lambda row: row["zeros_cleared"],
+    "alive": lambda row: sum(row["alive"]),
+    "rank": lambda row: row["rank"],
+    "parameters_compact": lambda row: row["parameters_compact"],
+}
+
+
+def _cells(rows: Sequence[Row]) -> Iterator[tuple[str, str, float, list[Row]]]:
+    """The seeds of each task, method and strength."""
+    for cell in dict.fromkeys((row["task"], row["method"], row["lam"]) for row in rows):
+        yield *cell, [row for row in rows if (row["task"], row["method"], row["lam"]) == cell]
+
+
+def _mean_std(rows: Sequence[Row], figure: str) -> tuple[float, float]:
+    values = torch.tensor([_FIGURES[figure](row) for row in rows], dtype=torch.float64)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def _summary(rows: Sequence[Row]) -> bytes:
+    """One line for each task, method and strength; the gain in speed for the smallest net of a method that is good enough."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = [f"{name}_{kind}" for name in _FIGURES for kind in ("mean", "std")]
+    speed = [f"{what}_batch_{batch}" for what in ("compact_faster", "runtime_faster") for batch in _SERVED]
+    writer.writerow(["task", "method", "lam", "seeds", *head, *speed])
+    served = {id(row) for row in _served(rows)}
+    for task, method, lam, own in _cells(rows):
+        figures = [f"{value:.4g}" for name in _FIGURES for value in _mean_std(own, name)]
+        gains = next(([*row["faster"], *row["runtime_faster"]] for row in own if id(row) in served), [""] * len(speed))
+        writer.writerow([task, method, lam, len(own), *figures, *gains])
+    return text.getvalue().encode()
+
+
+def _served(rows: Sequence[Row]) -> Iterator[Row]:
+    """Of each task and method the net of the first seed with the fewest parameters whose error is near that without penalty."""
+    for task, method in dict.fromkeys((row["task"], row["method"]) for row in rows):
+        own = [row for row in rows if row["task"] == task and row["seed"] == 0]
+        bound = _TOLERANCE[task] * min(row["error"] for row in own if row["method"] == "none")
+        good = [row for row in own if row["method"] == method and row["error_cleared"] <= bound]
+        if good:
+            yield min(good, key=lambda row: row["parameters_compact"])
+
+
+def _draw(rows: Sequence[Row]) -> bytes:
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    shown = {"error_cleared": "", "alive": "living neurons", "rank": "rank between the blocks"}
+    figure = new_figure(width=15.0, height=3.6 * len(tasks))
+    panels: Any = figure.subplots(len(tasks), len(shown) + 1, squeeze=False)
+    for line, name in zip(panels, tasks, strict=True):
+        for axes, label in zip(line, shown.values(), strict=False):
+            axes.set(xscale="log", xlabel="λ", ylabel=label or TASKS[name].says)
+        line[-1].set(xscale="log", xlabel="parameters after compaction", ylabel=TASKS[name].says)
+        for method, (_, color) in METHODS.items():
+            own = [(lam, cell) for task, kind, lam, cell in _cells(rows) if (task, kind) == (name, method)]
+            for axes, column in zip(line, shown, strict=False):
+                means, stds = zip(*(_mean_std(cell, column) for _, cell in own), strict=True)
+                if method == "none":
+                    axes.axhline(means[0], color=color, ls=":", label="no penalty")
+                else:
+                    axes.errorbar([lam for lam, _ in own], means, stds, color=color, marker="o", ms=3, label=method)
+            points = [(_mean_std(cell, "parameters_compact")[0], _mean_std(cell, "error_cleared")[0]) for _, cell in own]
+            line[-1].plot(*zip(*points, strict=True), "o-", color=color, ms=4)
+        line[0].set_title(TASKS[name].title, fontsize=10)
+        none = next(_mean_std(cell, "error")[0] for task, kind, _, cell in _cells(rows) if (task, kind) == (name, "none"))
+        for axes in (line[0], line[-1]):
+            axes.set_ylim(0.8 * none, 2.5 * none)
+        for axes in line:
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].legend(frameon=False, fontsize=7)
+    return png(figure)
