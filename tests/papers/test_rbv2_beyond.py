@@ -89,5 +89,7 @@ def test_clearing_keeps_the_function_and_compaction_the_outputs(small):
 def test_wrong_settings(tmp_path):
     with pytest.raises(ValueError, match="tasks are \\['iris'\\]"):
         reproduce(tmp_path, tasks=["iris"])
+    with pytest.raises(ValueError, match="methods are \\['dropout'\\]; it takes some of norm, proximal, norm in the loss"):
+        reproduce(tmp_path, methods=["dropout"])
     with pytest.raises(ValueError, match="1 or more seeds, neurons and epochs"):
         reproduce(tmp_path, seeds=0)

@@ -106,6 +106,7 @@ def reproduce(
     epochs: int | None = None,
     width: int = 128,
     tasks: Sequence[str] = tuple(TASKS),
+    methods: Sequence[str] = tuple(METHODS),
     data_root: str | None = None,
     quiet: bool = True,
 ) -> Path:
@@ -124,6 +125,7 @@ def reproduce(
         epochs: passes over the samples; None for the task's.
         width: K, neurons of each of the two blocks.
         tasks: some of ``TASKS``.
+        methods: some of ``METHODS``; the one without a penalty, which the others are measured by, comes along.
         data_root: as for ``sparsenn train``.
         quiet: print no line a run.
 
@@ -134,9 +136,9 @@ def reproduce(
         ValueError: for a setting out of range.
         DataError: if a data file is missing or damaged.
     """
-    unknown = [name for name in tasks if name not in TASKS]
-    if unknown or not tasks:
-        raise ValueError(f"beyond: tasks are {list(tasks)}; it takes some of {', '.join(TASKS)}")
+    for option, given, known in (("tasks", tasks, TASKS), ("methods", methods, METHODS)):
+        if not given or not set(given) <= known.keys():
+            raise ValueError(f"beyond: {option} are {list(given)}; it takes some of {', '.join(known)}")
     if seeds < 1 or width < 1 or (epochs is not None and epochs < 1):
         raise ValueError("beyond: it takes 1 or more seeds, neurons and epochs")
     require_extra("matplotlib", "drawing pictures")
@@ -146,6 +148,7 @@ def reproduce(
         for seed in range(seeds)
         for name in tasks
         for method, (lams, _) in METHODS.items()
+        if method in (*methods, "none")
         for lam in lams
     ]
     load = functools.cache(lambda name: TASKS[name].load(data_root))
@@ -305,6 +308,8 @@ def _draw(rows: Sequence[Row]) -> bytes:
         line[-1].set(xscale="log", xlabel="parameters after compaction", ylabel=TASKS[name].says)
         for method, (_, color) in METHODS.items():
             own = [(lam, cell) for task, kind, lam, cell in _cells(rows) if (task, kind) == (name, method)]
+            if not own:
+                continue
             for axes, column in zip(line, shown, strict=False):
                 means, stds = zip(*(_mean_std(cell, column) for _, cell in own), strict=True)
                 if method == "none":
