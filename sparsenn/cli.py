@@ -230,6 +230,9 @@ def _add_reproduce(commands: Any) -> None:
     )
     ridge.add_argument("--width", metavar="K", type=int, help="for beyond: neurons of each block (default: 128)")
     ridge.add_argument("--tasks", metavar="NAME", nargs="+", help="for beyond: california-housing, mnist (default: both)")
+    ridge.add_argument(
+        "--tolerance", metavar="T", type=float, help="for beyond: the error of a net to be timed, over that without a penalty"
+    )
     parser.add_argument("--quiet", action="store_true", default=False, help="print errors only")
     parser.set_defaults(command=_reproduce)
 

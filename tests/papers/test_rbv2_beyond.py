@@ -91,5 +91,7 @@ def test_wrong_settings(tmp_path):
         reproduce(tmp_path, tasks=["iris"])
     with pytest.raises(ValueError, match="methods are \\['dropout'\\]; it takes some of norm, proximal, norm in the loss"):
         reproduce(tmp_path, methods=["dropout"])
+    with pytest.raises(ValueError, match=r"tolerance is 0\.9"):
+        reproduce(tmp_path, tolerance=0.9)
     with pytest.raises(ValueError, match="1 or more seeds, neurons and epochs"):
         reproduce(tmp_path, seeds=0)

@@ -38,7 +38,6 @@ _BATCH_SIZE = 256
 _IMAGES = 10_000  # of MNIST's training set, the first ones
 _FUNCTIONAL_WIDTH = 16  # d between the two blocks, as in the paper
 SERVED = (1, 64, 1024)  # batches at which the smaller net is timed
-_TOLERANCE = 1.25  # times the error without penalty: what a net to be served may have
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ def reproduce(
     width: int = 128,
     tasks: Sequence[str] = tuple(TASKS),
     methods: Sequence[str] = tuple(METHODS),
+    tolerance: float = 1.25,
     data_root: str | None = None,
     quiet: bool = True,
 ) -> Path:
@@ -117,7 +117,7 @@ def reproduce(
     Adam. Learning rates fall along a cosine. A trained net is balanced, its weights up to 1e-3 become 0, as the paper counts,
     and its dead neurons are cleared; its error is reported before and after. `prune.compact` then makes it smaller. What that
     gains in speed is measured with `training.serving.bench_model` for one net of each method: of the first seed the smallest
-    one whose error is at most a quarter above that of the net without a penalty.
+    one whose error is at most ``tolerance`` times that of the net without a penalty.
 
     Args:
         out: the folder; runs that its table has are not computed again.
@@ -126,6 +126,7 @@ def reproduce(
         width: K, neurons of each of the two blocks.
         tasks: some of ``TASKS``.
         methods: some of ``METHODS``; the one without a penalty, which the others are measured by, comes along.
+        tolerance: that of the nets whose speed is measured.
         data_root: as for ``sparsenn train``.
         quiet: print no line a run.
 
@@ -141,6 +142,8 @@ def reproduce(
             raise ValueError(f"beyond: {option} are {list(given)}; it takes some of {', '.join(known)}")
     if seeds < 1 or width < 1 or (epochs is not None and epochs < 1):
         raise ValueError("beyond: it takes 1 or more seeds, neurons and epochs")
+    if not tolerance >= 1:
+        raise ValueError(f"beyond: tolerance is {tolerance!r}; it takes a number >= 1")
     require_extra("matplotlib", "drawing pictures")
     table = Table(Path(out) / "beyond.jsonl", _KEY)
     wanted: list[Row] = [
@@ -159,7 +162,7 @@ def reproduce(
     names = {table.name_of(row) for row in wanted}
     rows = [row for row in table.rows if table.name_of(row) in names]
     speeds = Table(Path(out) / "beyond_speed.jsonl", _KEY)
-    for row in speeds.missing(_to_be_served(rows)):
+    for row in speeds.missing(_to_be_served(rows, tolerance)):
         speeds.add({**{column: row[column] for column in _KEY}, **_serve(TASKS[row["task"]], load(row["task"]), row)})
     write_atomic(Path(out) / "beyond.csv", _summary(rows, speeds))
     picture = Path(out) / "beyond.png"
@@ -287,11 +290,11 @@ def _summary(rows: Sequence[Row], speeds: Table) -> bytes:
     return text.getvalue().encode()
 
 
-def _to_be_served(rows: Sequence[Row]) -> Iterator[Row]:
+def _to_be_served(rows: Sequence[Row], tolerance: float) -> Iterator[Row]:
     """Of each task and method the smallest net of the first seed whose error is near that of the net without a penalty."""
     for task, method in dict.fromkeys((row["task"], row["method"]) for row in rows):
         own = [row for row in rows if row["task"] == task and row["seed"] == 0]
-        bound = _TOLERANCE * min(row["error"] for row in own if row["method"] == "none")
+        bound = tolerance * min(row["error"] for row in own if row["method"] == "none")
         good = [row for row in own if row["method"] == method and row["error_cleared"] <= bound]
         if good:
             yield min(good, key=lambda row: row["parameters_compact"])
