@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import functools
@@ -74,13 +75,18 @@ def test_clearing_keeps_the_function_and_compaction_the_outputs(small):
     row = {"method": "norm, proximal", "lam": 3e-2, "seed": 3, "epochs": 20, "width": 16}
     data = plane(None)
     net = train(small, data, row)
+    with torch.no_grad():
+        net[1].skip.weight[0, 0] = 5e-4
     own = cleared(net)
+    assert own[1].skip.weight[0, 0] == 0
     with torch.no_grad():
         torch.testing.assert_close(own(data.test_inputs), net(data.test_inputs), rtol=0, atol=0.02)
         torch.testing.assert_close(compact(own, data.test_inputs[:2])(data.test_inputs), own(data.test_inputs))
     assert isinstance(own, RidgeNet)
-    weights = torch.cat([p.flatten() for p in own.parameters()])
-    assert 0 < (weights == 0).sum() < weights.numel()
+    pairs = list(zip(own.parameters(), copy.deepcopy(net).balance_().parameters(), strict=True))
+    negligible = [(p, q.abs() <= 1e-3) for p, q in pairs]
+    assert all((p[low] == 0).all() for p, low in negligible if p.dim() == 2)
+    assert all((p != 0).any() for p in own.parameters())
     for block in own:  # balanced, up to what was set to 0
         v, w = block.outer.weight.abs().sum(0), block.inner.weight.norm(dim=1)
         torch.testing.assert_close(v, w, rtol=1e-4, atol=1e-6)
