@@ -130,6 +130,10 @@ def targets() -> Iterator[Target]:
         group = f"stacked_steps · cpu · {size}"
         yield Target(group, "stack: the ordinary loop ÷ ours", loop, lambda g: g.ratio("loop", "fused"))
         yield Target(group, "stack: compiled bmm ÷ ours", bmm, lambda g: g.ratio("compiled-bmm", "fused"))
+    for nets in (1, 3):
+        group = f"ridge · norm · cpu · R={nets}"
+        yield Target(group, "epoch of a ridge net: eager ÷ ours", 2, lambda g: g.ratio("eager", "stack"))
+
     for size, bound in (("lenet-c100-b1", 10), ("lenet-c500-b1", 16), ("lenet-c100-b256", 9), ("lenet-c500-b256", 27)):
         yield Target(runtime(size), "ONNX Runtime ÷ ours", bound, lambda g: g.ratio("onnx-runtime", "runtime"))
     for batch in (1, 8, 64, 256):

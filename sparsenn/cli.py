@@ -214,11 +214,25 @@ def _add_reproduce(commands: Any) -> None:
     )
     spectral.add_argument("--features", metavar="FILE", help="for fig3e: features and classes, .npz or .safetensors")
     students = parser.add_argument_group("l1")
-    students.add_argument("--methods", metavar="NAME", nargs="+", help="l1, l2, none, prox (default: as published, l1 l2 none)")
+    students.add_argument(
+        "--methods", metavar="NAME", nargs="+", help="l1, l2, none, prox (default: l1 l2 none); or of rbv2 beyond"
+    )
     students.add_argument("--scales", metavar="S", nargs="+", type=float, help="of the start (default: 0.2 1)")
     students.add_argument("--pairs", metavar="WHICH", help="all, or matched: activations of teacher and student alike")
     students.add_argument("--size", metavar="N", type=int, help="samples (default: 5120, or 100000 for large students)")
     students.add_argument("--no-train", action="store_true", help="make the item of the rows that are there")
+    ridge = parser.add_argument_group("rbv2")
+    ridge.add_argument(
+        "--choices",
+        metavar="NAME=VALUE",
+        nargs="+",
+        help="what the text leaves open: outputs, batch_size, reduction, skip",
+    )
+    ridge.add_argument("--width", metavar="K", type=int, help="for beyond: neurons of each block (default: 128)")
+    ridge.add_argument("--tasks", metavar="NAME", nargs="+", help="for beyond: california-housing, mnist (default: both)")
+    ridge.add_argument(
+        "--tolerance", metavar="T", type=float, help="for beyond: the error of a net to be timed, over that without a penalty"
+    )
     parser.add_argument("--quiet", action="store_true", default=False, help="print errors only")
     parser.set_defaults(command=_reproduce)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsenn.data.errors import DataError
+from sparsenn.data.images import ImageData
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class TabularData:
         sizes = {(p.shape[1], q.shape[1:], q.dtype) for p, q in ((self.train_inputs, self.train_targets), self._test)}
         if len(sizes) > 1:
             raise DataError(f"{self.name}: training and test samples have other sizes or dtypes: {sizes}")
+
+    @classmethod
+    def of_images(cls, images: ImageData, train: int | None = None) -> TabularData:
+        """Images as rows of pixels; the first ``train`` of those for training, None for all."""
+        inputs, labels = images.train_images[:train].flatten(1), images.train_labels[:train]
+        return cls(images.name, inputs, labels, images.test_images.flatten(1), images.test_labels)
 
     @property
     def _test(self) -> tuple[Tensor, Tensor]:

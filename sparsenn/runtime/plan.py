@@ -61,10 +61,13 @@ def plan(nodes: list[Node], sample: tuple[int, ...], costs: Costs, kernels: str,
     shapes: list[tuple[int, ...]] = []
     network = _native.Network(*_box(first, "the input"))
     maker = _Maker(network, costs, kernels)
+    # A first linear layer brings in only what it reads itself; where others read the input too, a view of it comes first.
+    shared = len(first) == 1 and sum(i < 0 for node in nodes for i in node.of) > 1
+    source = maker.count = network.flatten(0) if shared else 0
     at: list[int] = []
     for node in nodes:
         of = [first if i < 0 else shapes[i] for i in node.of]
-        places = [0 if i < 0 else at[i] for i in node.of]
+        places = [source if i < 0 else at[i] for i in node.of]
         if node.kind == "flatten" and len(of[0]) == 1:
             shapes.append(of[0])
             at.append(places[0])

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 from sparsenn import data
-from sparsenn.data import DataError, TabularData, housing
+from sparsenn.data import DataError, ImageData, TabularData, housing
 from sparsenn.models import soft_committee
 
 HEADER = ",".join(("ocean_proximity", *housing.COLUMNS[::-1], "median_house_value"))
@@ -182,3 +182,15 @@ def test_shuffled_pixels_are_one_permutation_for_all_images():
     assert torch.equal(shuffled.test_images, shuffled.train_images[:2])
     assert torch.equal(data.shuffle_pixels(images).train_images, shuffled.train_images)
     assert not torch.equal(data.shuffle_pixels(images, seed=1).train_images, shuffled.train_images)
+
+
+def test_images_become_rows_of_pixels():
+    x, y = torch.rand(5, 1, 3, 3), torch.tensor([0, 1, 1, 0, 1])
+    images = ImageData("dots", x, y, x[3:], y[3:], ("dark", "light"))
+    table = TabularData.of_images(images, 4)
+    assert (table.name, table.in_features) == ("dots", 9)
+    assert torch.equal(table.train_inputs[2], x[2].flatten())
+    assert torch.equal(table.train_targets, y[:4])
+    assert torch.equal(table.test_inputs[1], x[4].flatten())
+    assert torch.equal(table.test_targets, y[3:])
+    assert len(TabularData.of_images(images).train_inputs) == 5

@@ -138,6 +138,7 @@ NETS = {
     "global": ((3, 6, 5), lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))),
     "softmax": ((3, 4, 4), lambda: nn.Sequential(nn.Conv2d(3, 5, 2), nn.Softmax(1))),
     "residual": ((3, 6, 7), Residual),
+    "ridge": ((40,), lambda: sparsenn.nn.RidgeNet(40, 3, width=4, functional_width=5)),  # its first layer reads few inputs
     "lenet5": ((1, 14, 14), lambda: sparsenn.models.lenet5(image_size=14)),
     "vgg16": ((3, 8, 8), lambda: nn.Sequential(*list(sparsenn.models.vgg16(image_size=8))[:10])),
     "nothing": ((3,), lambda: nn.Sequential(nn.Identity())),

@@ -1,4 +1,4 @@
-"""The task of the paper's experiments, and one net trained on it.
+"""The task of the paper's experiments, its nets, and what is measured of a trained one.
 
 The text leaves open what each choice here says: the output has one number (the data have one; d = 16 is then the width between
 the blocks), a batch is all 81 points, the loss is the mean of the squares, and the control's later layers see the input.
@@ -6,30 +6,22 @@ the blocks), a batch is all 81 points, the loss is the mean of the squares, and 
 
 from __future__ import annotations
 
-import copy
 import itertools
-import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsenn import metrics, penalties
-from sparsenn.metrics.spectrum import exact_zeros, mean_share_above
+from sparsenn import metrics
+from sparsenn.metrics.spectrum import exact_zeros
 from sparsenn.models import SkipMLP
 from sparsenn.nn import RidgeNet
 from sparsenn.nn.ridge import ridge_blocks
-from sparsenn.optim import ridge_proximal
-from sparsenn.training.table import Row, Table
 
 NETS = ("ridge", "control")
 PENALTIES = ("rbv2", "weight decay", "none", "proximal")
-_KEY = ("net", "penalty", "lam", "seed", "epochs", "outputs", "batch_size", "reduction", "skip", "width")
-_RECORDS = 100  # evenly spaced in a run, beside those of its first epochs
-_EARLY = tuple(round(10 ** (i / 5)) for i in range(26))  # up to 1e5, log-spaced
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,45 @@ class Choices:
         for name in ("outputs", "batch_size", "width"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"rbv2: {name} is {getattr(self, name)!r}; it takes an integer >= 1")
+        if not isinstance(self.skip, bool):
+            raise ValueError(f"rbv2: skip is {self.skip!r}; it takes true or false")
+        if not isinstance(self.lr, float) or not self.lr > 0:
+            raise ValueError(f"rbv2: lr is {self.lr!r}; it takes a number above 0")
+
+    @classmethod
+    def of(cls, given: Choices | Iterable[str] | None) -> Choices:
+        """Choices themselves, or from words such as ``"outputs=16"``; None for the defaults.
+
+        Raises:
+            ValueError: for an unknown name, or a value out of range.
+
+        Example:
+            >>> from sparsenn.papers.rbv2.experiment import Choices
+            >>> Choices.of(["outputs=16", "skip=false"]).skip
+            False
+        """
+        if isinstance(given, Choices):
+            return given
+        defaults = {field.name: field.default for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for word in given or ():
+            name, _, text = word.partition("=")
+            if name not in defaults:
+                raise ValueError(
+                    f"rbv2: unknown choice {word!r}; known are {', '.join(f'{n}={v}' for n, v in defaults.items())}"
+                )
+            values[name] = _value(text, type(defaults[name]))
+        return cls(**values)
+
+
+def _value(text: str, kind: type) -> Any:
+    """A value of this kind, or the text itself, which the checks then name."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def grid_data(outputs: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -85,105 +116,6 @@ def make_net(net: str, seed: int, choices: Choices) -> nn.Module:
     return module
 
 
-def run(folder: Path, wanted: list[Row], choices: Choices, *, quiet: bool) -> list[Row]:
-    """Train what the folder's table lacks, and give the wanted rows. Weights at the marked epochs stand beside the table."""
-    named = [{**row, **{k: v for k, v in asdict(choices).items() if k in _KEY}} for row in wanted]
-    table = Table(folder / "runs.jsonl", _KEY)
-    for row in table.missing(named):
-        result = train(row["net"], row["penalty"], row["lam"], row["seed"], row["epochs"], choices, marks=folder)
-        table.add({**row, **result})
-        if not quiet:
-            print(f"{describe(row)}: MSE {result['mse']:.2g}, {result['above']:.3f} above 1e-3", file=sys.stderr)
-    keys = [tuple(row[k] for k in _KEY) for row in named]
-    found = {tuple(row[k] for k in _KEY): row for row in table.rows}
-    return [found[key] for key in keys]
-
-
-def describe(row: Row) -> str:
-    """A run in words."""
-    strength = "" if row["penalty"] == "none" else f", λ = {row['lam']:g}"
-    return f"{row['net']}, {row['penalty']}{strength}, seed {row['seed']}"
-
-
-def weights_file(folder: Path, row: Row) -> Path:
-    """Where a run leaves its final weights."""
-    name = "-".join(str(row[k]).replace(" ", "_") for k in ("net", "penalty", "lam", "seed", "epochs", "outputs"))
-    return folder / "weights" / f"{name}.safetensors"
-
-
-def load_net(folder: Path, row: Row, choices: Choices) -> nn.Module:
-    """The net of a finished run.
-
-    Raises:
-        ValueError: if its weights are gone.
-    """
-    path = weights_file(folder, row)
-    if not path.exists():
-        raise ValueError(f"{path}: the weights of a run are gone; remove its line from runs.jsonl to train it again")
-    net = make_net(row["net"], row["seed"], choices)
-    net.load_state_dict(load_file(path))
-    return net
-
-
-def train(
-    net: str, penalty: str, lam: float, seed: int, epochs: int, choices: Choices, marks: Path | None = None
-) -> dict[str, Any]:
-    """Train one net, and say what became of it.
-
-    Returns:
-        "curve", a list of [epoch, share above 1e-3, mean squared error], and of the end "mse", "above", "exact_zeros", "alive"
-        (by block), "singular_values" (the largest 32 between the hidden layers) and "rank".
-    """
-    x, y = grid_data(choices.outputs, seed)
-    model = make_net(net, seed, choices)
-    if penalty == "proximal":
-        optimizer: torch.optim.Optimizer = ridge_proximal(
-            model, lambda groups: torch.optim.Adam(groups, lr=choices.lr, fused=True), lam
-        )
-    else:
-        optimizer = torch.optim.Adam(model.parameters(), lr=choices.lr, fused=True)
-    value = {"rbv2": penalties.rbv2, "weight decay": penalties.weight_decay}.get(penalty)
-    generator = torch.Generator().manual_seed(seed)
-    when = {e for e in _EARLY if e < epochs} | {round(epochs * i / _RECORDS) for i in range(_RECORDS + 1)}
-    curve = [[0, *_state(_cleared(model, penalty), x, y)]]
-    for epoch in range(1, epochs + 1):
-        for inputs, targets in _batches(x, y, choices.batch_size, generator):
-            optimizer.zero_grad()
-            squares = (model(inputs) - targets).square()
-            loss = squares.mean() if choices.reduction == "mean" else squares.sum()
-            (loss if value is None else loss + lam * value(model)).backward()
-            optimizer.step()
-        if epoch in when:
-            curve.append([epoch, *_state(_cleared(model, penalty), x, y)])
-    model = _cleared(model, penalty)
-    if marks is not None:
-        path = weights_file(marks, _named(net, penalty, lam, seed, epochs, choices))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-    return {"curve": curve, "above": curve[-1][1], "mse": curve[-1][2], **summary(model)}
-
-
-def _named(net: str, penalty: str, lam: float, seed: int, epochs: int, choices: Choices) -> Row:
-    return {"net": net, "penalty": penalty, "lam": lam, "seed": seed, "epochs": epochs, "outputs": choices.outputs}
-
-
-def _batches(x: Tensor, y: Tensor, size: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    if size >= len(x):
-        return [(x, y)]
-    order = torch.randperm(len(x), generator=generator)
-    return [(x[part], y[part]) for part in order.split(size)]
-
-
-def _cleared(model: nn.Module, penalty: str) -> nn.Module:
-    """The same function without the weights into neurons that proximal steps have silenced."""
-    return copy.deepcopy(model).balance_() if penalty == "proximal" and isinstance(model, RidgeNet) else model
-
-
-@torch.no_grad()
-def _state(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    return mean_share_above(model), (model(x) - y).square().mean().item()
-
-
 @torch.no_grad()
 def between(model: nn.Module) -> Tensor:
     """The matrix between the two hidden layers: W V of a ridge net, the second layer of the control."""
@@ -194,15 +126,23 @@ def between(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def summary(model: nn.Module) -> dict[str, Any]:
-    """Zeros, living neurons, singular values and rank between the hidden layers."""
+def singular_values(model: nn.Module) -> Tensor:
+    """Those of `between`, descending, float64; of a ridge net without the product being formed."""
     if isinstance(model, SkipMLP):
-        values = torch.linalg.svdvals(between(model).double())
+        return torch.linalg.svdvals(between(model).double())
+    first, second = ridge_blocks(model)
+    return metrics.product_singular_values(second.inner.weight, first.outer.weight)
+
+
+@torch.no_grad()
+def summary(model: nn.Module) -> dict[str, Any]:
+    """Of a trained net "exact_zeros", "alive" by hidden layer, the largest 32 "singular_values" of `between`, and "rank"."""
+    values = singular_values(model)
+    if isinstance(model, SkipMLP):
         hidden = [layer.weight for layer in model.layers[:-1] if isinstance(layer, nn.Linear)]
         alive = [int((weight.abs() > metrics.NEGLIGIBLE).any(1).sum()) for weight in hidden]
     else:
-        layers = metrics.ridge_report(model).layers
-        values, alive = torch.tensor(layers[1].singular_values), [layer.alive for layer in layers]
+        alive = [layer.alive for layer in metrics.ridge_report(model).layers]
     return {
         "exact_zeros": exact_zeros(model),
         "alive": alive,

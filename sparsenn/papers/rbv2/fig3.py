@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import nn
 
 from sparsenn import metrics
 from sparsenn.data import require_extra
-from sparsenn.papers.rbv2.experiment import Choices, between, load_net, run
+from sparsenn.papers.rbv2.experiment import Choices, between
+from sparsenn.papers.rbv2.runs import collect, load_net
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.table import Row
@@ -25,7 +27,12 @@ PANELS = {
 
 
 def reproduce(
-    out: str | Path = "runs/rbv2", *, epochs: int = 50_000, seeds: int = 1, choices: Choices | None = None, quiet: bool = True
+    out: str | Path = "runs/rbv2",
+    *,
+    epochs: int = 50_000,
+    seeds: int = 1,
+    choices: Choices | Sequence[str] | None = None,
+    quiet: bool = True,
 ) -> Path:
     """Train the four nets at λ = 1e-3; write ``runs.jsonl``, the weights and ``fig3.png``.
 
@@ -33,7 +40,7 @@ def reproduce(
         out: the folder; runs that its table has are not computed again.
         epochs: full passes over the 81 points. At the paper's 50,000 the norm has not yet done its work here.
         seeds: runs of each net; the first is drawn.
-        choices: what the text leaves open.
+        choices: what the text leaves open, as `Choices` or in words such as ``"outputs=16"``.
         quiet: print no line a run.
 
     Returns:
@@ -45,7 +52,7 @@ def reproduce(
     Source:
         Parhi, Wolf and Nowak 2021, Figure 3.
     """
-    nets = trained(Path(out), epochs, seeds, choices or Choices(), quiet=quiet)
+    nets = trained(Path(out), epochs, seeds, Choices.of(choices), quiet=quiet)
     picture = Path(out) / "fig3.png"
     write_atomic(picture, _draw(nets, epochs))
     return picture
@@ -61,7 +68,7 @@ def trained(out: Path, epochs: int, seeds: int, choices: Choices, *, quiet: bool
         for seed in range(seeds)
         for net, penalty in PANELS.values()
     ]
-    rows = run(out, wanted, choices, quiet=quiet)[: len(PANELS)]
+    rows = collect(out, wanted, choices, quiet=quiet)[: len(PANELS)]
     return {title: (row, load_net(out, row, choices)) for title, row in zip(PANELS, rows, strict=True)}
 
 

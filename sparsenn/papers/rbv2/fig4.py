@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ _NEURONS = 64  # of the largest norm that are drawn: the others would be too sma
 
 
 def reproduce(
-    out: str | Path = "runs/rbv2", *, epochs: int = 50_000, seeds: int = 1, choices: Choices | None = None, quiet: bool = True
+    out: str | Path = "runs/rbv2",
+    *,
+    epochs: int = 50_000,
+    seeds: int = 1,
+    choices: Choices | Sequence[str] | None = None,
+    quiet: bool = True,
 ) -> Path:
     """The nets of Figure 3; write ``fig4a.png`` (singular values), ``fig4b.png`` and ``fig4c.png`` (V, W and W V).
 
@@ -26,7 +32,7 @@ def reproduce(
         out: as for Figure 3, with which it shares its runs.
         epochs: as for Figure 3.
         seeds: as for Figure 3.
-        choices: what the text leaves open.
+        choices: what the text leaves open, as `Choices` or in words such as ``"outputs=16"``.
         quiet: print no line a run.
 
     Returns:
@@ -38,7 +44,7 @@ def reproduce(
     Source:
         Parhi, Wolf and Nowak 2021, Figure 4.
     """
-    nets = trained(Path(out), epochs, seeds, choices or Choices(), quiet=quiet)
+    nets = trained(Path(out), epochs, seeds, Choices.of(choices), quiet=quiet)
     figure, axes = new_axes(f"Between the hidden layers after {epochs} epochs", "number", "singular value")
     for title, (row, net) in nets.items():
         values = torch.linalg.svdvals(between(net).double())

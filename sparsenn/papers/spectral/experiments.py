@@ -83,9 +83,7 @@ def _from_teacher(widths: tuple[int, ...], root: str | None) -> TabularData:
 
 
 def _shuffled(name: str, root: str | None) -> TabularData:
-    images = datasets.shuffle_pixels(datasets.load(name, root, download=True))
-    train, test = images.train_images.flatten(1), images.test_images.flatten(1)
-    return TabularData(images.name, train, images.train_labels, test, images.test_labels)
+    return TabularData.of_images(datasets.shuffle_pixels(datasets.load(name, root, download=True)))
 
 
 def _housing(root: str | None) -> TabularData:
