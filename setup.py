@@ -138,9 +138,9 @@ class BuildKernels(cpp_extension.BuildExtension):
         if ext.name == "sparsenn._native":
             ext.extra_objects = self.compiler.object_filenames(sources("cpu/*.cpp"), output_dir=self.build_temp)
             folder = Path(self.build_temp).resolve()
-            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "registration").mkdir(parents=True, exist_ok=True)
             lines = [f'#define SPARSENN_BUILD_{key.upper()} "{value}"\n' for key, value in self.stamp.items()]
-            (folder / "build_info.h").write_text("".join(lines), encoding="utf-8")
+            (folder / "registration/build_info.h").write_text("".join(lines), encoding="utf-8")
             ext.include_dirs.append(str(folder))
         super().build_extension(ext)
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "build_info.h"  // written by setup.py
 #include "launchers.h"
+#include "registration/build_info.h"  // written by setup.py
 
 namespace py = pybind11;
 
