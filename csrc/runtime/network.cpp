@@ -219,17 +219,12 @@ void Network::run_part(const float* x, int64_t count, float* out) const {
       const int64_t now = std::min(most, count - done);
       const float* from = x + done * features_in();
       float* to = out + done * features_out();
-      if (lanes == 1) {
-        run_samples(from, now, to, *desk);
-      } else {
-        run_panel(from, now, to, *desk);
-      }
+      const bool finite = !multiplies_ || all_finite(from, now * features_in());  // and x is in the cache from here on
+      lanes == 1 ? run_samples(from, now, to, *desk) : run_panel(from, now, to, *desk);
       // What is not finite reaches every output, as it does through the zeros of a dense product.
-      if (multiplies_ && !all_finite(from, now * features_in())) {
-        for (int64_t s = 0; s < now; ++s) {
-          if (!all_finite(from + s * features_in(), features_in()))
-            std::fill_n(to + s * features_out(), features_out(), std::numeric_limits<float>::quiet_NaN());
-        }
+      for (int64_t s = 0; s < now && !finite; ++s) {
+        if (!all_finite(from + s * features_in(), features_in()))
+          std::fill_n(to + s * features_out(), features_out(), std::numeric_limits<float>::quiet_NaN());
       }
       done += now;
     } while (done < count && (count - done >= most || lanes_for(count - done) == lanes));

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ FILE = "model.safetensors"
 
 @functools.cache
 def hub_class() -> Any:
-    """The class of models for the Hugging Face hub: any network that :func:`sparsenn.save` takes, with ``PyTorchModelHubMixin``.
+    """The class of models for the Hugging Face hub: any network that :func:`sparsenn.save` takes.
 
-    ``Hub(model)`` calls the model and adds ``save_pretrained``, ``push_to_hub`` and the class method ``from_pretrained``. What is
-    stored is the sparse artefact, as ``model.safetensors``: it holds the architecture too, so that reading one needs neither the
-    model's class nor a configuration, and never unpickles; ``sparsenn.runtime.load`` takes the same file. ``.model`` is the
-    model itself; one that was read is in eval mode.
+    ``Hub(model)`` calls the model and has ``save_pretrained``, ``push_to_hub`` and the class method ``from_pretrained`` of
+    ``huggingface_hub.PyTorchModelHubMixin``. What is stored is the sparse artefact, as ``model.safetensors``: it holds the
+    architecture too, so that reading one needs neither the model's class nor a configuration, and never unpickles;
+    ``sparsenn.runtime.load`` takes the same file. ``.model`` is the model itself; one that was read is in eval mode.
 
     Returns:
         The class.
@@ -44,7 +43,7 @@ def hub_class() -> Any:
     """
     hub = require_extra("huggingface_hub", "the Hugging Face hub", "bridges")
 
-    class Hub(nn.Module, hub.PyTorchModelHubMixin, library_name="sparsenn", tags=["sparse"]):  # type: ignore[misc, name-defined]
+    class Hub(nn.Module, hub.PyTorchModelHubMixin, library_name="sparsenn", tags=["sparse"]):  # type: ignore[call-arg, name-defined]
         """A network of the Hugging Face hub, stored as a sparse artefact."""
 
         _hub_mixin_config: dict[str, str] = {"format": "sparsenn"}
@@ -65,7 +64,8 @@ def hub_class() -> Any:
             cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
         ) -> nn.Module:
             del strict  # reading is strict
-            found = os.path.join(model_id, FILE) if os.path.isdir(model_id) else hub.hf_hub_download(model_id, FILE, **options)
+            folder = Path(model_id)
+            found = folder / FILE if folder.is_dir() else hub.hf_hub_download(model_id, FILE, **options)
             return cls(load(found)).to(map_location).eval()
 
     return Hub

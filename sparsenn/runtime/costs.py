@@ -22,8 +22,10 @@ _VERSION = 4
 _SIZE = 256  # of the square ones
 _DENSITY = 0.1
 _STRIP = 16  # rows that a dense kernel for samples computes together, on the widest processors
-_TILE = 12  # rows that one for panels does
+_TILE = 4  # rows that one for panels is padded to
 _PACKING = 6  # about what it costs to lay a column out for it, in rows
+_IMAGE = (3, 1)  # about what a number of an image costs between two products, in turns: alone, and in a panel
+_FURTHER_EMPTY = 20  # layers without weights that are added, for one alone is quicker than a call is exact
 _ALONE = 16  # samples of a sparse layer that are timed together, so that the call itself counts little
 
 
@@ -35,8 +37,8 @@ class Costs:
         row, nonzero: of one sample in a sparse linear layer.
         weight: of 1, 8 and 64 samples in a dense one.
         panel_row, panel_weight: of 16, 32 and 64 samples in a panel, in a sparse layer and in a dense one.
-        panel_nonzero: the same for a weight that is stored, each in layers of 256, 1024 and 4096 columns: a panel of many leaves
-            the first cache, then the second.
+        panel_nonzero: the same for a stored weight, each in layers of 256, 1024 and 4096 columns, whose panels leave the first
+            cache, then the second.
         alone: of one sample beside its layers, where no panel is filled.
         turn: of a number of a sample on its way into a panel or out of it.
     """
@@ -55,6 +57,11 @@ class Costs:
         if dense:
             return [weight * -(-rows // _STRIP) * _STRIP * columns for weight in self.weight]
         return [(self.row * rows + self.nonzero * nonzeros) * count for count in SAMPLES]
+
+    def images(self, numbers: int) -> tuple[list[float], list[float]]:
+        """So many numbers a sample that poolings and convolutions move, for the samples and for the panels."""
+        each, panel = (turns * self.turn * numbers for turns in _IMAGE)
+        return [each * count for count in SAMPLES], [panel * lanes for lanes in LANES]
 
     def panels(self, rows: int, columns: int, nonzeros: int, dense: bool) -> list[float]:
         """A layer for panels of 16, 32 and 64 lanes, at one place."""
@@ -91,17 +98,17 @@ def cache_file() -> Path:
 def measure() -> Costs:
     """Time the kernels themselves: layers of 256 × 256 with 0, 10 and 100 % of their weights, and wider ones; about 0.1 s.
 
-    A layer's time is half of what two more of it add to a network, so that neither the call nor the way into and out of a panel
-    is counted.
+    A layer's time is what further ones of it add to a network, so that neither the call nor the way into and out of a panel is
+    counted.
     """
     empty, some, full = (_layer(_SIZE, density) for density in (0.0, _DENSITY, 1.0))
     wide = [_layer(columns, _DENSITY) for columns in _WIDTHS]
-    alone, row = _seconds(empty, _ALONE, 1)
+    alone, row = _seconds(empty, _ALONE, 1, _FURTHER_EMPTY)
     _, nonzero = _seconds(some, _ALONE, 1)
     weight = tuple(_seconds(full, count, 1)[1] / _SIZE**2 for count in SAMPLES)
     panel_row, panel_nonzero, panel_weight = [], [], []
     for lanes in LANES:
-        whole, rows = _seconds(empty, lanes, lanes)
+        whole, rows = _seconds(empty, lanes, lanes, _FURTHER_EMPTY)
         own = [_seconds(layer, lanes, lanes)[1] - rows * len(layer.starts) / _SIZE for layer in wide]
         panel_row.append(rows / _SIZE)
         panel_nonzero.append(tuple(max(x, rows / 10) / len(layer.columns) for x, layer in zip(own, wide, strict=True)))
@@ -132,9 +139,9 @@ def _layer(width: int, density: float) -> _Layer:
     return _Layer(width, starts, np.nonzero(mask)[1].astype(np.int32))
 
 
-def _seconds(layer: _Layer, count: int, lanes: int) -> tuple[float, float]:
+def _seconds(layer: _Layer, count: int, lanes: int, further: int = 2) -> tuple[float, float]:
     """For so many samples, the least times of a network of one such layer, and of each further one."""
-    networks = [_network(layer, lanes, layers) for layers in (1, 3)]
+    networks = [_network(layer, lanes, layers) for layers in (1, 1 + further)]
     x = np.ones((count, layer.width), np.float32)
     best = [np.inf, np.inf]
     for turn in range(17):  # of which the first only brings the weights into the caches
@@ -143,7 +150,7 @@ def _seconds(layer: _Layer, count: int, lanes: int) -> tuple[float, float]:
             network.run(x)
             if turn:
                 best[i] = min(best[i], time.perf_counter() - start)
-    return best[0], max((best[1] - best[0]) / 2, 1e-9)
+    return best[0], max((best[1] - best[0]) / further, 1e-9)
 
 
 def _network(layer: _Layer, lanes: int, layers: int) -> Any:

@@ -98,6 +98,8 @@ class _Maker:
 
     def add(self, node: Node, at: list[int], of: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:
         network = self.network
+        if len(of[0]) > 1:
+            self._spend(*self.costs.images(math.prod(of[0]) + (math.prod(shape) if node.kind == "product" else 0)))
         if node.kind == "product":
             self.count = self._product(node, at[0], of[0], shape)
         elif node.kind == "affine":
@@ -136,9 +138,7 @@ class _Maker:
         one, few = (self._dense(samples[True][i] < samples[False][i], grouped) for i in (0, 1))
         each = {dense: min(own / lanes for own, lanes in zip(panel[dense], LANES, strict=True)) for dense in panel}
         batch = self._dense(each[True] < _MARGIN * each[False], grouped)
-        own = [samples[one][0], *samples[few][1:]]
-        self.samples = [total + seconds for total, seconds in zip(self.samples, own, strict=True)]
-        self.panel = [total + seconds for total, seconds in zip(self.panel, panel[batch], strict=True)]
+        self._spend([samples[one][0], *samples[few][1:]], panel[batch])
         whole = math.prod(node.weights) == rows * used
         names = [("dense" if whole else "compacted") if dense else "sparse" for dense in (one, few, batch)]
         self.choices.append(Choice(node.name, node.weights, rows, used, nonzeros, *names))
@@ -146,6 +146,10 @@ class _Maker:
         return self.network.product(
             at, matrix.starts, matrix.columns.astype(np.int32), values, bias, window, node.relu, [one, few, batch]
         )
+
+    def _spend(self, samples: list[float], panel: list[float]) -> None:
+        self.samples = [total + own for total, own in zip(self.samples, samples, strict=True)]
+        self.panel = [total + own for total, own in zip(self.panel, panel, strict=True)]
 
     def _dense(self, cheaper: bool, grouped: bool) -> bool:
         if grouped:  # a dense kernel would compute with the zeros between the groups
