@@ -29,26 +29,43 @@ SPARSENN_INLINE void clamp(V& x) {
   x = x < 0 ? V{} : x;
 }
 
+// A long row is summed in several chains, of which none waits for another.
 template <int kLanes, int kVectors>
 SPARSENN_INLINE void sparse(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride,
                             bool relu) {
   using V = cpu::vector_t<float, kLanes>;
+  constexpr int kChains = kVectors < 4 ? 4 / kVectors : 1;
+  const auto meet = [&](int32_t k, V(&sums)[kVectors]) SPARSENN_INLINED {
+    V weight;
+    cpu::splat<kLanes>(weight, rows.values + k);
+    const float* at = x + rows.offsets[k] * scale;
+#pragma GCC unroll 16
+    for (int i = 0; i < kVectors; ++i) {
+      V right;
+      cpu::read<kLanes>(right, at + i * kLanes);
+      cpu::accumulate<kLanes, float>(sums[i], weight, right);
+    }
+  };
   for (int64_t r = 0; r < rows.count; ++r) {
     V sums[kVectors], bias;
     cpu::splat<kLanes>(bias, rows.bias + r);
 #pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) sums[i] = bias;
-    for (int32_t k = rows.starts[r]; k < rows.starts[r + 1]; ++k) {
-      V weight;
-      cpu::splat<kLanes>(weight, rows.values + k);
-      const float* at = x + rows.offsets[k] * scale;
+    int32_t k = rows.starts[r];
+    const int32_t end = rows.starts[r + 1];
+    if (kChains > 1 && end - k >= 4 * kChains) {
+      V chains[kChains][kVectors] = {};
+      for (; k + kChains <= end; k += kChains) {
+#pragma GCC unroll 4
+        for (int chain = 0; chain < kChains; ++chain) meet(k + chain, chains[chain]);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < kVectors; ++i) {
-        V right;
-        cpu::read<kLanes>(right, at + i * kLanes);
-        cpu::accumulate<kLanes, float>(sums[i], weight, right);
+#pragma GCC unroll 4
+        for (int chain = 0; chain < kChains; ++chain) sums[i] += chains[chain][i];
       }
     }
+    for (; k < end; ++k) meet(k, sums);
     float* to = out + r * out_stride;
 #pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) {
@@ -119,13 +136,13 @@ SPARSENN_INLINE float total(const Vec& sums) {
   return lanes[0];
 }
 
-// An 8 x 8 transposition: interleaving the first half of the vectors with the second, three times. Of fewer than 8
-// rows, `last` is the number of the last one, which stands for those that are missing.
-SPARSENN_INLINE void transpose8(const float* from, int64_t stride, int64_t last, Half (&rows)[8]) {
+// An 8 x 8 transposition: interleaving the first half of the vectors with the second, three times. Row i begins at
+// row(i).
+template <class Row>
+SPARSENN_INLINE void transpose8(const Row& row, Half (&rows)[8]) {
   const HalfIndex low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i)
-    rows[i] = *reinterpret_cast<const HalfInMemory*>(from + std::min<int64_t>(i, last) * stride);
+  for (int i = 0; i < 8; ++i) rows[i] = *reinterpret_cast<const HalfInMemory*>(row(i));
 #pragma GCC unroll 3
   for (int round = 0; round < 3; ++round) {
     Half next[8];
@@ -206,9 +223,7 @@ void sparse_one(const Quads& quads, const float* x, float* out, bool relu) {
 
 SPARSENN_CLONES void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used,
                               int64_t lanes, float* panel) {
-  for (int64_t s = 0; s < count; s += 8) {
-    const float* from = x + s * features;
-    const int64_t last = std::min<int64_t>(count - s, 8) - 1;
+  const auto eight = [&](float* to, const auto& row) SPARSENN_INLINED {
     for (int64_t i = 0; i < used;) {
       // The used features of the eight from `first` on: one alone is copied, several are transposed together.
       const int64_t first = std::max<int64_t>(0, std::min<int64_t>(index ? index[i] : i, features - 8));
@@ -216,23 +231,30 @@ SPARSENN_CLONES void to_panel(const float* x, int64_t count, int64_t features, c
       while (index && end < used && index[end] < first + 8) ++end;
       if (end - i >= 2 && features >= 8) {
         Half rows[8];
-        transpose8(from + first, features, last, rows);
+        transpose8([&](int k) SPARSENN_INLINED { return row(k) + first; }, rows);
         if (!index && end - i == 8) {
 #pragma GCC unroll 8
-          for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(panel + (i + j) * lanes + s) = rows[j];
+          for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(to + (i + j) * lanes) = rows[j];
         } else {
           for (int64_t j = i; j < end; ++j) {
-            *reinterpret_cast<HalfInMemory*>(panel + j * lanes + s) = rows[(index ? index[j] : j) - first];
+            *reinterpret_cast<HalfInMemory*>(to + j * lanes) = rows[(index ? index[j] : j) - first];
           }
         }
       } else {
         for (int64_t j = i; j < end; ++j) {
-          const float* at = from + (index ? index[j] : j);
-          for (int64_t k = 0; k <= last; ++k) panel[j * lanes + s + k] = at[k * features];
+          for (int k = 0; k < 8; ++k) to[j * lanes + k] = row(k)[index ? index[j] : j];
         }
       }
       i = end;
     }
+  };
+  int64_t s = 0;
+  for (; s + 8 <= count; s += 8) {
+    const float* from = x + s * features;
+    eight(panel + s, [&](int64_t k) SPARSENN_INLINED { return from + k * features; });
+  }
+  if (s < count) {  // the last sample stands for those that are missing
+    eight(panel + s, [&](int64_t k) SPARSENN_INLINED { return x + std::min(s + k, count - 1) * features; });
   }
 }
 
@@ -242,7 +264,8 @@ SPARSENN_CLONES void from_panel(const float* panel, int64_t count, int64_t featu
     int64_t f = 0;
     for (; f + 8 <= features; f += 8) {
       Half rows[8];
-      transpose8(panel + f * lanes + s, lanes, 7, rows);
+      const float* from = panel + f * lanes + s;
+      transpose8([&](int64_t k) SPARSENN_INLINED { return from + k * lanes; }, rows);
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {
         if (j < left) *reinterpret_cast<HalfInMemory*>(x + (s + j) * features + f) = rows[j];
