@@ -96,7 +96,7 @@ def cache_file() -> Path:
 
 
 def measure() -> Costs:
-    """Time the kernels themselves: layers of 256 × 256 with 0, 10 and 100 % of their weights, and wider ones; a quarter of a second.
+    """Time the kernels themselves: layers of 256 × 256 with 0, 10 and 100 % of their weights, and wider ones; takes .25 s.
 
     A layer's time is what further ones of it add to a network, so that neither the call nor the way into and out of a panel is
     counted.
