@@ -1,6 +1,7 @@
 """How one tensor lies in a file: dense, by gaps, as compressed rows or under a bit mask, whichever takes the fewest bytes.
 
-An entry is left out where it equals 0, as −0.0 does, which a mask makes of a negative weight; infinities and NaN keep their bits.
+An entry is left out where it equals 0, as −0.0 does, which a mask makes of a negative weight; infinities and NaN keep
+their bits.
 """
 
 from __future__ import annotations
