@@ -110,20 +110,20 @@ void bind_runtime(py::module_& m) {
       .def(
           "finish",
           [](Model& self, std::vector<py::ssize_t> in, std::vector<py::ssize_t> out,
-             const std::array<double, 3>& samples, const std::array<double, 3>& panel, int threads) {
+             const std::array<double, 3>& samples, const std::array<double, 4>& panel, int threads) {
             const auto size = [](const std::vector<py::ssize_t>& shape) {
               int64_t numel = 1;
               for (size_t i = 1; i < shape.size(); ++i) numel *= shape[i];
               return numel;
             };
             if (in.empty() || out.empty()) throw py::value_error("a network has shapes");
-            self.network.finish({{samples[0], samples[1], samples[2]}, {panel[0], panel[1], panel[2]}});
+            self.network.finish({{samples[0], samples[1], samples[2]}, {panel[0], panel[1], panel[2], panel[3]}});
             if (size(in) != self.network.features_in() || size(out) != self.network.features_out())
               throw py::value_error("the shapes do not fit the steps");
             self.in = std::move(in);
             self.out = std::move(out);
             self.threads = threads;
-            self.weight = std::min(samples[0], panel[2] / runtime::kPanel);
+            self.weight = std::min(samples[0], panel[3] / runtime::kPanel);
           },
           py::arg("input_shape"), py::arg("output_shape"), py::arg("samples"), py::arg("panel"), py::arg("threads"))
       .def("run", &Model::run, py::arg("x"));

@@ -1,6 +1,7 @@
 #include "runtime/kernels.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -83,9 +84,10 @@ using Sparse = void (*)(const Rows& rows, const float* x, int64_t scale, float* 
   template <int kPanelLanes>                                                                                       \
   TARGET void sparse_##NAME(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride,       \
                             bool relu) {                                                                           \
-    sparse<BYTES / 4, kPanelLanes * 4 / BYTES>(rows, x, scale, out, out_stride, relu);                             \
+    constexpr int kLanes = BYTES / 4 < kPanelLanes ? BYTES / 4 : kPanelLanes;                                      \
+    sparse<kLanes, kPanelLanes / kLanes>(rows, x, scale, out, out_stride, relu);                                   \
   }                                                                                                                \
-  constexpr Sparse sparse_by_##NAME[] = {sparse_##NAME<16>, sparse_##NAME<32>, sparse_##NAME<64>};
+  constexpr Sparse sparse_by_##NAME[] = {sparse_##NAME<8>, sparse_##NAME<16>, sparse_##NAME<32>, sparse_##NAME<64>};
 // clang-format on
 
 SPARSENN_SPARSE_FOR(base, , 16)
@@ -210,7 +212,7 @@ SPARSENN_INLINE void pool_by(const Join& join, float none, const float* x, int64
 void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride,
                  bool relu) {
   static const Sparse* by_lanes = choose_sparse();
-  by_lanes[lanes / 32](rows, x, scale, out, out_stride, relu);
+  by_lanes[std::countr_zero(static_cast<uint64_t>(lanes)) - 3](rows, x, scale, out, out_stride, relu);
 }
 
 void sparse_one(const Quads& quads, const float* x, float* out, bool relu) {

@@ -20,8 +20,8 @@ struct Rows {
   const float* bias;
 };
 
-// out[r * out_stride + i] = act(bias[r] + sum_k values[k] x[offsets[k] * lanes + i]) for i < lanes, which is 16, 32 or
-// 64; act is max(0, .) or nothing. `scale` is what offsets are multiplied by: lanes, or 1 where they are in floats.
+// out[r * out_stride + i] = act(bias[r] + sum_k values[k] x[offsets[k] * lanes + i]) for i < lanes, which is 8, 16, 32
+// or 64; act is max(0, .) or nothing. `scale` is what offsets are multiplied by: lanes, or 1 where they are in floats.
 void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride,
                  bool relu);
 

@@ -1,5 +1,6 @@
 #include "runtime/network.h"
 
+#include <bit>
 #include <exception>
 #include <limits>
 #include <stdexcept>
@@ -10,10 +11,10 @@
 namespace sparsenn::runtime {
 namespace {
 
-constexpr int64_t kLanes[] = {1, 16, 32, 64};
+constexpr int64_t kLanes[] = {1, 8, 16, 32, 64};
 constexpr int64_t kCached = 1 << 16;  // floats of images that are kept between two steps: a part of the second cache
 
-int kind_of(int64_t lanes) { return lanes == 1 ? 0 : lanes == 16 ? 1 : lanes == 32 ? 2 : 3; }
+int kind_of(int64_t lanes) { return lanes == 1 ? 0 : std::countr_zero(static_cast<uint64_t>(lanes)) - 2; }
 
 void require(bool holds, const char* problem) {
   if (!holds) throw std::invalid_argument(problem);
@@ -48,6 +49,7 @@ int64_t Network::add_product(int64_t of, Weights weights, const Window& window, 
   Product product(std::move(weights), in, window, relu, methods, of == 0 ? index_ : std::vector<int32_t>());
   const Shape out = product.out();
   multiplies_ = true;
+  dense_panels_ |= methods.panel == Method::dense;
   return add(std::make_unique<ProductStep>(std::move(product)), {of}, out);
 }
 
@@ -91,6 +93,7 @@ int64_t Network::add_flatten(int64_t of) { return add(nullptr, {of}, {shape(of).
 void Network::finish(const Prices& prices) {
   require(!nodes_.empty(), "a network has no steps");
   prices_ = prices;
+  if (dense_panels_) prices_.panel[0] = std::numeric_limits<double>::infinity();
   together_ = kPanel;
   for (const Shape& shape : shapes_) {
     if (shape.size() > shape.channels) together_ = std::clamp<int64_t>(kCached / shape.size(), 1, together_);

@@ -24,9 +24,9 @@ class Step {
   virtual int64_t scratch(const Batch&) const { return 0; }
 };
 
-// Seconds: of 1, 8 and 64 samples one after the other, and of a panel of 16, 32 and 64 that may be partly empty.
+// Seconds: of 1, 8 and 64 samples one after the other, and of a panel of 8, 16, 32 and 64 that may be partly empty.
 struct Prices {
-  double samples[3], panel[3];
+  double samples[3], panel[4];
 };
 
 class Network {
@@ -82,8 +82,9 @@ class Network {
   Prices prices_{};
   int64_t together_ = 1;  // samples one after the other, for each step before the next begins
   bool multiplies_ = false;
+  bool dense_panels_ = false;  // for which 8 lanes are too few
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Desk>> desks_[4];
+  mutable std::vector<std::unique_ptr<Desk>> desks_[5];
 };
 
 }  // namespace sparsenn::runtime

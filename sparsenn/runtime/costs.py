@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,9 +17,9 @@ import numpy as np
 from sparsenn._files import write_atomic
 
 SAMPLES = (1, 8, 64)  # that are computed one after the other
-LANES = (16, 32, 64)  # of a panel
+LANES = (8, 16, 32, 64)  # of a panel; a dense kernel takes the last three
 _WIDTHS = (256, 1024, 4096)  # columns of the layers that are measured
-_VERSION = 4
+_VERSION = 5
 _SIZE = 256  # of the square ones
 _DENSITY = 0.1
 _STRIP = 16  # rows that a dense kernel for samples computes together, on the widest processors
@@ -36,8 +37,9 @@ class Costs:
     Attributes:
         row, nonzero: of one sample in a sparse linear layer.
         weight: of 1, 8 and 64 samples in a dense one.
-        panel_row, panel_weight: of 16, 32 and 64 samples in a panel, in a sparse layer and in a dense one.
-        panel_nonzero: the same for a stored weight, each in layers of 256, 1024 and 4096 columns, whose panels leave the first
+        panel_row: of 8, 16, 32 and 64 samples in a panel, in a sparse layer.
+        panel_weight: of 16, 32 and 64 in a dense one.
+        panel_nonzero: of 8 to 64 for a stored weight, each in layers of 256, 1024 and 4096 columns, whose panels leave the first
             cache, then the second.
         alone: of one sample beside its layers, where no panel is filled.
         turn: of a number of a sample on its way into a panel or out of it.
@@ -64,10 +66,10 @@ class Costs:
         return [each * count for count in SAMPLES], [panel * lanes for lanes in LANES]
 
     def panels(self, rows: int, columns: int, nonzeros: int, dense: bool) -> list[float]:
-        """A layer for panels of 16, 32 and 64 lanes, at one place."""
+        """A layer for panels of 8, 16, 32 and 64 lanes, at one place."""
         if dense:
             padded = -(-rows // _TILE) * _TILE + _PACKING
-            return [weight * padded * columns for weight in self.panel_weight]
+            return [math.inf, *(weight * padded * columns for weight in self.panel_weight)]
         at, widths = np.log(max(columns, 1)), np.log(_WIDTHS)
         each = [float(np.interp(at, widths, own)) for own in self.panel_nonzero]
         return [row * rows + nonzero * nonzeros for row, nonzero in zip(self.panel_row, each, strict=True)]
@@ -112,7 +114,8 @@ def measure() -> Costs:
         own = [_seconds(layer, lanes, lanes)[1] - rows * len(layer.starts) / _SIZE for layer in wide]
         panel_row.append(rows / _SIZE)
         panel_nonzero.append(tuple(max(x, rows / 10) / len(layer.columns) for x, layer in zip(own, wide, strict=True)))
-        panel_weight.append(_seconds(full, lanes, lanes)[1] / _SIZE**2)
+        if lanes > LANES[0]:
+            panel_weight.append(_seconds(full, lanes, lanes)[1] / _SIZE**2)
     return Costs(
         row / (_SIZE * _ALONE),
         max(nonzero - row, 0.1 * nonzero) / (len(some.columns) * _ALONE),
@@ -183,7 +186,7 @@ def _read(path: Path) -> Costs | None:
         return None
 
 
-_SHAPES: list[tuple[int, ...]] = [(), (), (3,), (3,), (3, 3), (3,), (), ()]
+_SHAPES: list[tuple[int, ...]] = [(), (), (3,), (4,), (4, 3), (3,), (), ()]
 
 
 def _tuples(value: Any) -> Any:

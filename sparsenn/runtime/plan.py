@@ -87,11 +87,11 @@ def plan(nodes: list[Node], sample: tuple[int, ...], costs: Costs, kernels: str,
 
 
 class _Maker:
-    """Adds steps to a network, and up what they cost for 1, 8 and 64 samples and for panels of 16, 32 and 64."""
+    """Adds steps to a network, and up what they cost for 1, 8 and 64 samples and for panels of 8 to 64."""
 
     def __init__(self, network: Any, costs: Costs, kernels: str) -> None:
         self.network, self.costs, self.kernels = network, costs, kernels
-        self.samples, self.panel = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+        self.samples, self.panel = [0.0] * len(SAMPLES), [0.0] * len(LANES)
         self.read: int | None = None  # how much of the input a first linear layer reads
         self.choices: list[Choice] = []
         self.count = 0

@@ -57,9 +57,9 @@ std::vector<double> product(const std::vector<double>& x, Shape in, const Weight
   return out;
 }
 
-// Prices that make a batch run one sample after the other (0), or in panels of 16, 32 or 64 (1 to 3).
+// Prices that make a batch run one sample after the other (0), or in panels of 8, 16, 32 or 64 (1 to 4).
 void finish_by(Network& network, int kind) {
-  Prices prices{{1, 1, 1}, {1, 1, 1}};
+  Prices prices{{1, 1, 1}, {1, 1, 1, 1}};
   double* chosen = kind ? prices.panel + kind - 1 : prices.samples;
   std::fill_n(chosen, kind ? 1 : 3, 1e-9);
   network.finish(prices);
@@ -94,7 +94,7 @@ TEST(products_in_every_method_and_panel) {
     for (double density : {0.0, 0.2, 1.0}) {
       const Weights first = random_weights(rows, in.channels * window.kernel[0] * window.kernel[1], density, random);
       for (int method = 0; method < 2; ++method) {
-        for (int kind = 0; kind < 4; ++kind) {
+        for (int kind = 0; kind < 5; ++kind) {
           Network network(in);
           const Methods how = method ? kDense : kSparse;
           network.add_product(0, first, window, true, how);
@@ -146,7 +146,7 @@ TEST(one_sample_and_a_few_have_their_own_methods) {
 TEST(sums_pools_and_curves) {
   Random random(1);
   std::normal_distribution<float> normal;
-  for (int kind = 0; kind < 4; ++kind) {
+  for (int kind = 0; kind < 5; ++kind) {
     Network network({2, 4, 6});
     network.add_affine(0, {2, -1}, {0.5f, 0}, false);
     network.add_sum(0, 1, true);
@@ -190,7 +190,7 @@ TEST(threads_share_a_network) {
   Network network({50, 1, 1});
   network.add_product(0, random_weights(30, 50, 0.2, random), {}, true, kSparse);
   network.add_product(1, random_weights(7, 30, 1.0, random), {}, false, kDense);
-  finish_by(network, 3);
+  finish_by(network, 4);
   const std::vector<float> x(500 * 50, 0.5f);
   std::vector<float> expected(500 * 7);
   network.run(x.data(), 500, expected.data(), 1);
