@@ -39,8 +39,8 @@ class Costs:
         weight: of 1, 8 and 64 samples in a dense one.
         panel_row: of 8, 16, 32 and 64 samples in a panel, in a sparse layer.
         panel_weight: of 16, 32 and 64 in a dense one.
-        panel_nonzero: of 8 to 64 for a stored weight, each in layers of 256, 1024 and 4096 columns, whose panels leave the first
-            cache, then the second.
+        panel_nonzero: of 8 to 64 for a stored weight, each in layers of 256, 1024 and 4096 columns, whose panels leave the
+            first cache, then the second.
         alone: of one sample beside its layers, where no panel is filled.
         turn: of a number of a sample on its way into a panel or out of it.
     """
