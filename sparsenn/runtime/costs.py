@@ -69,8 +69,8 @@ class Costs:
         """A layer for panels of 8, 16, 32 and 64 lanes, at one place."""
         if dense:
             padded = -(-rows // _TILE) * _TILE + _PACKING
-            each = zip(self.panel_row[1:], self.panel_weight, strict=True)  # a row's result is written in either case
-            return [math.inf, *(row * rows + weight * padded * columns for row, weight in each)]
+            pairs = zip(self.panel_row[1:], self.panel_weight, strict=True)  # a row's result is written in either case
+            return [math.inf, *(row * rows + weight * padded * columns for row, weight in pairs)]
         at, widths = np.log(max(columns, 1)), np.log(_WIDTHS)
         each = [float(np.interp(at, widths, own)) for own in self.panel_nonzero]
         return [row * rows + nonzero * nonzeros for row, nonzero in zip(self.panel_row, each, strict=True)]
