@@ -49,6 +49,11 @@ class ServedCase(Case):
         name = self.size.split("-")[0]
         return LENET if name in NETS else (tuple(map(int, name.split("x"))),)
 
+    @property
+    def tensors(self) -> int:
+        """Each way has weights of its own, and some a copy of them."""
+        return 2
+
 
 class Pruned:
     """A network with random zeros, all layers alike, the ways to run it, and a batch."""
