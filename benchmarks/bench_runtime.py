@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,35 +15,65 @@ import torch
 from torch import nn
 
 import sparsenn
-from benchmarks.cases import Case, Provider, Run, cases, parameters
+from benchmarks.cases import LENET, Case, Provider, Run, parameters
 from sparsenn.training import serving
 
-BATCHES = (1, 8, 64, 256)
-COMPRESSIONS = {"lenet": (1, 10, 100, 500), "lenet5": (1, 10, 50), "lenet.fc1": (10, 20, 50, 100, 200, 500)}
-BUILD = {
-    "lenet": sparsenn.models.lenet_300_100,
-    "lenet5": sparsenn.models.lenet5,
-    "lenet.fc1": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 300)),
+NETS = {"lenet": sparsenn.models.lenet_300_100, "lenet5": sparsenn.models.lenet5}
+# Zeros in percent, or the compression, and the batches: of the first line, never slower than the best dense engine.
+SIZES: dict[str, tuple[int, ...]] = {
+    **{f"784x300-s{zeros}": (1, 8, 32, 256) for zeros in (0, 50, 70, 80, 90, 95, 99)},
+    **{f"784x300-s{zeros}": (1, 8, 256) for zeros in (98, 99.5, 99.8)},
+    **{f"4096x4096-s{zeros}": (1, 256) for zeros in (90, 99)},
+    "lenet-c1": (1, 8, 32, 256),
+    "lenet-c100": (1, 256),
+    "lenet-c500": (1, 256),
+    "lenet5-c1": (1, 8, 256),
+    "lenet5-c50": (1, 8, 256),
 }
-SIZES = [f"{name}-c{c}-b{batch}" for name, own in COMPRESSIONS.items() for c in own for batch in BATCHES]
+
+
+@dataclass(frozen=True)
+class ServedCase(Case):
+    """`depth` is the batch."""
+
+    @property
+    def group(self) -> str:
+        return f"{self.op} · {self.direction} · {self.device} · {self.size} · B={self.depth}"
+
+    @property
+    def id(self) -> str:
+        return f"{self.direction}-{self.device}-{self.size}-B{self.depth}"
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        name = self.size.split("-")[0]
+        return LENET if name in NETS else (tuple(map(int, name.split("x"))),)
+
+    @property
+    def tensors(self) -> int:
+        """Each way has weights of its own, and some a copy of them."""
+        return 2
 
 
 class Pruned:
     """A network with random zeros, all layers alike, the ways to run it, and a batch."""
 
     def __init__(self, case: Case) -> None:
-        name, compression, batch = case.size.split("-")
+        name, zeros = case.size.split("-")
+        left = 1 - float(zeros[1:]) / 100 if zeros[0] == "s" else 1 / float(zeros[1:])
+        layer = case.shapes[0] if name not in NETS else None
+        sample = (1, 28, 28) if layer is None else layer[:1]
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
-            net = BUILD[name]().eval()
+            net = (NETS[name]() if layer is None else nn.Sequential(nn.Linear(*layer))).eval()
             for p in net.parameters():
-                p.mul_(torch.rand_like(p) * int(compression[1:]) < 1)
-        self.x = np.random.default_rng(0).standard_normal((int(batch[1:]), 1, 28, 28)).astype(np.float32)
+                p.mul_(torch.rand_like(p) < left)
+        self.x = np.random.default_rng(0).standard_normal((case.depth, *sample)).astype(np.float32)
         self.folder = tempfile.TemporaryDirectory()
         path = sparsenn.save(net, Path(self.folder.name) / "net.safetensors")
         self.ours = sparsenn.runtime.load(path)
         self.net = sparsenn.load(path)
-        self.ways, self.skipped = serving._ways(self.net, (1, 28, 28), Path(self.folder.name), compiled=False)
+        self.ways, self.skipped = serving._ways(self.net, sample, Path(self.folder.name), compiled=False)
         with torch.no_grad():
             self.expected = [sparsenn.load(path).double()(torch.from_numpy(self.x).double())]
 
@@ -59,6 +90,27 @@ def forward(inputs: Pruned, way: Callable[[np.ndarray], np.ndarray]) -> Run:
 
 def named(name: str, inputs: Pruned) -> Run:
     return forward(inputs, inputs.ways[name])
+
+
+def onednn(inputs: Pruned) -> Run:
+    """oneDNN's products by weights that it laid out for this batch."""
+    ops, steps = torch.ops.mkldnn, []
+    for layer in inputs.net.children():
+        if isinstance(layer, nn.Linear):
+            weight = ops._reorder_linear_weight(layer.weight.detach(), len(inputs.x))
+            bias = layer.bias.detach()
+            steps.append(functools.partial(lambda x, w, b: ops._linear_pointwise(x, w, b, "none", [], ""), w=weight, b=bias))
+        else:
+            steps.append(torch.relu_ if isinstance(layer, nn.ReLU) else nn.Flatten())
+
+    @torch.inference_mode()
+    def run(x: np.ndarray) -> np.ndarray:
+        y = torch.from_numpy(x)
+        for step in steps:
+            y = step(y)
+        return y.numpy()
+
+    return forward(inputs, run)
 
 
 def scipy(inputs: Pruned) -> Run:
@@ -79,6 +131,10 @@ def convolves(case: Case) -> bool:
     return case.size.startswith("lenet5")
 
 
+def no_onednn(case: Case) -> bool:
+    return convolves(case) or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
 def lacks(*packages: str) -> Callable[[Case], bool]:
     return lambda case: not all(map(importlib.util.find_spec, packages))
 
@@ -87,12 +143,13 @@ unmeasured = functools.partial(Provider, bytes=lambda case: None)
 PROVIDERS = (
     unmeasured("runtime", "ours", lambda inputs: forward(inputs, inputs.ours)),
     unmeasured("onnx-runtime", "peer", functools.partial(named, "ONNX Runtime"), unless=lacks("onnx", "onnxruntime")),
+    unmeasured("onednn", "peer", onednn, unless=no_onednn),
     unmeasured("dense", "peer", functools.partial(named, "torch")),
     unmeasured("torch-csr", "peer", functools.partial(named, "torch CSR"), unless=convolves),
     unmeasured("compacted", "peer", functools.partial(named, "compacted")),
     unmeasured("scipy", "peer", scipy, unless=lambda case: convolves(case) or lacks("scipy")(case)),
 )
-CASES = [case for case in cases("runtime", ["forward"], depths=[1], sizes=SIZES) if case.device == "cpu"]
+CASES = [ServedCase("runtime", "forward", "cpu", size, batch) for size, batches in SIZES.items() for batch in batches]
 
 
 @pytest.mark.parametrize(("case", "provider"), parameters(CASES, PROVIDERS))

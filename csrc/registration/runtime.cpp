@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <vector>
 
 #include "registration/native.h"
@@ -72,7 +73,7 @@ void bind_runtime(py::module_& m) {
           "product",
           [](Model& self, int64_t of, const Numbers<int32_t>& starts, const Numbers<int32_t>& columns,
              const Numbers<float>& values, const Numbers<float>& bias, const std::vector<int64_t>& window, bool relu,
-             bool dense_one, bool dense_panel) {
+             const std::array<bool, 3>& dense) {
             if (window.size() != 8) throw py::value_error("a window has 8 sizes");
             runtime::Window w;
             for (int i = 0; i < 2; ++i) {
@@ -83,10 +84,10 @@ void bind_runtime(py::module_& m) {
             }
             const auto method = [](bool dense) { return dense ? Method::dense : Method::sparse; };
             return self.network.add_product(of, {copied(starts), copied(columns), copied(values), copied(bias)}, w,
-                                            relu, method(dense_one), method(dense_panel));
+                                            relu, {method(dense[0]), method(dense[1]), method(dense[2])});
           },
           py::arg("of"), py::arg("starts"), py::arg("columns"), py::arg("values"), py::arg("bias"), py::arg("window"),
-          py::arg("relu"), py::arg("dense_one"), py::arg("dense_panel"))
+          py::arg("relu"), py::arg("dense"))
       .def("sum", [](Model& self, int64_t a, int64_t b, bool relu) { return self.network.add_sum(a, b, relu); })
       .def("relu", [](Model& self, int64_t of) { return self.network.add_relu(of); })
       .def("curve",
@@ -108,25 +109,23 @@ void bind_runtime(py::module_& m) {
       .def("flatten", [](Model& self, int64_t of) { return self.network.add_flatten(of); })
       .def(
           "finish",
-          [](Model& self, std::vector<py::ssize_t> in, std::vector<py::ssize_t> out, const std::vector<double>& costs,
-             int threads) {
+          [](Model& self, std::vector<py::ssize_t> in, std::vector<py::ssize_t> out,
+             const std::array<double, 3>& samples, const std::array<double, 4>& panel, int threads) {
             const auto size = [](const std::vector<py::ssize_t>& shape) {
               int64_t numel = 1;
               for (size_t i = 1; i < shape.size(); ++i) numel *= shape[i];
               return numel;
             };
-            if (in.empty() || out.empty() || costs.size() != 4)
-              throw py::value_error("a network has shapes and four costs");
-            const double four[4] = {costs[0], costs[1], costs[2], costs[3]};
-            self.network.finish(four);
+            if (in.empty() || out.empty()) throw py::value_error("a network has shapes");
+            self.network.finish({{samples[0], samples[1], samples[2]}, {panel[0], panel[1], panel[2], panel[3]}});
             if (size(in) != self.network.features_in() || size(out) != self.network.features_out())
               throw py::value_error("the shapes do not fit the steps");
             self.in = std::move(in);
             self.out = std::move(out);
             self.threads = threads;
-            self.weight = std::min(costs[0], costs[3] / runtime::kPanel);
+            self.weight = std::min(samples[0], panel[3] / runtime::kPanel);
           },
-          py::arg("input_shape"), py::arg("output_shape"), py::arg("costs"), py::arg("threads"))
+          py::arg("input_shape"), py::arg("output_shape"), py::arg("samples"), py::arg("panel"), py::arg("threads"))
       .def("run", &Model::run, py::arg("x"));
 }
 

@@ -1,11 +1,13 @@
 #include "runtime/kernels.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <type_traits>
 
 #include "cpu/simd.h"
+#include "cpu/vector.h"
 #include "math/scalar.h"
 
 namespace sparsenn::runtime {
@@ -28,40 +30,78 @@ SPARSENN_INLINE void clamp(V& x) {
   x = x < 0 ? V{} : x;
 }
 
-template <int kVectors>
+// A long row is summed in several chains, of which none waits for another.
+template <int kLanes, int kVectors>
 SPARSENN_INLINE void sparse(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride,
                             bool relu) {
+  using V = cpu::vector_t<float, kLanes>;
+  constexpr int kChains = kVectors < 4 ? 4 / kVectors : 1;
+  const auto meet = [&](int32_t k, V(&sums)[kVectors]) SPARSENN_INLINED {
+    V weight;
+    cpu::splat<kLanes>(weight, rows.values + k);
+    const float* at = x + rows.offsets[k] * scale;
+#pragma GCC unroll 16
+    for (int i = 0; i < kVectors; ++i) {
+      V right;
+      cpu::read<kLanes>(right, at + i * kLanes);
+      cpu::accumulate<kLanes, float>(sums[i], weight, right);
+    }
+  };
   for (int64_t r = 0; r < rows.count; ++r) {
-    Vec sums[kVectors];
+    V sums[kVectors], bias;
+    cpu::splat<kLanes>(bias, rows.bias + r);
+#pragma GCC unroll 16
+    for (int i = 0; i < kVectors; ++i) sums[i] = bias;
+    int32_t k = rows.starts[r];
+    const int32_t end = rows.starts[r + 1];
+    if (kChains > 1 && end - k >= 4 * kChains) {
+      V chains[kChains][kVectors] = {};
+      for (; k + kChains <= end; k += kChains) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) sums[i] = rows.bias[r] - Vec{};
-    for (int32_t k = rows.starts[r]; k < rows.starts[r + 1]; ++k) {
-      const Vec weight = rows.values[k] - Vec{};
-      const float* at = x + rows.offsets[k] * scale;
-#pragma GCC unroll 4
+        for (int chain = 0; chain < kChains; ++chain) meet(k + chain, chains[chain]);
+      }
+#pragma GCC unroll 16
       for (int i = 0; i < kVectors; ++i) {
-        Vec right;
-        read(right, at + i * kVector);
-        sums[i] += weight * right;
+#pragma GCC unroll 4
+        for (int chain = 0; chain < kChains; ++chain) sums[i] += chains[chain][i];
       }
     }
+    for (; k < end; ++k) meet(k, sums);
     float* to = out + r * out_stride;
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) {
       if (relu) clamp(sums[i]);
-      write(to + i * kVector, sums[i]);
+      cpu::write<kLanes>(to + i * kLanes, sums[i]);
     }
   }
 }
 
-SPARSENN_CLONES void sparse_16(const Rows& rows, const float* x, int64_t scale, float* out, int64_t stride, bool relu) {
-  sparse<1>(rows, x, scale, out, stride, relu);
-}
-SPARSENN_CLONES void sparse_32(const Rows& rows, const float* x, int64_t scale, float* out, int64_t stride, bool relu) {
-  sparse<2>(rows, x, scale, out, stride, relu);
-}
-SPARSENN_CLONES void sparse_64(const Rows& rows, const float* x, int64_t scale, float* out, int64_t stride, bool relu) {
-  sparse<4>(rows, x, scale, out, stride, relu);
+// For one instruction set: its attribute and its vectors' bytes. Written for each, because GCC makes sixteen
+// instructions of a number that becomes a vector in a clone.
+using Sparse = void (*)(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride, bool relu);
+// clang-format off
+#define SPARSENN_SPARSE_FOR(NAME, TARGET, BYTES)                                                                   \
+  template <int kPanelLanes>                                                                                       \
+  TARGET void sparse_##NAME(const Rows& rows, const float* x, int64_t scale, float* out, int64_t out_stride,       \
+                            bool relu) {                                                                           \
+    constexpr int kLanes = BYTES / 4 < kPanelLanes ? BYTES / 4 : kPanelLanes;                                      \
+    sparse<kLanes, kPanelLanes / kLanes>(rows, x, scale, out, out_stride, relu);                                   \
+  }                                                                                                                \
+  constexpr Sparse sparse_by_##NAME[] = {sparse_##NAME<8>, sparse_##NAME<16>, sparse_##NAME<32>, sparse_##NAME<64>};
+// clang-format on
+
+SPARSENN_SPARSE_FOR(base, , 16)
+#if defined(SPARSENN_HAS_CLONES)
+SPARSENN_SPARSE_FOR(v3, __attribute__((target("arch=x86-64-v3"))), 32)
+SPARSENN_SPARSE_FOR(v4, __attribute__((target("arch=x86-64-v4"))), 64)
+#endif
+
+const Sparse* choose_sparse() {
+#if defined(SPARSENN_HAS_CLONES)
+  if (__builtin_cpu_supports("x86-64-v4")) return sparse_by_v4;
+  if (__builtin_cpu_supports("x86-64-v3")) return sparse_by_v3;
+#endif
+  return sparse_by_base;
 }
 
 template <class Index>
@@ -98,11 +138,13 @@ SPARSENN_INLINE float total(const Vec& sums) {
   return lanes[0];
 }
 
-// An 8 x 8 transposition: interleaving the first half of the vectors with the second, three times.
-SPARSENN_INLINE void transpose8(const float* from, int64_t stride, Half (&rows)[8]) {
+// An 8 x 8 transposition: interleaving the first half of the vectors with the second, three times. Row i begins at
+// row(i).
+template <class Row>
+SPARSENN_INLINE void transpose8(const Row& row, Half (&rows)[8]) {
   const HalfIndex low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) rows[i] = *reinterpret_cast<const HalfInMemory*>(from + i * stride);
+  for (int i = 0; i < 8; ++i) rows[i] = *reinterpret_cast<const HalfInMemory*>(row(i));
 #pragma GCC unroll 3
   for (int round = 0; round < 3; ++round) {
     Half next[8];
@@ -169,13 +211,8 @@ SPARSENN_INLINE void pool_by(const Join& join, float none, const float* x, int64
 
 void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride,
                  bool relu) {
-  if (lanes == 64) {
-    sparse_64(rows, x, scale, out, out_stride, relu);
-  } else if (lanes == 32) {
-    sparse_32(rows, x, scale, out, out_stride, relu);
-  } else {
-    sparse_16(rows, x, scale, out, out_stride, relu);
-  }
+  static const Sparse* by_lanes = choose_sparse();
+  by_lanes[std::countr_zero(static_cast<uint64_t>(lanes)) - 3](rows, x, scale, out, out_stride, relu);
 }
 
 void sparse_one(const Quads& quads, const float* x, float* out, bool relu) {
@@ -186,44 +223,9 @@ void sparse_one(const Quads& quads, const float* x, float* out, bool relu) {
   }
 }
 
-SPARSENN_CLONES void dense_one(int64_t count, int64_t stride, const float* weights, const float* x, const float* bias,
-                               float* out, bool relu) {
-  int64_t r = 0;
-  for (; r + 4 <= count; r += 4) {
-    Vec sums[4] = {};
-    for (int64_t k = 0; k < stride; k += kVector) {
-      Vec right;
-      read(right, x + k);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        Vec left;
-        read(left, weights + (r + i) * stride + k);
-        sums[i] += left * right;
-      }
-    }
-    for (int i = 0; i < 4; ++i) {
-      const float sum = total(sums[i]) + bias[r + i];
-      out[r + i] = relu && sum < 0 ? 0 : sum;
-    }
-  }
-  for (; r < count; ++r) {
-    Vec sums = {};
-    for (int64_t k = 0; k < stride; k += kVector) {
-      Vec left, right;
-      read(left, weights + r * stride + k);
-      read(right, x + k);
-      sums += left * right;
-    }
-    const float sum = total(sums) + bias[r];
-    out[r] = relu && sum < 0 ? 0 : sum;
-  }
-}
-
 SPARSENN_CLONES void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used,
                               int64_t lanes, float* panel) {
-  int64_t s = 0;
-  for (; s + 8 <= count; s += 8) {
-    const float* from = x + s * features;
+  const auto eight = [&](float* to, const auto& row) SPARSENN_INLINED {
     for (int64_t i = 0; i < used;) {
       // The used features of the eight from `first` on: one alone is copied, several are transposed together.
       const int64_t first = std::max<int64_t>(0, std::min<int64_t>(index ? index[i] : i, features - 8));
@@ -231,45 +233,49 @@ SPARSENN_CLONES void to_panel(const float* x, int64_t count, int64_t features, c
       while (index && end < used && index[end] < first + 8) ++end;
       if (end - i >= 2 && features >= 8) {
         Half rows[8];
-        transpose8(from + first, features, rows);
+        transpose8([&](int k) SPARSENN_INLINED { return row(k) + first; }, rows);
         if (!index && end - i == 8) {
 #pragma GCC unroll 8
-          for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(panel + (i + j) * lanes + s) = rows[j];
+          for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(to + (i + j) * lanes) = rows[j];
         } else {
           for (int64_t j = i; j < end; ++j) {
-            *reinterpret_cast<HalfInMemory*>(panel + j * lanes + s) = rows[(index ? index[j] : j) - first];
+            *reinterpret_cast<HalfInMemory*>(to + j * lanes) = rows[(index ? index[j] : j) - first];
           }
         }
       } else {
         for (int64_t j = i; j < end; ++j) {
-          const float* at = from + (index ? index[j] : j);
-          for (int k = 0; k < 8; ++k) panel[j * lanes + s + k] = at[k * features];
+          for (int k = 0; k < 8; ++k) to[j * lanes + k] = row(k)[index ? index[j] : j];
         }
       }
       i = end;
     }
+  };
+  int64_t s = 0;
+  for (; s + 8 <= count; s += 8) {
+    const float* from = x + s * features;
+    eight(panel + s, [&](int64_t k) SPARSENN_INLINED { return from + k * features; });
   }
-  for (; s < count; ++s) {
-    for (int64_t i = 0; i < used; ++i) panel[i * lanes + s] = x[s * features + (index ? index[i] : i)];
+  if (s < count) {  // the last sample stands for those that are missing
+    eight(panel + s, [&](int64_t k) SPARSENN_INLINED { return x + std::min(s + k, count - 1) * features; });
   }
 }
 
 SPARSENN_CLONES void from_panel(const float* panel, int64_t count, int64_t features, int64_t lanes, float* x) {
-  int64_t s = 0;
-  for (; s + 8 <= count; s += 8) {
+  for (int64_t s = 0; s < count; s += 8) {
+    const int64_t left = std::min<int64_t>(count - s, 8);
     int64_t f = 0;
     for (; f + 8 <= features; f += 8) {
       Half rows[8];
-      transpose8(panel + f * lanes + s, lanes, rows);
+      const float* from = panel + f * lanes + s;
+      transpose8([&](int64_t k) SPARSENN_INLINED { return from + k * lanes; }, rows);
 #pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(x + (s + j) * features + f) = rows[j];
+      for (int j = 0; j < 8; ++j) {
+        if (j < left) *reinterpret_cast<HalfInMemory*>(x + (s + j) * features + f) = rows[j];
+      }
     }
     for (; f < features; ++f) {
-      for (int j = 0; j < 8; ++j) x[(s + j) * features + f] = panel[f * lanes + s + j];
+      for (int j = 0; j < left; ++j) x[(s + j) * features + f] = panel[f * lanes + s + j];
     }
-  }
-  for (; s < count; ++s) {
-    for (int64_t f = 0; f < features; ++f) x[s * features + f] = panel[f * lanes + s];
   }
 }
 

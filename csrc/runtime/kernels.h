@@ -20,8 +20,8 @@ struct Rows {
   const float* bias;
 };
 
-// out[r * out_stride + i] = act(bias[r] + sum_k values[k] x[offsets[k] * lanes + i]) for i < lanes, which is 16, 32 or
-// 64; act is max(0, .) or nothing. `scale` is what offsets are multiplied by: lanes, or 1 where they are in floats.
+// out[r * out_stride + i] = act(bias[r] + sum_k values[k] x[offsets[k] * lanes + i]) for i < lanes, which is 8, 16, 32
+// or 64; act is max(0, .) or nothing. `scale` is what offsets are multiplied by: lanes, or 1 where they are in floats.
 void sparse_rows(const Rows& rows, const float* x, int64_t scale, int64_t lanes, float* out, int64_t out_stride,
                  bool relu);
 
@@ -37,12 +37,8 @@ struct Quads {
 };
 void sparse_one(const Quads& quads, const float* x, float* out, bool relu);
 
-// out[r] = act(bias[r] + sum_k weights[r * stride + k] x[k]), stride a multiple of 16; weights and x are padded with 0.
-void dense_one(int64_t count, int64_t stride, const float* weights, const float* x, const float* bias, float* out,
-               bool relu);
-
-// panel[i * lanes + s] = x[s * features + index[i]] for s < count; index null means all. The other lanes keep what they
-// have: no lane meets another.
+// panel[i * lanes + s] = x[s * features + index[i]] for s < count; index null means all. What the other lanes hold does
+// not matter: no lane meets another.
 void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used, int64_t lanes,
               float* panel);
 // x[s * features + f] = panel[f * lanes + s] for s < count.

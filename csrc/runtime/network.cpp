@@ -1,5 +1,6 @@
 #include "runtime/network.h"
 
+#include <bit>
 #include <exception>
 #include <limits>
 #include <stdexcept>
@@ -10,9 +11,10 @@
 namespace sparsenn::runtime {
 namespace {
 
-constexpr int64_t kLanes[] = {1, 16, 32, 64};
+constexpr int64_t kLanes[] = {1, 8, 16, 32, 64};
+constexpr int64_t kCached = 1 << 16;  // floats of images that are kept between two steps: a part of the second cache
 
-int kind_of(int64_t lanes) { return lanes == 1 ? 0 : lanes == 16 ? 1 : lanes == 32 ? 2 : 3; }
+int kind_of(int64_t lanes) { return lanes == 1 ? 0 : std::countr_zero(static_cast<uint64_t>(lanes)) - 2; }
 
 void require(bool holds, const char* problem) {
   if (!holds) throw std::invalid_argument(problem);
@@ -26,7 +28,7 @@ int64_t Network::add(std::unique_ptr<Step> step, std::vector<int64_t> of, Shape 
   return static_cast<int64_t>(nodes_.size());
 }
 
-int64_t Network::add_product(int64_t of, Weights weights, const Window& window, bool relu, Method one, Method panel) {
+int64_t Network::add_product(int64_t of, Weights weights, const Window& window, bool relu, Methods methods) {
   const Shape in = shape(of);
   // A first linear layer reads a panel that holds only what it uses, where that is less than half.
   if (nodes_.empty() && in.size() == in.channels && window.kernel[0] * window.kernel[1] == 1 && !window.padding[0] &&
@@ -44,9 +46,10 @@ int64_t Network::add_product(int64_t of, Weights weights, const Window& window, 
   } else if (of == 0) {
     require(index_.empty(), "two steps read the input, and the first is linear");
   }
-  Product product(std::move(weights), in, window, relu, one, panel, of == 0 ? index_ : std::vector<int32_t>());
+  Product product(std::move(weights), in, window, relu, methods, of == 0 ? index_ : std::vector<int32_t>());
   const Shape out = product.out();
   multiplies_ = true;
+  dense_panels_ |= methods.panel == Method::dense;
   return add(std::make_unique<ProductStep>(std::move(product)), {of}, out);
 }
 
@@ -87,9 +90,14 @@ int64_t Network::add_softmax(int64_t of) { return add(std::make_unique<SoftmaxSt
 
 int64_t Network::add_flatten(int64_t of) { return add(nullptr, {of}, {shape(of).size(), 1, 1}); }
 
-void Network::finish(const double (&costs)[4]) {
+void Network::finish(const Prices& prices) {
   require(!nodes_.empty(), "a network has no steps");
-  std::copy_n(costs, 4, costs_);
+  prices_ = prices;
+  if (dense_panels_) prices_.panel[0] = std::numeric_limits<double>::infinity();
+  together_ = kPanel;
+  for (const Shape& shape : shapes_) {
+    if (shape.size() > shape.channels) together_ = std::clamp<int64_t>(kCached / shape.size(), 1, together_);
+  }
   for (size_t i = 1; i < nodes_.size(); ++i) {
     for (int64_t of : nodes_[i].of)
       require(of != 0 || index_.empty(), "the input is read twice, once by a linear layer");
@@ -139,10 +147,10 @@ std::unique_ptr<Network::Desk> Network::take(int64_t lanes) const {
     }
   }
   auto desk = std::make_unique<Desk>();
-  desk->lanes = lanes;
-  for (int64_t size : slot_sizes_) desk->slots.emplace_back(size * lanes);
+  desk->most = {lanes == 1 ? together_ : 1, lanes};
+  for (int64_t size : slot_sizes_) desk->slots.emplace_back(size * desk->most.size());
   int64_t scratch = 0;
-  for (const Node& node : nodes_) scratch = std::max(scratch, node.step ? node.step->scratch(lanes) : 0);
+  for (const Node& node : nodes_) scratch = std::max(scratch, node.step ? node.step->scratch(desk->most) : 0);
   desk->scratch = Floats(scratch);
   if (lanes > 1) desk->panel = Floats((index_.empty() ? features_in() : index_.size()) * lanes);
   return desk;
@@ -150,22 +158,31 @@ std::unique_ptr<Network::Desk> Network::take(int64_t lanes) const {
 
 void Network::give_back(std::unique_ptr<Desk> desk) const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  auto& desks = desks_[kind_of(desk->lanes)];
+  auto& desks = desks_[kind_of(desk->most.lanes)];
   if (desks.size() < 16) desks.push_back(std::move(desk));
 }
 
-// How many of so many samples to compute together: the cheapest a sample.
+// Of so many samples: one after the other, between the measured numbers on straight lines; or in a panel.
+double Network::price(int64_t lanes, int64_t count) const {
+  if (lanes > 1) return prices_.panel[kind_of(lanes) - 1];
+  const auto& [one, few, many] = prices_.samples;
+  const double n = static_cast<double>(count);
+  return count <= 8 ? one + (few - one) * (n - 1) / 7 : few + (many - few) * (n - 8) / 56;
+}
+
+// How to compute the next of so many samples: the cheapest a sample.
 int64_t Network::lanes_for(int64_t count) const {
-  int best = 0;
+  int64_t best = 1;
   double least = std::numeric_limits<double>::infinity();
-  for (int kind = 0; kind < 4; ++kind) {
-    const double cost = costs_[kind] / static_cast<double>(std::min(count, kLanes[kind]));
+  for (int64_t lanes : kLanes) {
+    const int64_t now = std::min(count, lanes == 1 ? together_ : lanes);
+    const double cost = price(lanes, now) / static_cast<double>(now);
     if (cost < least) {
       least = cost;
-      best = kind;
+      best = lanes;
     }
   }
-  return kLanes[best];
+  return best;
 }
 
 void Network::run(const float* x, int64_t count, float* out, int threads) const {
@@ -199,30 +216,26 @@ void Network::run_part(const float* x, int64_t count, float* out) const {
   for (int64_t done = 0; done < count;) {
     const int64_t lanes = lanes_for(count - done);
     auto desk = take(lanes);
-    // As long as the same panel is the cheapest: whole ones, or all that is left in a last one.
+    const int64_t most = desk->most.size();
+    // As long as this is the cheapest way: as many as go together, or all that are left in the end.
     do {
-      const int64_t now = std::min(lanes, count - done);
+      const int64_t now = std::min(most, count - done);
       const float* from = x + done * features_in();
       float* to = out + done * features_out();
-      if (lanes == 1) {
-        run_one(from, to, *desk);
-      } else {
-        run_panel(from, now, lanes, to, *desk);
-      }
+      const bool finite = !multiplies_ || all_finite(from, now * features_in());  // and x is in the cache from here on
+      lanes == 1 ? run_samples(from, now, to, *desk) : run_panel(from, now, to, *desk);
       // What is not finite reaches every output, as it does through the zeros of a dense product.
-      if (multiplies_ && !all_finite(from, now * features_in())) {
-        for (int64_t s = 0; s < now; ++s) {
-          if (!all_finite(from + s * features_in(), features_in()))
-            std::fill_n(to + s * features_out(), features_out(), std::numeric_limits<float>::quiet_NaN());
-        }
+      for (int64_t s = 0; s < now && !finite; ++s) {
+        if (!all_finite(from + s * features_in(), features_in()))
+          std::fill_n(to + s * features_out(), features_out(), std::numeric_limits<float>::quiet_NaN());
       }
       done += now;
-    } while (done < count && (count - done >= lanes || lanes_for(count - done) == lanes));
+    } while (done < count && (count - done >= most || lanes_for(count - done) == lanes));
     give_back(std::move(desk));
   }
 }
 
-void Network::run_one(const float* x, float* out, Desk& desk) const {
+void Network::run_samples(const float* x, int64_t count, float* out, Desk& desk) const {
   const auto place = [&](int64_t value) -> const float* {
     return slot_of_[value] < 0 ? x : desk.slots[slot_of_[value]].get();
   };
@@ -231,12 +244,14 @@ void Network::run_one(const float* x, float* out, Desk& desk) const {
     if (!node.step) continue;
     const float* in[2] = {place(node.of[0]), place(node.of.back())};
     const bool last = i + 1 == nodes_.size();
-    node.step->run(in, slot_of_[node.of[0]] < 0, 1, last ? out : desk.slots[slot_of_[i + 1]].get(), desk.scratch.get());
+    node.step->run(in, slot_of_[node.of[0]] < 0, {count, 1}, last ? out : desk.slots[slot_of_[i + 1]].get(),
+                   desk.scratch.get());
   }
-  if (!nodes_.back().step) std::copy_n(place(static_cast<int64_t>(nodes_.size())), features_out(), out);
+  if (!nodes_.back().step) std::copy_n(place(static_cast<int64_t>(nodes_.size())), count * features_out(), out);
 }
 
-void Network::run_panel(const float* x, int64_t count, int64_t lanes, float* out, Desk& desk) const {
+void Network::run_panel(const float* x, int64_t count, float* out, Desk& desk) const {
+  const int64_t lanes = desk.most.lanes;
   const int64_t used = index_.empty() ? features_in() : static_cast<int64_t>(index_.size());
   to_panel(x, count, features_in(), index_.empty() ? nullptr : index_.data(), used, lanes, desk.panel.get());
   const auto place = [&](int64_t value) -> const float* {
@@ -246,7 +261,7 @@ void Network::run_panel(const float* x, int64_t count, int64_t lanes, float* out
     const Node& node = nodes_[i];
     if (!node.step) continue;
     const float* in[2] = {place(node.of[0]), place(node.of.back())};
-    node.step->run(in, false, lanes, desk.slots[slot_of_[i + 1]].get(), desk.scratch.get());
+    node.step->run(in, false, {1, lanes}, desk.slots[slot_of_[i + 1]].get(), desk.scratch.get());
   }
   from_panel(place(static_cast<int64_t>(nodes_.size())), count, features_out(), lanes, out);
 }

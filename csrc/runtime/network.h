@@ -10,12 +10,23 @@
 
 namespace sparsenn::runtime {
 
+// Samples that are computed together: `count` one after the other (lanes 1), or one panel (count 1).
+struct Batch {
+  int64_t count, lanes;
+  int64_t size() const { return count * lanes; }
+};
+
 class Step {
  public:
   virtual ~Step() = default;
-  // `run` is 1 for one sample (`external` if its input is the caller's), else the number of lanes.
-  virtual void run(const float* const* in, bool external, int64_t lanes, float* out, float* scratch) const = 0;
-  virtual int64_t scratch(int64_t) const { return 0; }
+  // `external` if the input is the caller's memory, which is never that of a panel.
+  virtual void run(const float* const* in, bool external, const Batch& batch, float* out, float* scratch) const = 0;
+  virtual int64_t scratch(const Batch&) const { return 0; }
+};
+
+// Seconds: of 1, 8 and 64 samples one after the other, and of a panel of 8, 16, 32 and 64 that may be partly empty.
+struct Prices {
+  double samples[3], panel[4];
 };
 
 class Network {
@@ -23,7 +34,7 @@ class Network {
   // Value 0 is the input; each step adds one. A step throws std::invalid_argument where it does not fit.
   explicit Network(Shape in) : shapes_{in} {}
 
-  int64_t add_product(int64_t of, Weights weights, const Window& window, bool relu, Method one, Method panel);
+  int64_t add_product(int64_t of, Weights weights, const Window& window, bool relu, Methods methods);
   int64_t add_sum(int64_t a, int64_t b, bool relu);
   int64_t add_relu(int64_t of);
   int64_t add_curve(int64_t of, Curve curve);
@@ -32,8 +43,8 @@ class Network {
   int64_t add_softmax(int64_t of);
   int64_t add_flatten(int64_t of);
 
-  // The result is the last value. Costs are the seconds of one sample alone and of a panel of 16, 32 and 64.
-  void finish(const double (&costs)[4]);
+  // The result is the last value.
+  void finish(const Prices& prices);
 
   Shape shape(int64_t value) const { return shapes_.at(value); }
   int64_t features_in() const { return shapes_.front().size(); }
@@ -51,26 +62,29 @@ class Network {
   struct Desk {
     std::vector<Floats> slots;
     Floats scratch, panel;
-    int64_t lanes = 0;
+    Batch most;
   };
 
   int64_t add(std::unique_ptr<Step> step, std::vector<int64_t> of, Shape out);
   void assign_slots();
   void run_part(const float* x, int64_t count, float* out) const;
-  void run_one(const float* x, float* out, Desk& desk) const;
-  void run_panel(const float* x, int64_t count, int64_t lanes, float* out, Desk& desk) const;
+  void run_samples(const float* x, int64_t count, float* out, Desk& desk) const;
+  void run_panel(const float* x, int64_t count, float* out, Desk& desk) const;
   std::unique_ptr<Desk> take(int64_t lanes) const;
   void give_back(std::unique_ptr<Desk> desk) const;
+  double price(int64_t lanes, int64_t count) const;
   int64_t lanes_for(int64_t count) const;
 
   std::vector<Shape> shapes_;
   std::vector<Node> nodes_;  // of value i + 1
   std::vector<int64_t> slot_sizes_, slot_of_;
   std::vector<int32_t> index_;  // the inputs that a first linear layer reads, if nothing else reads the input
-  double costs_[4] = {1, 4, 6, 8};
+  Prices prices_{};
+  int64_t together_ = 1;  // samples one after the other, for each step before the next begins
   bool multiplies_ = false;
+  bool dense_panels_ = false;  // for which 8 lanes are too few
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Desk>> desks_[4];
+  mutable std::vector<std::unique_ptr<Desk>> desks_[5];
 };
 
 }  // namespace sparsenn::runtime

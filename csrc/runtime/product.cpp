@@ -27,9 +27,9 @@ int64_t tile_width(int64_t lanes) {
 
 }  // namespace
 
-Product::Product(Weights weights, Shape in, const Window& window, bool relu, Method one, Method panel,
+Product::Product(Weights weights, Shape in, const Window& window, bool relu, Methods methods,
                  const std::vector<int32_t>& index)
-    : weights_(std::move(weights)), in_(in), window_(window), relu_(relu), one_(one), panel_(panel) {
+    : weights_(std::move(weights)), in_(in), window_(window), relu_(relu), methods_(methods) {
   const auto& [kernel, stride, padding, dilation] = window_;
   for (int i = 0; i < 2; ++i) {
     if (kernel[i] < 1 || stride[i] < 1 || padding[i] < 0 || dilation[i] < 1)
@@ -68,12 +68,14 @@ Product::Product(Weights weights, Shape in, const Window& window, bool relu, Met
     one_offsets_.push_back(place_one[column]);
     panel_offsets_.push_back(place_panel[column]);
   }
+  const auto& [one, few, panel] = methods_;
   if (linear()) {
-    one_ == Method::sparse ? build_quads() : build_dense_one();
-  } else if (one_ == Method::dense) {
+    if (one == Method::sparse || few == Method::sparse) build_quads();
+    if (one == Method::dense || few == Method::dense) build_strips();
+  } else if (one == Method::dense) {
     packed_one_ = pack(one_offsets_);
   }
-  if (panel_ == Method::dense) packed_panel_ = pack(panel_offsets_);
+  if (panel == Method::dense) packed_panel_ = pack(panel_offsets_);
 }
 
 // Rows by length, in fours. The rows of a quad are padded to the longest of it by weights of 0 on the first input.
@@ -107,20 +109,24 @@ void Product::build_quads() {
   }
 }
 
-// Without the columns that are all zero.
-void Product::build_dense_one() {
-  std::vector<char> seen(taps_, 0);
-  for (int32_t column : weights_.columns) seen[column] = 1;
-  std::vector<int32_t> number(taps_, 0);
+void Product::build_strips() {
+  std::vector<int32_t> number(taps_, -1);
+  for (int32_t column : weights_.columns) number[column] = 0;
   for (int64_t tap = 0; tap < taps_; ++tap) {
+    if (number[tap] < 0) continue;
     number[tap] = used_.size();
-    if (seen[tap]) used_.push_back(tap);
+    used_.push_back(tap);
   }
-  const int64_t stride = round_up(used_.size(), kVector);
-  dense_one_ = Floats(weights_.rows() * stride);
+  const auto& tiles = cpu::tiles<float>();
+  const int64_t depth = used_.size(), padded = tiles.padded(weights_.rows());
+  strips_ = Floats(padded * depth);
+  strip_bias_ = Floats(padded);
+  std::copy(weights_.bias.begin(), weights_.bias.end(), strip_bias_.get());
   for (int64_t row = 0; row < weights_.rows(); ++row) {
+    const int64_t first = row / tiles.width() * tiles.width(), width = tile_width(padded - first);
+    float* strip = strips_.get() + first * depth + row - first;
     for (int32_t k = weights_.starts[row]; k < weights_.starts[row + 1]; ++k)
-      dense_one_.get()[row * stride + number[weights_.columns[k]]] += weights_.values[k];
+      strip[number[weights_.columns[k]] * width] += weights_.values[k];
   }
 }
 
@@ -171,15 +177,15 @@ void Product::dense(const Packed& packed, const float* x, int64_t scale, int64_t
   }
 }
 
-int64_t Product::scratch_one() const {
-  if (linear()) return round_up(taps_, kVector);
+int64_t Product::scratch_samples(int64_t count) const {
+  if (linear()) return round_up(used_.size(), cpu::kDepth) * (count + kMostRows);
   const int64_t image = window_.stride[0] * window_.stride[1] * phase_.size() + kSlack;
-  return image + weights_.rows() * kChunk + (one_ == Method::dense ? packed_one_.offsets.size() * kChunk : 0);
+  return image + weights_.rows() * kChunk + (methods_.one == Method::dense ? packed_one_.offsets.size() * kChunk : 0);
 }
 
 int64_t Product::scratch_panel(int64_t lanes) const {
   return (bordered() ? padded_.size() * lanes : 0) +
-         (panel_ == Method::dense ? packed_panel_.offsets.size() * lanes : 0);
+         (methods_.panel == Method::dense ? packed_panel_.offsets.size() * lanes : 0);
 }
 
 // The input in its border of zeros, one plane for each phase of the stride, so that all pixels that a tap meets lie one
@@ -221,21 +227,58 @@ void Product::lay_out_panel(const float* x, int64_t lanes, float* image) const {
   }
 }
 
-void Product::run_one(const float* x, bool external, float* out, float* scratch) const {
-  if (linear()) {
-    if (one_ == Method::sparse) {
-      const bool narrow = quad_wide_.empty();
-      sparse_one({static_cast<int64_t>(quad_starts_.size()) - 1, quad_starts_.data(), quad_values_.data(),
-                  narrow ? quad_narrow_.data() : nullptr, quad_wide_.data(), quad_rows_.data(), quad_bias_.data()},
-                 x, out, relu_);
-    } else {
-      const int64_t used = used_.size(), stride = round_up(used, kVector);
-      for (int64_t i = 0; i < used; ++i) scratch[i] = x[used_[i]];
-      std::fill_n(scratch + used, stride - used, 0.0f);
-      dense_one(weights_.rows(), stride, dense_one_.get(), scratch, weights_.bias.data(), out, relu_);
-    }
+void Product::run_samples(const float* x, bool external, int64_t count, float* out, float* scratch) const {
+  if (linear() && (count == 1 ? methods_.one : methods_.few) == Method::dense) {
+    run_strips(x, count, out, scratch);
     return;
   }
+  for (int64_t s = 0; s < count; ++s, x += in_.size(), out += out_.size())
+    linear() ? run_quads(x, out) : run_image(x, external, out, scratch);
+}
+
+void Product::run_quads(const float* x, float* out) const {
+  const bool narrow = quad_wide_.empty();
+  sparse_one({static_cast<int64_t>(quad_starts_.size()) - 1, quad_starts_.data(), quad_values_.data(),
+              narrow ? quad_narrow_.data() : nullptr, quad_wide_.data(), quad_rows_.data(), quad_bias_.data()},
+             x, out, relu_);
+}
+
+// Tiles of a few samples and a strip of outputs. A strip's weights come from memory once, for all samples.
+void Product::run_strips(const float* x, int64_t count, float* out, float* scratch) const {
+  const auto& tiles = cpu::tiles<float>();
+  const int64_t depth = used_.size(), rows = weights_.rows(), room = count + kMostRows;
+  for (int64_t s = 0; s < count; ++s) {
+    const float* from = x + s * taps_;
+    for (int64_t begin = 0; begin < depth; begin += cpu::kDepth) {
+      const int64_t size = std::min(cpu::kDepth, depth - begin);
+      float* to = scratch + begin * room + s * cpu::kDepth;
+      if (depth == taps_) {
+        std::copy_n(from + begin, size, to);
+      } else {
+        for (int64_t k = 0; k < size; ++k) to[k] = from[used_[begin + k]];
+      }
+    }
+  }
+  alignas(64) float sums[kMostRows * 64];
+  for (int64_t first = 0; first < rows; first += tiles.width()) {
+    const int64_t left = rows - first, width = tile_width(tiles.padded(left)), size = std::min(width, left);
+    const float* strip = strips_.get() + first * depth;
+    for (int64_t s = 0; s < count; s += tiles.rows()) {
+      const auto& tile = tiles.with(std::min(count - s, tiles.rows()));
+      const int64_t samples = std::min(count - s, tile.rows);
+      copy_runs(samples, strip_bias_.get() + first, 0, width, sums, width);
+      for (int64_t k = 0; k < depth; k += cpu::kDepth) {
+        const float* b = strip + k * width;
+        tile.by_row[width / tiles.lanes - 1](std::min(cpu::kDepth, depth - k), scratch + k * room + s * cpu::kDepth, b,
+                                             sums, width, b, 0);
+      }
+      if (relu_) relu(sums, samples * width, sums);
+      copy_runs(samples, sums, width, size, out + s * rows + first, rows);
+    }
+  }
+}
+
+void Product::run_image(const float* x, bool external, float* out, float* scratch) const {
   const float* image = x;
   if (copies() || external) {
     lay_out_one(x, scratch);
@@ -248,7 +291,7 @@ void Product::run_one(const float* x, bool external, float* out, float* scratch)
   const int64_t pitch = phase_.width, end = (out_.height - 1) * pitch + out_.width;
   for (int64_t begin = 0; begin < end;) {
     const int64_t left = end - begin, lanes = left > 32 ? 64 : left > 16 ? 32 : 16, stop = std::min(begin + lanes, end);
-    if (one_ == Method::sparse) {
+    if (methods_.one == Method::sparse) {
       sparse_rows(rows, image + begin, 1, lanes, sums, kChunk, relu_);
     } else {
       dense(packed_one_, image + begin, 1, lanes, sums, kChunk, b);
@@ -280,7 +323,7 @@ void Product::run_panel(const float* x, int64_t lanes, float* out, float* scratc
     for (int64_t i = 0; i < out_.width; ++i) {
       const float* at = image + (y * window_.stride[0] * shape.width + i * window_.stride[1]) * lanes;
       float* to = out + (y * out_.width + i) * lanes;
-      if (panel_ == Method::sparse) {
+      if (methods_.panel == Method::sparse) {
         sparse_rows(rows, at, lanes, lanes, to, area * lanes, relu_);
       } else {
         dense(packed_panel_, at, lanes, lanes, to, area * lanes, b);

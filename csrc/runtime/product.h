@@ -28,20 +28,25 @@ struct Weights {
 
 enum class Method { sparse, dense };
 
+// For one sample, for a few that lie one after the other (a convolution takes them as one), for panels.
+struct Methods {
+  Method one, few, panel;
+};
+
 class Product {
  public:
   // `index` renumbers the input of a linear layer in panels: column index[i] is their feature i.
-  Product(Weights weights, Shape in, const Window& window, bool relu, Method one, Method panel,
+  Product(Weights weights, Shape in, const Window& window, bool relu, Methods methods,
           const std::vector<int32_t>& index);
 
-  // x holds in.size() floats for one sample, or that many times `lanes` in a panel. `external` memory is not read
-  // beyond its end.
-  void run_one(const float* x, bool external, float* out, float* scratch) const;
+  // x holds in.size() floats for each of `count` samples, or that many times `lanes` in a panel. `external` memory is
+  // not read beyond its end.
+  void run_samples(const float* x, bool external, int64_t count, float* out, float* scratch) const;
   void run_panel(const float* x, int64_t lanes, float* out, float* scratch) const;
 
   Shape in() const { return in_; }
   Shape out() const { return out_; }
-  int64_t scratch_one() const;
+  int64_t scratch_samples(int64_t count) const;
   int64_t scratch_panel(int64_t lanes) const;
 
  private:
@@ -53,11 +58,14 @@ class Product {
   };
 
   void build_quads();
-  void build_dense_one();
+  void build_strips();
   Packed pack(const std::vector<int32_t>& offsets) const;
   bool linear() const { return in_.size() == in_.channels && out_.size() == out_.channels && taps_ == in_.channels; }
   bool bordered() const { return window_.padding[0] || window_.padding[1]; }
   bool copies() const { return bordered() || window_.stride[0] > 1 || window_.stride[1] > 1; }
+  void run_quads(const float* x, float* out) const;
+  void run_strips(const float* x, int64_t count, float* out, float* scratch) const;
+  void run_image(const float* x, bool external, float* out, float* scratch) const;
   void lay_out_one(const float* x, float* image) const;
   void lay_out_panel(const float* x, int64_t lanes, float* image) const;
   // Sums of all rows for a run of lanes that begins at x; b is room for packed inputs.
@@ -68,17 +76,18 @@ class Product {
   Shape in_, out_;
   Window window_;
   bool relu_;
-  Method one_, panel_;
+  Methods methods_;
   int64_t taps_;
   Shape padded_, phase_;  // of the input: with its border; one of the stride's phases of it
   std::vector<int32_t> one_offsets_, panel_offsets_;
   Packed packed_one_, packed_panel_;
-  // One sample of a linear layer.
+  // One sample of a linear layer, sparse.
   std::vector<int32_t> quad_starts_, quad_wide_, quad_rows_;
   std::vector<uint16_t> quad_narrow_;
   std::vector<float> quad_values_, quad_bias_;
+  // A few samples of one, dense: of strips of its rows, column by column; columns that are all zero are left out.
   std::vector<int32_t> used_;
-  Floats dense_one_;
+  Floats strips_, strip_bias_;
 };
 
 }  // namespace sparsenn::runtime

@@ -2,6 +2,7 @@
 
 from sparsenn.artefact.bridges import to_onnx, to_scipy, to_torch_sparse
 from sparsenn.artefact.files import load, save
+from sparsenn.artefact.hub import hub_class
 from sparsenn.artefact.network import Network
 
-__all__ = ["Network", "load", "save", "to_onnx", "to_scipy", "to_torch_sparse"]
+__all__ = ["Network", "hub_class", "load", "save", "to_onnx", "to_scipy", "to_torch_sparse"]

@@ -53,7 +53,7 @@ def save(
 
     for n entries in float32, of which k are not 0, in r rows: dense; the gaps between non-zeros, one byte each and one more for
     every 255 skipped (the sum g of the quotients); compressed rows with 16- and with 32-bit columns; a bit for each entry. An
-    entry is left out where all its bits are 0, so what comes back is the same to the bit.
+    entry is left out where it equals 0: what comes back is equal, and the same to the bit but for −0.0, which may become 0.0.
 
     Factors, spectra and other parametrizations are multiplied out first, in a copy; indexed layers become plain ones. The file
     holds the operations of the forward too, for :func:`load` and for ``sparsenn.runtime``, and a digest of all of it. It is
@@ -102,7 +102,7 @@ def load(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Network: ...
 @overload
 def load(path: str | Path, *, into: ModuleT, max_bytes: int = MAX_BYTES) -> ModuleT: ...
 def load(path: str | Path, *, into: nn.Module | None = None, max_bytes: int = MAX_BYTES) -> nn.Module:
-    """Read a sparse artefact back: the same tensors to the bit, as a module in eval mode, or into a model that is there.
+    """Read a sparse artefact back: equal tensors, as a module in eval mode, or into a model that is there.
 
     Loading is strict. The header is checked against the file's size before anything is allocated, the digest and every index
     before anything is used, and every tensor must have its place.

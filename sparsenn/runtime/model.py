@@ -74,11 +74,11 @@ class Model:
     def __str__(self) -> str:
         if not self._plans:
             return f"{self._path}: {len(self._nodes)} steps, not run yet"
-        head = ("layer", "weight", "left", "non-zero", "one sample", "batch")
+        head = ("layer", "weight", "left", "non-zero", "one sample", "few", "panels")
         rows = [head]
         for c in self.choices():
             shape = "x".join(map(str, c.shape))
-            rows.append((c.layer, shape, f"{c.rows}x{c.columns}", f"{c.nonzeros:,}", c.one, c.batch))
+            rows.append((c.layer, shape, f"{c.rows}x{c.columns}", f"{c.nonzeros:,}", c.one, c.few, c.batch))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsenn.runtime.costs import LANES, Costs
+from sparsenn.runtime.costs import LANES, SAMPLES, Costs
 from sparsenn.runtime.errors import ArtefactError
 from sparsenn.runtime.graph import CURVES, Node
 
 MAX_FEATURES = 1 << 24
 KERNELS = ("auto", "sparse", "dense")
+_MARGIN = 1.25  # sparse panels must win by so much: they lose more to the caches in large layers than dense ones
 _PLAIN = [1, 1, 1, 1, 0, 0, 1, 1]
 
 
@@ -27,7 +28,8 @@ class Choice:
         rows, columns: that are left of it.
         nonzeros: its weights that are not 0.
         one: the kernel for one sample, ``"sparse"``, ``"dense"`` or ``"compacted"`` (dense, without what is all zero).
-        batch: the kernel for batches.
+        few: the kernel for samples that are computed one after the other.
+        batch: the kernel for samples in panels.
     """
 
     layer: str
@@ -36,6 +38,7 @@ class Choice:
     columns: int
     nonzeros: int
     one: str
+    few: str
     batch: str
 
 
@@ -80,23 +83,26 @@ def plan(nodes: list[Node], sample: tuple[int, ...], costs: Costs, kernels: str,
         network.flatten(at[-1])
     turned = maker.read if maker.read is not None else math.prod(first)
     turned += math.prod(shapes[-1])
-    prices = [costs.alone + maker.one, *(maker.panel[i] + costs.turn * lanes * turned for i, lanes in enumerate(LANES))]
-    network.finish([0, *sample], [0, *shapes[-1]], prices, threads)
+    samples = [own + costs.alone * count for own, count in zip(maker.samples, SAMPLES, strict=True)]
+    panel = [own + costs.turn * turned * lanes for own, lanes in zip(maker.panel, LANES, strict=True)]
+    network.finish([0, *sample], [0, *shapes[-1]], samples, panel, threads)
     return Plan(network, shapes[-1], tuple(maker.choices))
 
 
 class _Maker:
-    """Adds steps to a network, and up what they cost for one sample and for panels of 16, 32 and 64."""
+    """Adds steps to a network, and up what they cost for 1, 8 and 64 samples and for panels of 8 to 64."""
 
     def __init__(self, network: Any, costs: Costs, kernels: str) -> None:
         self.network, self.costs, self.kernels = network, costs, kernels
-        self.one, self.panel = 0.0, [0.0, 0.0, 0.0]
+        self.samples, self.panel = [0.0] * len(SAMPLES), [0.0] * len(LANES)
         self.read: int | None = None  # how much of the input a first linear layer reads
         self.choices: list[Choice] = []
         self.count = 0
 
     def add(self, node: Node, at: list[int], of: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:
         network = self.network
+        if len(of[0]) > 1:
+            self._spend(*self.costs.images(math.prod(of[0]) + (math.prod(shape) if node.kind == "product" else 0)))
         if node.kind == "product":
             self.count = self._product(node, at[0], of[0], shape)
         elif node.kind == "affine":
@@ -125,24 +131,28 @@ class _Maker:
         if self.count == 0 and not node.options["dims"]:
             self.read = used
         grouped = node.options.get("groups", 1) > 1
-        one, panel = {}, {}
+        samples, panel = {}, {}
         for dense in (False, True):
-            one[dense] = self.costs.one(rows, used, nonzeros, dense)
+            samples[dense] = self.costs.samples(rows, used, nonzeros, dense)
             if node.options["dims"]:
-                reach = self._pixels(of, window, shape)
-                one[dense] = self.costs.panel(64, rows, used, nonzeros, dense) * reach / 64
-            panel[dense] = [self.costs.panel(lanes, rows, used, nonzeros, dense) * places for lanes in LANES]
-        dense_one = self._dense(one[True] < one[False], grouped)
-        dense_panel = self._dense(panel[True][-1] < panel[False][-1], grouped)
-        self.one += one[dense_one]
-        self.panel = [total + own for total, own in zip(self.panel, panel[dense_panel], strict=True)]
+                chunk = self.costs.panels(rows, used, nonzeros, dense)[-1] / LANES[-1]
+                samples[dense] = [chunk * self._pixels(of, window, shape) * count for count in SAMPLES]
+            panel[dense] = [own * places for own in self.costs.panels(rows, used, nonzeros, dense)]
+        one, few = (self._dense(samples[True][i] < samples[False][i], grouped) for i in (0, 1))
+        each = {dense: min(own / lanes for own, lanes in zip(panel[dense], LANES, strict=True)) for dense in panel}
+        batch = self._dense(each[True] < _MARGIN * each[False], grouped)
+        self._spend([samples[one][0], *samples[few][1:]], panel[batch])
         whole = math.prod(node.weights) == rows * used
-        names = [("dense" if whole else "compacted") if dense else "sparse" for dense in (dense_one, dense_panel)]
+        names = [("dense" if whole else "compacted") if dense else "sparse" for dense in (one, few, batch)]
         self.choices.append(Choice(node.name, node.weights, rows, used, nonzeros, *names))
         values, bias = matrix.values.astype(np.float32), node.bias.astype(np.float32)
         return self.network.product(
-            at, matrix.starts, matrix.columns.astype(np.int32), values, bias, window, node.relu, dense_one, dense_panel
+            at, matrix.starts, matrix.columns.astype(np.int32), values, bias, window, node.relu, [one, few, batch]
         )
+
+    def _spend(self, samples: list[float], panel: list[float]) -> None:
+        self.samples = [total + own for total, own in zip(self.samples, samples, strict=True)]
+        self.panel = [total + own for total, own in zip(self.panel, panel, strict=True)]
 
     def _dense(self, cheaper: bool, grouped: bool) -> bool:
         if grouped:  # a dense kernel would compute with the zeros between the groups

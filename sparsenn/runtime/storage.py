@@ -1,6 +1,7 @@
 """How one tensor lies in a file: dense, by gaps, as compressed rows or under a bit mask, whichever takes the fewest bytes.
 
-An entry is left out where all its bits are 0, so that −0.0 and NaN come back as they were.
+An entry is left out where it equals 0, as −0.0 does, which a mask makes of a negative weight; infinities and NaN keep
+their bits.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def encode(array: Array, shape: tuple[int, ...], values: str) -> Stored:
     """
     small = cast(array, values)
     flat = small.data.reshape(-1)
-    at = np.flatnonzero(_bits(flat))
+    at = np.flatnonzero(flat & 0x7FFF if values == "BF16" else flat)
     steps = np.diff(at, prepend=-1) - 1
     rows, width = _matrix(shape)
     index = 2 if width <= 1 << 16 else 4
@@ -230,10 +231,6 @@ def _index(how: str, at: np.ndarray, steps: np.ndarray, numel: int, rows: int, w
     dtype = part_dtype(how, "columns")
     starts = np.searchsorted(at, np.arange(rows + 1) * width)
     return {"columns": Array(dtype, (at % width).astype(NUMPY[dtype])), "rows": Array("U32", starts.astype(np.uint32))}
-
-
-def _bits(flat: np.ndarray) -> np.ndarray:
-    return flat.view(np.dtype(f"u{flat.itemsize}"))
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

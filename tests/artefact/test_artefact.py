@@ -92,14 +92,27 @@ def test_each_form_is_taken_where_it_is_the_shortest():
     assert how((4, 600_000), np.s_[:, ::1500]) == "csr32"
 
 
-def test_signs_of_zeros_infinities_and_the_bits_of_nan_come_back(tmp_path):
+def test_infinities_subnormals_and_the_bits_of_nan_come_back(tmp_path):
     net = nn.Linear(40, 3)
     with torch.no_grad():
         net.weight.zero_()
-        net.weight[1, :5] = torch.tensor([-0.0, torch.inf, -torch.inf, torch.nan, 1e-45])
+        net.weight[1, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-45])
         net.weight.view(torch.int32)[2, 0] = 0x7FC12345
     again = sparsenn.load(sparsenn.save(net, tmp_path / "net"))
     assert torch.equal(bits(again.get_parameter("0.weight")), bits(net.weight))
+
+
+@pytest.mark.parametrize("values", [None, "float16", "bfloat16"])
+def test_zeros_of_either_sign_take_no_room(values, tmp_path):
+    net = nn.Linear(50, 40)
+    with torch.no_grad():
+        net.weight.mul_(torch.rand_like(net.weight) < 0.05)  # a mask makes −0.0 of negative weights
+    path = sparsenn.save(net, tmp_path / "net", values=values)
+    stored = read(path).tensors["0.weight"]
+    assert stored.nonzeros == int(net.weight.count_nonzero())
+    again = sparsenn.load(path).get_parameter("0.weight")
+    assert torch.equal(again != 0, net.weight != 0)
+    assert torch.equal(again, net.weight) or values
 
 
 @pytest.mark.parametrize(("values", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])

@@ -87,3 +87,34 @@ def test_matrices_are_those_of_the_layers():
         assert torch.equal(ours[name].to_dense(), dense)
     with pytest.raises(ValueError, match=r"0\.weight is torch\.bfloat16"):
         sparsenn.artefact.to_scipy(net.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["lenet-5", "resnet-18"])
+def test_a_folder_for_the_hub_gives_the_network_back(name, tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("unpickled"))
+    net = sparsenn.models.build(name, in_channels=3, image_size=16).eval()
+    x = torch.randn(2, 3, 16, 16)
+    hub = sparsenn.artefact.hub_class()
+    hub(net).save_pretrained(tmp_path / "net")
+    assert {path.name for path in (tmp_path / "net").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    again = hub.from_pretrained(tmp_path / "net", local_files_only=True)
+    assert torch.equal(again(x), net(x))
+    assert torch.equal(sparsenn.load(tmp_path / "net" / "model.safetensors")(x), net(x))
+    again.save_pretrained(tmp_path / "twice")
+    assert torch.equal(hub.from_pretrained(str(tmp_path / "twice"))(x), net(x))
+    assert "library_name: sparsenn" in (tmp_path / "net" / "README.md").read_text()
+
+
+def test_a_hub_folder_is_read_as_strictly_as_a_file(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    hub = sparsenn.artefact.hub_class()
+    hub(nn.Linear(3, 2)).save_pretrained(tmp_path)
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(sparsenn.runtime.ArtefactError, match="damaged"):
+        hub.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(sparsenn.runtime.ArtefactError, match="there is no such file"):
+        hub.from_pretrained(tmp_path)

@@ -13,6 +13,9 @@ namespace {
 
 using Random = std::mt19937;
 
+constexpr Methods kSparse{Method::sparse, Method::sparse, Method::sparse};
+constexpr Methods kDense{Method::dense, Method::dense, Method::dense};
+
 Weights random_weights(int64_t rows, int64_t taps, double density, Random& random) {
   std::uniform_real_distribution<float> uniform(-1, 1);
   Weights weights;
@@ -54,11 +57,12 @@ std::vector<double> product(const std::vector<double>& x, Shape in, const Weight
   return out;
 }
 
-// Costs that make a batch run by so many samples together.
+// Prices that make a batch run one sample after the other (0), or in panels of 8, 16, 32 or 64 (1 to 4).
 void finish_by(Network& network, int kind) {
-  double costs[4] = {1e9, 1e9, 1e9, 1e9};
-  costs[kind] = 1e-9;
-  network.finish(costs);
+  Prices prices{{1, 1, 1}, {1, 1, 1, 1}};
+  double* chosen = kind ? prices.panel + kind - 1 : prices.samples;
+  std::fill_n(chosen, kind ? 1 : 3, 1e-9);
+  network.finish(prices);
 }
 
 void compare(const Network& network, const std::vector<float>& x, const std::vector<double>& expected, int64_t count,
@@ -79,6 +83,7 @@ TEST(products_in_every_method_and_panel) {
   };
   const Case cases[] = {{{37, 1, 1}, {}, 13},
                         {{5, 1, 1}, {}, 1},
+                        {{600, 1, 1}, {}, 45},
                         {{3, 7, 9}, {{3, 3}, {1, 1}, {0, 0}, {1, 1}}, 5},
                         {{2, 6, 11}, {{3, 5}, {2, 3}, {1, 2}, {1, 1}}, 14},
                         {{1, 9, 40}, {{2, 3}, {1, 2}, {2, 0}, {3, 2}}, 3},
@@ -89,14 +94,14 @@ TEST(products_in_every_method_and_panel) {
     for (double density : {0.0, 0.2, 1.0}) {
       const Weights first = random_weights(rows, in.channels * window.kernel[0] * window.kernel[1], density, random);
       for (int method = 0; method < 2; ++method) {
-        for (int kind = 0; kind < 4; ++kind) {
+        for (int kind = 0; kind < 5; ++kind) {
           Network network(in);
-          const auto how = method ? Method::dense : Method::sparse;
-          network.add_product(0, first, window, true, how, how);
+          const Methods how = method ? kDense : kSparse;
+          network.add_product(0, first, window, true, how);
           const Shape middle = network.shape(1);
           const Weights second = random_weights(4, middle.size(), density, random);
           network.add_flatten(1);
-          network.add_product(2, second, {}, false, how, how);
+          network.add_product(2, second, {}, false, how);
           finish_by(network, kind);
           for (int64_t count : {1, 19, 65}) {
             std::vector<float> x(count * in.size());
@@ -116,10 +121,32 @@ TEST(products_in_every_method_and_panel) {
   }
 }
 
+TEST(one_sample_and_a_few_have_their_own_methods) {
+  Random random(4);
+  std::normal_distribution<float> normal;
+  const Shape in{30, 1, 1};
+  const Weights weights = random_weights(20, 30, 0.3, random);
+  for (Method one : {Method::sparse, Method::dense}) {
+    Network network(in);
+    network.add_product(0, weights, {}, false, {one, one == Method::sparse ? Method::dense : Method::sparse, one});
+    finish_by(network, 0);
+    for (int64_t count : {1, 2, 7, 8, 12, 13, 15}) {
+      std::vector<float> x(count * 30);
+      for (float& value : x) value = normal(random);
+      std::vector<double> expected;
+      for (int64_t s = 0; s < count; ++s) {
+        const auto out = product({x.begin() + s * 30, x.begin() + (s + 1) * 30}, in, weights, {}, false);
+        expected.insert(expected.end(), out.begin(), out.end());
+      }
+      compare(network, x, expected, count, "a few");
+    }
+  }
+}
+
 TEST(sums_pools_and_curves) {
   Random random(1);
   std::normal_distribution<float> normal;
-  for (int kind = 0; kind < 4; ++kind) {
+  for (int kind = 0; kind < 5; ++kind) {
     Network network({2, 4, 6});
     network.add_affine(0, {2, -1}, {0.5f, 0}, false);
     network.add_sum(0, 1, true);
@@ -161,9 +188,9 @@ TEST(sums_pools_and_curves) {
 TEST(threads_share_a_network) {
   Random random(2);
   Network network({50, 1, 1});
-  network.add_product(0, random_weights(30, 50, 0.2, random), {}, true, Method::sparse, Method::sparse);
-  network.add_product(1, random_weights(7, 30, 1.0, random), {}, false, Method::dense, Method::dense);
-  finish_by(network, 3);
+  network.add_product(0, random_weights(30, 50, 0.2, random), {}, true, kSparse);
+  network.add_product(1, random_weights(7, 30, 1.0, random), {}, false, kDense);
+  finish_by(network, 4);
   const std::vector<float> x(500 * 50, 0.5f);
   std::vector<float> expected(500 * 7);
   network.run(x.data(), 500, expected.data(), 1);
@@ -185,7 +212,7 @@ TEST(threads_share_a_network) {
 TEST(nan_reaches_every_output_of_its_sample) {
   Random random(3);
   Network network({6, 1, 1});
-  network.add_product(0, random_weights(3, 6, 0.2, random), {}, true, Method::sparse, Method::sparse);
+  network.add_product(0, random_weights(3, 6, 0.2, random), {}, true, kSparse);
   finish_by(network, 1);
   std::vector<float> x(3 * 6, 1.0f), out(9);
   x[6 + 5] = std::numeric_limits<float>::quiet_NaN();
@@ -206,7 +233,7 @@ void refused(const Build& build, const char* what) {
 TEST(what_does_not_fit_is_refused) {
   const auto one = [](Weights weights, Shape in = {3, 1, 1}, Window window = {}) {
     Network network(in);
-    network.add_product(0, std::move(weights), window, false, Method::sparse, Method::sparse);
+    network.add_product(0, std::move(weights), window, false, kSparse);
   };
   refused([&] { one({{0, 1}, {3}, {1}, {0}}); }, "a column beyond the end");
   refused([&] { one({{0, 1}, {-1}, {1}, {0}}); }, "a negative column");
