@@ -230,13 +230,13 @@ def _figures(net: Outcome, images: ImageData) -> Row:
     }
 
 
-def _pruned(model: nn.Module, images: ImageData) -> list[tuple[float, float]]:
+def _pruned(model: nn.Module, images: ImageData) -> list[list[float]]:
     """Accuracy against compression where the smallest weights are taken away without any training after it."""
     on = images.test_images.device
     model = model.to(on)
     curve = pruning_curve(model, lambda net: evaluate(net, images.test_images, images.test_labels)[1], compressions=_PRUNED)
     model.cpu()
-    return curve
+    return [list(point) for point in curve]
 
 
 def _shortened(history: Sequence[Record]) -> list[Record]:
