@@ -34,7 +34,7 @@ from sparsenn.training.session import StopSignal, session
 from sparsenn.training.table import Row, Table
 
 CHECKPOINT_SECONDS = 30.0
-_RECORDS = 75  # at most so many moments of a run are in its row
+_RECORDS = 40  # at most so many moments of a run are in its row; each costs as much as some 5 % of an epoch of a LeNet
 _DIGITS = 5  # significant ones of a figure in a record
 _PRUNED = tuple(sorted({*COMPRESSIONS, *(2.0**k for k in range(1, 14))}))
 
