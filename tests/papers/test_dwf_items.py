@@ -6,16 +6,17 @@ import torch
 
 from sparsenn.cli import main
 from sparsenn.data import ImageData
+from sparsenn.optim import FactorizedSGD
 from sparsenn.papers import ITEMS, reproduce
 from sparsenn.papers.dwf import items, runs
 from sparsenn.papers.dwf.compare import Ours, accuracies, published, ratios, verdict
 from sparsenn.papers.dwf.curves import accuracy_at, band, compression_at, front, sparsest
 from sparsenn.papers.dwf.phases import phases
 from sparsenn.papers.dwf.runs import Place, kept_state, rows_of, train
-from sparsenn.papers.dwf.settings import COMPRESSIONS, KEY, Given, fine_tuned, log_spaced, source_of
+from sparsenn.papers.dwf.settings import COMPRESSIONS, KEY, Given, fine_tuned, log_spaced, onset, source_of
 from sparsenn.papers.dwf.tables import table1, table2
 from sparsenn.papers.dwf.trajectories import excess
-from sparsenn.training import ConfigError, Fit, TrainingInterrupted
+from sparsenn.training import ConfigError, Fit, TrainingInterrupted, make_scheduler
 from sparsenn.training import train as train_once
 from sparsenn.training.diagnostics import misalignments
 
@@ -146,6 +147,19 @@ def test_the_phases_of_a_norm_that_falls_rises_and_falls():
     assert (found.reorganization, found.sparsification, found.onset) == (None, None, None)
 
 
+def test_a_weight_without_gradients_is_at_the_threshold_at_the_onset():
+    lr, steps = 0.2, 6000
+    for depth in (2, 3):
+        weight = torch.nn.Parameter(torch.tensor([0.05], dtype=torch.float64))
+        optimizer = FactorizedSGD([weight], lr, depth=depth, lam=onset(lr, steps), momentum=0.9)
+        schedule = make_scheduler(optimizer, "cosine", steps)
+        for _ in range(steps):
+            weight.grad = torch.zeros_like(weight)
+            optimizer.step()
+            schedule.step()
+        assert math.log(weight.item() / 2**-23) == pytest.approx(0, abs=0.8)  # of 12.9; a step is no derivative
+
+
 def test_grids_share_their_nets():
     assert log_spaced(1e-6, 1e-1, 6) == pytest.approx([10.0**k for k in range(-6, 0)])
     for depth in (2, 3, 4):
@@ -164,7 +178,21 @@ def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: pytest.fail("no data is needed"))
     assert set(ITEMS["dwf"]) == set(items.ITEMS)
     points = ((10, 0.9), (100, 0.88), (1000, 0.8), (None, 0.1))
-    each = "table1 fig1 fig6 fig8 fig10 fig11 fig12a fig13 fig17 fig18 fig19 fig20 fig21".split()  # one of every kind
+    each = [
+        "table1",
+        "fig1",
+        "fig6",
+        "fig8",
+        "fig10",
+        "fig11",
+        "fig12a",
+        "fig13",
+        "fig17",
+        "fig18",
+        "fig19",
+        "fig20",
+        "fig21",
+    ]  # one of every kind
     given = {"seeds": 1, "points": 3, "lams": (1e-4, 1e-2)}
     for item, own in items.ITEMS.items():
         keys = own.keys(Given(own.dataset, own.model, **given), items.Choice(own.depths[:1], own.methods))

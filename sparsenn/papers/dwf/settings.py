@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +32,15 @@ SPARSITIES = (90.0, 95.0, 98.0, 99.0, 99.5, 99.75, 99.875, 99.9)  # percent: the
 TOLERANCES = (5, 10)  # points of accuracy below the dense net: the rows of Table 1
 COMPRESSIONS = tuple(round(100 / (100 - s), 6) for s in SPARSITIES)
 POINTS = 13  # λ of a curve
-# Smallest and largest λ of a curve at each depth: from compression 10 or below to a net that has unlearned its task. The paper
-# has 1e-6 to 1e-1, of which most leave nothing or everything.
-LAMS = {2: (2e-5, 5e-3), 3: (2e-5, 4e-3), 4: (2e-5, 4e-3)}
+# Smallest and largest λ of a curve at each depth, as multiples of ``onset``: from a dense net to one that is hardly left.
+# The paper has 1e-6 to 1e-1, of which most leave everything or nothing.
+LAMS = {2: (0.6, 20.0), 3: (0.6, 12.0), 4: (0.6, 12.0)}
+IMAGES = {
+    "digits": 1442,
+    **dict.fromkeys(("mnist", "fashion-mnist", "kuzushiji-mnist"), 60_000),
+    **dict.fromkeys(("cifar-10", "cifar-100"), 50_000),
+    "tiny-imagenet": 100_000,
+}
 L1_LAMS = (1e-6, 1e-3)  # of the two methods that know weights and no factors
 # With weights that keep their start ("preserve") a larger rate than the paper's 0.15 is stable, and better.
 LENET_LR = 0.3
@@ -108,8 +115,14 @@ class Given:
 
     def sweep(self, depth: int, seeds: Iterable[int] | None = None, **changes: object) -> list[Row]:
         """A curve over λ at a depth."""
-        lams = log_spaced(*(self.lams or LAMS.get(depth, LAMS[4])), self.points)
+        lams = log_spaced(*(self.lams or self._lams(depth)), self.points)
         return [self.key("dwf", s, depth=depth, lam=lam, **changes) for s in self._seeds(seeds) for lam in lams]
+
+    def _lams(self, depth: int) -> tuple[float, float]:
+        net = self.key("dwf", depth=depth)
+        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset] // net["batch_size"]))
+        low, high = LAMS.get(depth, LAMS[4])
+        return low * begin, high * begin
 
     def l1_sweep(self, method: str) -> list[Row]:
         """A curve over λ of ``l1-subgradient`` or ``prox``."""
@@ -126,6 +139,25 @@ class Given:
 
     def _seeds(self, seeds: Iterable[int] | None = None) -> Iterable[int]:
         return range(self.seeds) if seeds is None else seeds
+
+
+def onset(lr: float, steps: int, momentum: float = 0.9) -> float:
+    r"""The λ at which a weight that the loss leaves alone falls from 0.05 to the threshold of the collapse within a run.
+
+    A factor shrinks at the rate :math:`(2 \lambda / D) \cdot \mathrm{lr} / (1 - \mathrm{momentum})` a step, so their
+    product at D times that, whatever the depth; a cosine schedule has half of its steps' weight:
+
+    .. math:: \lambda = \frac{\log(0.05 / 1.19 \cdot 10^{-7})}{\mathrm{steps} \cdot \mathrm{lr} / (1 - \mathrm{momentum})}
+
+    Below it a net ends with no zeros but such as the loss asks for. Kolb et al. 2025, Appendix E.3, find that sparsity begins
+    at about the same λ for all depths.
+
+    Example:
+        >>> from sparsenn.papers.dwf.settings import onset
+        >>> round(onset(lr=0.3, steps=75 * 235), 6)
+        0.000245
+    """
+    return math.log(0.05 / 2**-23) * (1 - momentum) / (steps * lr)
 
 
 def source_of(key: Row) -> Row | None:
