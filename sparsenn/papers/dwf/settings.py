@@ -179,7 +179,8 @@ def source_of(key: Row) -> Row | None:
 
 def fine_tuned(key: Row, compression: float, epochs: int, lr: float) -> Row:
     """The run that prunes the net of ``key`` to a compression and trains what is left."""
-    return {**key, "method": "magnitude", "prune_to": compression, "after_epochs": epochs, "after_lr": lr}
+    own = {column: key[column] for column in KEY}
+    return {**own, "method": "magnitude", "prune_to": compression, "after_epochs": epochs, "after_lr": lr}
 
 
 def log_spaced(low: float, high: float, count: int) -> list[float]:
