@@ -110,8 +110,8 @@ class Given:
     def _factor_lr(self) -> float | None:
         if self.lr is not None:
             return self.lr
-        grey = self.dataset in ("mnist", "fashion-mnist") and self.model.startswith("lenet")
-        return LENET_LR if grey else None
+        ours = self.dataset in ("mnist", "fashion-mnist") and self.model == "lenet-300-100"
+        return LENET_LR if ours else None
 
     def sweep(self, depth: int, seeds: Iterable[int] | None = None, **changes: object) -> list[Row]:
         """A curve over λ at a depth."""
