@@ -109,12 +109,13 @@ def schedules(rows: Sequence[Row], title: str, count: int) -> bytes:
         _curve(pair, row, lambda own, record: 1 - record["weights"] / own["parameters"], color="#8c2d5a", label="zeros")
         percent(pair)
         norm = pair.twinx()
-        _curve(norm, row, lambda _, record: record["norm"], color="#2d8c6a", label="norm (right)")
+        _curve(norm, row, lambda _, record: record["norm"], color="#2d8c6a")
         found = phases(row["history"], row["parameters"])
         for epoch, style in ((found.reorganization, "--"), (found.sparsification, "--"), (found.onset, ":")):
             if epoch is not None:
                 pair.axvline(epoch, color="black", ls=style, lw=0.9)
         norm.set_ylim(bottom=0)
+        norm.set_ylabel("norm of the weights (green)")
     if rows:
         axes[0].legend(frameon=False, fontsize=7, loc="center right")
     return png(figure)
