@@ -312,6 +312,14 @@ def test_from_the_command_line_to_the_figure_of_nets_pruned_further(place, capsy
     assert "3/3  digits, lenet-300-100, magnitude, compression 8" in capsys.readouterr().err
 
 
+def test_what_no_run_ended_for_is_no_picture_and_an_empty_table(tmp_path):
+    with pytest.raises(ConfigError, match="fig7: none of its 39 runs has ended well"):
+        reproduce("dwf", "fig7", out=tmp_path, no_train=True)
+    text = reproduce("dwf", "table2", out=tmp_path, no_train=True).read_text()
+    assert "0 of 216 runs" in text
+    assert "| D = 3 | – (87.84 ± 0.12) |" in text
+
+
 @pytest.mark.parametrize(
     ("item", "options", "message"),
     [

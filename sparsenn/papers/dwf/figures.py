@@ -31,7 +31,7 @@ COLORS = {
 
 def panels(titles: Sequence[str], title: str, xlabel: str, ylabel: str, rows: int = 1) -> tuple[Any, list[Any]]:
     """A figure of panels side by side, of ``rows`` lines, with the same axes labels."""
-    columns = -(-len(titles) // rows)
+    columns = max(-(-len(titles) // rows), 1)
     figure = new_figure(width=max(4.4 * columns, 6.0), height=0.5 + 3.4 * rows)
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()

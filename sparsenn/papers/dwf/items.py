@@ -251,7 +251,8 @@ def reproduce(
         The path of the table or picture.
 
     Raises:
-        ConfigError: for a setting out of range, or one that the item has no use for; before anything is read or written.
+        ConfigError: for a setting out of range, or one that the item has no use for, before anything is read or written; and for
+            a figure without a finished run.
         DataError: if a data file is missing or damaged.
         TrainingInterrupted: after a signal, once the state is written.
 
@@ -280,6 +281,10 @@ def reproduce(
     if item == "fig21":
         later = _follow_ups(rows)
         keys, rows = keys + later, rows + _rows(later, place, no_train)
+    if item.startswith("fig") and not select(rows):
+        raise ConfigError(
+            f"{item}: none of its {len(keys)} runs has ended well in {place.folder}; without no-train they are trained"
+        )
     path = place.folder / f"{_file_name(item, given)}.{'png' if item.startswith('fig') else 'md'}"
     write_atomic(path, own.make(item, rows, given, len(keys)))
     return path
