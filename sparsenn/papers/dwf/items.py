@@ -251,8 +251,8 @@ def reproduce(
         The path of the table or picture.
 
     Raises:
-        ConfigError: for a setting out of range, or one that the item has no use for, before anything is read or written; and for
-            a figure without a finished run.
+        ConfigError: for a setting out of range, or one that the item has no use for, before anything is read or written; and
+            for a figure without a finished run.
         DataError: if a data file is missing or damaged.
         TrainingInterrupted: after a signal, once the state is written.
 
