@@ -200,11 +200,17 @@ def _add_reproduce(commands: Any) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
     parser.add_argument("--data-root", metavar="DIR", help="as for train")
     dwf = parser.add_argument_group("dwf")
-    dwf.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (default: digits)")
-    dwf.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: lenet-300-100)")
+    dwf.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (default: the item's)")
+    dwf.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: the item's)")
+    dwf.add_argument("--depths", type=int, nargs="+", metavar="D", help="numbers of factors (default: mostly 2 3 4)")
     dwf.add_argument("--lams", type=float, nargs=2, metavar=("LOW", "HIGH"), help="smallest and largest λ")
-    dwf.add_argument("--points", type=int, metavar="N", help="how many λ, log-spaced")
-    dwf.add_argument("--seeds", type=int, metavar="N", help="runs of each λ (default: 1)")
+    dwf.add_argument("--points", type=int, metavar="N", help="how many λ, log-spaced (default: 13, for some items 7)")
+    dwf.add_argument("--seeds", type=int, metavar="N", help="runs of each kind (default: 3, for some items 1)")
+    dwf.add_argument("--lr", type=float, metavar="LR", help="initial learning rate of factorized nets")
+    dwf.add_argument("--factor-init", metavar="NAME", help=f"{', '.join(FACTOR_INITS)}")
+    dwf.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
+    dwf.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<index> (default: cpu)")
+    dwf.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0 leaves PyTorch its choice (default: 1)")
     spectral = parser.add_argument_group("spectral")
     spectral.add_argument("--widths", type=int, nargs="+", metavar="H", help="widths of the students' first hidden layer")
     spectral.add_argument("--trials", type=int, metavar="N", help="students of each width and kind")
@@ -215,7 +221,10 @@ def _add_reproduce(commands: Any) -> None:
     spectral.add_argument("--features", metavar="FILE", help="for fig3e: features and classes, .npz or .safetensors")
     students = parser.add_argument_group("l1")
     students.add_argument(
-        "--methods", metavar="NAME", nargs="+", help="l1, l2, none, prox (default: l1 l2 none); or of rbv2 beyond"
+        "--methods",
+        metavar="NAME",
+        nargs="+",
+        help="l1, l2, none, prox (default: as published, l1 l2 none); dwf: dwf, magnitude, snip, synflow, random (all); or of rbv2 beyond",
     )
     students.add_argument("--scales", metavar="S", nargs="+", type=float, help="of the start (default: 0.2 1)")
     students.add_argument("--pairs", metavar="WHICH", help="all, or matched: activations of teacher and student alike")

@@ -23,7 +23,30 @@ _L1_FIGURES = {
     **{f"fig{n}": f"weight map, Experiment {e}" for n, e in ((4, 4), (6, 3), (7, 3), (8, 3), (10, 5))},
 }
 ITEMS = {
-    "dwf": {"fig1": "accuracy against compression: vanilla L1, proximal L1 and factorization on one net"},
+    "dwf": {
+        "table1": "compression within 5 and 10 points of the dense net, and the published numbers beside",
+        "table2": "test accuracy at sparsities of 90 to 99.9 %, pruning methods and the published numbers beside",
+        "fig1": "accuracy against compression: vanilla L1, proximal L1 and factorization, as trained and after pruning",
+        "fig5b": "a learning rate too small for sparsity",
+        "fig6": "three phases of training, under three schedules and three strengths",
+        "fig7": "compression and accuracy on the way, for every strength (fig15, fig16: the same for VGG-19)",
+        "fig8": "accuracy against compression beside pruning methods",
+        "fig9": "the same for ResNet-18 on CIFAR-10, or --model and --dataset",
+        "fig10": "the share of weights left in each layer",
+        "fig11": "learning rates, by depth",
+        "fig12a": "which learning rate is best at which compression",
+        "fig12b": "starts of the factors, LeNet-5",
+        "fig13": "compression and norm against the strength",
+        "fig14": "depths up to 8",
+        "fig15": "accuracy on the way, for every strength, VGG-19 on CIFAR-100",
+        "fig16": "the same, with compression",
+        "fig17": "compression and norm of each layer on the way",
+        "fig18": "zeros and misalignment of each layer on the way",
+        "fig19": "misalignment on the way, by depth and strength",
+        "fig20": "the parts of the training loss on the way",
+        "fig21": "factorized nets pruned further and trained on",
+        "fig22": "depths on a wide ResNet, CIFAR-100",
+    },
     "l1": {
         "exp1": "baselineCNN taught by baselineCNN: all runs, losses, sparsities, recovery, and the published ones beside",
         "exp2": "the same for multiChannelCNN taught by baselineCNN",
@@ -53,7 +76,7 @@ ITEMS = {
         "fig4": "path magnitudes of the students beside the teacher's",
     },
 }
-_SHARED = {"l1": "items"}  # papers whose items are made by one module
+_SHARED = {"dwf": "items", "l1": "items"}  # papers whose items are made by one module
 
 
 def reproduce(paper: str, item: str, **options: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import nn
 
 from sparsenn import metrics, models, prune
 from sparsenn.data import ImageData, augment
-from sparsenn.optim import FactorizedSGD
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.config import TrainConfig
+from sparsenn.training.diagnostics import layer_figures, mean_misalignment, misalignments
 from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.logging import Record
 from sparsenn.training.methods import (
@@ -41,14 +41,16 @@ class Fit:
     Args:
         config: the run.
         data: images on ``config.device`` in ``config.dtype``.
+        diagnose: give every evaluation the figures of the layers too, see ``diagnostics.layer_figures``.
 
     Raises:
         ConfigError: for a compression that the net does not allow.
     """
 
-    def __init__(self, config: TrainConfig, data: ImageData) -> None:
+    def __init__(self, config: TrainConfig, data: ImageData, *, diagnose: bool = False) -> None:
         self.config = config
         self.data = data
+        self.diagnose = diagnose
         self.model = build_model(config, data)
         if config.method in PRUNERS:
             check_compression(config, self.model)
@@ -85,6 +87,11 @@ class Fit:
     def done(self) -> bool:
         """Whether all epochs are behind."""
         return self.epoch >= self.config.epochs
+
+    def begin_at_masks(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Stand before epoch ``config.prune_epoch`` with a net's state, as if the epochs before it were trained here."""
+        self.model.load_state_dict(weights)
+        self.epoch, self.batch = self.config.prune_epoch, 0
 
     def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end of the epoch, or to the first batch after which ``stop()``; returns whether the end was reached."""
@@ -150,7 +157,9 @@ class Fit:
         if self.epoch % self.config.eval_every and not self.done:
             return None
         test_loss, test_accuracy = evaluate(self.model, self.data.test_images, self.data.test_labels)
-        sparsity = metrics.sparsity_report(self.model, COLLAPSE_AT.get(self.config.method, 0.0)).total.to_dict()
+        threshold = COLLAPSE_AT.get(self.config.method, 0.0)
+        sparsity = metrics.sparsity_report(self.model, threshold).total.to_dict()
+        shares = misalignments(self.optimizer)
         record: Record = {
             "epoch": self.epoch,
             "lr": float(self.scheduler.get_last_lr()[0]),
@@ -161,8 +170,10 @@ class Fit:
             "test_accuracy": test_accuracy,
             "weights": sparsity["numel"] - sparsity["below"],
             "compression_ratio": sparsity["compression_ratio"],
-            "misalignment": misalignment(self.optimizer) if isinstance(self.optimizer, FactorizedSGD) else None,
+            "misalignment": mean_misalignment(shares),
         }
+        if self.diagnose:
+            record |= layer_figures(self.model, self.optimizer, threshold, shares)
         self.history.append(record)
         return record
 
@@ -206,11 +217,3 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     torch.manual_seed(config.seed)
     net = models.build(config.model, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
     return net.to(data.train_images.device, data.train_images.dtype)
-
-
-@torch.no_grad()
-def misalignment(optimizer: FactorizedSGD) -> float:
-    """Mean over all weights of (1/D) Σ_d ω_d² − |w|^{2/D}; 0 exactly where every weight's factors are balanced."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    whole = sum(float(metrics.misalignment(optimizer.factors(p))) for p in parameters)
-    return whole / sum(p.numel() for p in parameters)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sparsenn.data import ImageData
 from sparsenn.training.checkpoint import NAME, load_checkpoint, save_checkpoint
@@ -27,6 +30,9 @@ def train_net(
     stop: StopSignal,
     home: Path | None = None,
     part: str = "",
+    diagnose: bool = False,
+    start: Mapping[str, Tensor] | None = None,
+    checkpoint_seconds: float = math.inf,
 ) -> Fit:
     """Train one net, from the checkpoint in its folder if there is one, else from the start.
 
@@ -38,21 +44,31 @@ def train_net(
         stop: asked after every step.
         home: the run's folder; None keeps the run in memory.
         part: the net's place in it, for metrics and checkpoints.
+        diagnose: as for :class:`Fit`.
+        start: the state of a net to begin with where the masks are put on, see ``Fit.begin_at_masks``; None for the start.
+        checkpoint_seconds: write a checkpoint whenever so much time has gone by since the last, within an epoch too.
 
     Raises:
         TrainingDiverged: if a loss or a weight is no longer finite; the checkpoint before it stays.
         TrainingInterrupted: after a signal, once the state is written.
         KeyboardInterrupt: after a signal, for a run in memory.
     """
-    fit = Fit(config, data)
+    fit = Fit(config, data, diagnose=diagnose)
+    if start is not None:
+        fit.begin_at_masks(start)
     folder = home / part if home is not None else None
     if folder is not None:
         folder.mkdir(exist_ok=True)
         _restore(fit, folder / NAME)
     log = MetricsLog(folder / METRICS, fit.history) if folder is not None else None
     progress.begin(title, config.epochs, fit.epoch)
+    saved = time.monotonic()
+
+    def late() -> bool:
+        return folder is not None and time.monotonic() - saved >= checkpoint_seconds
+
     while not fit.done:
-        complete = fit.train_epoch(stop.wanted)
+        complete = fit.train_epoch(lambda: stop.wanted() or late())
         _require_finite(fit.is_finite(), fit, fit.epoch + 1, folder)
         if complete:
             record = fit.end_epoch()
@@ -60,8 +76,9 @@ def train_net(
             if record is not None and log is not None:
                 log.append(record)
             progress.advance(fit.epoch, record)
-        if folder is not None and (stop.wanted() or fit.done or _due(fit)):
+        if folder is not None and (stop.wanted() or fit.done or _due(fit) or late()):
             save_checkpoint(folder / NAME, fit.state_dict())
+            saved = time.monotonic()
         if stop.wanted() and not fit.done:
             _interrupt(stop, home)
     return fit

@@ -1,0 +1,194 @@
+"""The runs of the paper: what names one, which λ, learning rates and compressions the items ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sparsenn.training.config import configure
+from sparsenn.training.errors import ConfigError
+from sparsenn.training.presets import PRUNERS
+from sparsenn.training.table import Row
+
+KEY = (
+    "dataset",
+    "model",
+    "method",
+    "depth",
+    "lam",
+    "lr",
+    "factor_init",
+    "schedule",
+    "epochs",
+    "batch_size",
+    "prune_to",
+    "after_epochs",
+    "after_lr",
+    "seed",
+)
+SEEDS = 3
+SPARSITIES = (90.0, 95.0, 98.0, 99.0, 99.5, 99.75, 99.875, 99.9)  # percent: the columns of Table 2
+TOLERANCES = (5, 10)  # points of accuracy below the dense net: the rows of Table 1
+COMPRESSIONS = tuple(round(100 / (100 - s), 6) for s in SPARSITIES)
+POINTS = 13  # λ of a curve
+# Smallest and largest λ of a curve at each depth, as multiples of ``onset``: from a dense net to one that is hardly left.
+# The paper has 1e-6 to 1e-1, of which most leave everything or nothing.
+LAMS = {2: (0.6, 20.0), 3: (0.6, 12.0), 4: (0.6, 12.0)}
+IMAGES = {
+    "digits": 1442,
+    **dict.fromkeys(("mnist", "fashion-mnist", "kuzushiji-mnist"), 60_000),
+    **dict.fromkeys(("cifar-10", "cifar-100"), 50_000),
+    "tiny-imagenet": 100_000,
+}
+L1_LAMS = (1e-6, 1e-3)  # of the two methods that know weights and no factors
+# With weights that keep their start ("preserve") a larger rate than the paper's 0.15 is stable, and better.
+LENET_LR = 0.3
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user may set for all runs of an item; None leaves it to the item or the preset.
+
+    Attributes:
+        dataset: a name of ``sparsenn.data.names()``.
+        model: a name of ``sparsenn.models.names()``.
+        epochs: passes over the training set.
+        seeds: runs of each kind, counted from 0.
+        lams: smallest and largest λ of a curve.
+        points: how many λ, log-spaced.
+        lr: initial learning rate of factorized nets.
+        factor_init: how factors start.
+        batch_size: images a step.
+    """
+
+    dataset: str
+    model: str
+    epochs: int | None = None
+    seeds: int = SEEDS
+    lams: tuple[float, float] | None = None
+    points: int = POINTS
+    lr: float | None = None
+    factor_init: str | None = None
+    batch_size: int | None = None
+
+    def check(self) -> None:
+        """Refuse settings out of range.
+
+        Raises:
+            ConfigError: with the setting's name.
+        """
+        if self.lams is not None and not 0 < self.lams[0] <= self.lams[1]:
+            raise ConfigError(f"lams is {self.lams[0]:g} {self.lams[1]:g}; it takes 0 < smallest λ <= largest λ")
+        for name in ("points", "seeds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it takes 1 or more")
+
+    def key(self, method: str, seed: int = 0, **changes: object) -> Row:
+        """A run's name; ``changes`` are written over what its method takes by default.
+
+        Raises:
+            ConfigError: for a setting that training does not take.
+        """
+        depth = changes.get("depth", 2) if method == "dwf" else 1
+        given = {"dataset": self.dataset, "model": self.model, "method": method, "seed": seed}
+        given |= {name: value for name in ("epochs", "batch_size") if (value := getattr(self, name)) is not None}
+        if method == "magnitude":
+            given["method"] = "dense"  # the net that is pruned, and its epochs
+        elif method in PRUNERS:
+            given |= {"compression": changes["prune_to"], "prune_biases": True}
+        elif method == "dwf":
+            given |= {"depth": depth, "lr": self._factor_lr(), "factor_init": self.factor_init}
+        known = KEY[:-4]
+        given |= {name: value for name, value in changes.items() if name in known and method != "magnitude"}
+        config = configure(**{name: value for name, value in given.items() if value is not None})
+        key = {name: getattr(config, name) for name in known} | {"prune_to": None, "after_epochs": 0, "after_lr": None}
+        if method == "magnitude":
+            key |= {"method": method, "after_epochs": config.epochs, "after_lr": config.lr}
+        return {**key, **changes, "seed": seed}
+
+    def _factor_lr(self) -> float | None:
+        if self.lr is not None:
+            return self.lr
+        ours = self.dataset in ("mnist", "fashion-mnist") and self.model == "lenet-300-100"
+        return LENET_LR if ours else None
+
+    def sweep(self, depth: int, seeds: Iterable[int] | None = None, **changes: object) -> list[Row]:
+        """A curve over λ at a depth."""
+        lams = log_spaced(*(self.lams or self._lams(depth)), self.points)
+        return [self.key("dwf", s, depth=depth, lam=lam, **changes) for s in self._seeds(seeds) for lam in lams]
+
+    def _lams(self, depth: int) -> tuple[float, float]:
+        net = self.key("dwf", depth=depth)
+        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset] // net["batch_size"]))
+        low, high = LAMS.get(depth, LAMS[4])
+        return low * begin, high * begin
+
+    def l1_sweep(self, method: str) -> list[Row]:
+        """A curve over λ of ``l1-subgradient`` or ``prox``."""
+        lams = log_spaced(*(self.lams or L1_LAMS), self.points)
+        return [self.key(method, seed, lam=lam) for seed in self._seeds() for lam in lams]
+
+    def pruned(self, method: str, compressions: Sequence[float] = COMPRESSIONS) -> list[Row]:
+        """A curve over compressions of a pruning method."""
+        return [self.key(method, seed, prune_to=c) for seed in self._seeds() for c in compressions]
+
+    def dense(self) -> list[Row]:
+        """The dense nets."""
+        return [self.key("dense", seed) for seed in self._seeds()]
+
+    def _seeds(self, seeds: Iterable[int] | None = None) -> Iterable[int]:
+        return range(self.seeds) if seeds is None else seeds
+
+
+def onset(lr: float, steps: int, momentum: float = 0.9) -> float:
+    r"""The λ at which a weight that the loss leaves alone falls from 0.05 to the threshold of the collapse within a run.
+
+    A factor shrinks at the rate :math:`(2 \lambda / D) \cdot \mathrm{lr} / (1 - \mathrm{momentum})` a step, so their
+    product at D times that, whatever the depth; a cosine schedule has half of its steps' weight:
+
+    .. math:: \lambda = \frac{\log(0.05 / 1.19 \cdot 10^{-7})}{\mathrm{steps} \cdot \mathrm{lr} / (1 - \mathrm{momentum})}
+
+    Below it a net ends with no zeros but such as the loss asks for. Kolb et al. 2025, Appendix E.3, find that sparsity begins
+    at about the same λ for all depths.
+
+    Example:
+        >>> from sparsenn.papers.dwf.settings import onset
+        >>> round(onset(lr=0.3, steps=75 * 235), 6)
+        0.000245
+    """
+    return math.log(0.05 / 2**-23) * (1 - momentum) / (steps * lr)
+
+
+def source_of(key: Row) -> Row | None:
+    """The run whose net a run begins with, or None: that of the same depth, λ and seed before anything is pruned.
+
+    Example:
+        >>> from sparsenn.papers.dwf.settings import Given, source_of
+        >>> given = Given("fashion-mnist", "lenet-300-100")
+        >>> source_of(given.key("magnitude", prune_to=10.0)) == given.key("dense")
+        True
+        >>> source_of(given.key("dense")) is None
+        True
+    """
+    if key["method"] != "magnitude":
+        return None
+    method = "dense" if key["depth"] == 1 else "dwf"
+    return {**key, "method": method, "prune_to": None, "after_epochs": 0, "after_lr": None}
+
+
+def fine_tuned(key: Row, compression: float, epochs: int, lr: float) -> Row:
+    """The run that prunes the net of ``key`` to a compression and trains what is left."""
+    own = {column: key[column] for column in KEY}
+    return {**own, "method": "magnitude", "prune_to": compression, "after_epochs": epochs, "after_lr": lr}
+
+
+def log_spaced(low: float, high: float, count: int) -> list[float]:
+    """``count`` numbers from ``low`` to ``high`` with one ratio, to four digits; ``low`` alone where it is one.
+
+    Example:
+        >>> from sparsenn.papers.dwf.settings import log_spaced
+        >>> log_spaced(1e-4, 1e-2, 3)
+        [0.0001, 0.001, 0.01]
+    """
+    return [float(f"{low * (high / low) ** (i / max(count - 1, 1)):.4g}") for i in range(count)]

@@ -1,0 +1,94 @@
+"""The paper's tables, with its numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsenn.papers.dwf.compare import Ours, Published, accuracies, published, ratios, verdict
+from sparsenn.papers.dwf.curves import NAMES, PRUNING, kind, seeds_in
+from sparsenn.papers.dwf.settings import LAMS, SPARSITIES, TOLERANCES
+from sparsenn.training.table import Row
+
+NOTHING = "–"
+_FACTORIZED = tuple(("dwf", depth) for depth in LAMS)
+_METHODS = (*_FACTORIZED, *PRUNING)
+
+
+def census(rows: Sequence[Row], wanted: int) -> str:
+    """How many runs the item is made of."""
+    diverged = sum(row["status"] == "diverged" for row in rows)
+    text = f"{len(rows)} of {wanted} runs, {len(seeds_in(rows))} seeds; {diverged} diverged."
+    how = [f"{NAMES[which]}: {_settings([row for row in rows if kind(row) == which])}" for which in _kinds(rows)]
+    return "\n".join([text, "", *(f"- {line}" for line in how), ""])
+
+
+def _kinds(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    found = {kind(row) for row in rows}
+    return [which for which in NAMES if which in found]
+
+
+def _settings(rows: Sequence[Row]) -> str:
+    lrs = ", ".join(f"{lr:g}" for lr in sorted({row["lr"] for row in rows}))
+    lengths = sorted({(row["epochs"], row["after_epochs"]) for row in rows})
+    epochs = " and ".join(f"{before} + {after}" if after else f"{before}" for before, after in lengths)
+    text = f"lr {lrs}, {epochs} epochs"
+    lams = sorted({row["lam"] for row in rows})
+    if lams[-1]:
+        text += f", {len(lams)} λ from {lams[0]:g} to {lams[-1]:g}"
+    return text + (f", start {', '.join(sorted({row['factor_init'] for row in rows}))}" if rows[0]["method"] == "dwf" else "")
+
+
+def table1(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
+    """Table 1: compression at a tolerance."""
+    theirs = published(1, dataset, model)
+    lines = [
+        f"# Table 1. {model} on {dataset}: compression of the sparsest net within a tolerance of the dense accuracy\n",
+        census(rows, wanted),
+        "| method | points below | compression, ours | sparsity % | sparsest trained net | published | ours / published |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for which in (*_FACTORIZED, *PRUNING):
+        for tolerance in TOLERANCES:
+            ratio = ratios(rows, which, tolerance)
+            cell = theirs.get((*which, float(tolerance)))
+            at = ratio.at if ratio is not None else None
+            shown = [
+                _mean(at, 0),
+                NOTHING if at is None else f"{100 - 100 / at.mean:.2f}",
+                _mean(ratio.trained if ratio is not None else None, 0),
+                NOTHING if cell is None else f"{cell.value:.0f}",
+                NOTHING if cell is None or at is None else f"{at.mean / cell.value:.2f}",
+            ]
+            lines.append(f"| {NAMES[which]} | {tolerance} | {' | '.join(shown)} |")
+    return "\n".join([*lines, ""])
+
+
+def table2(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
+    """Table 2: test accuracy at fixed sparsities."""
+    theirs = published(2, dataset, model)
+    head = " | ".join(f"{s:g} %" for s in SPARSITIES)
+    lines = [f"# Table 2. {model} on {dataset}: test accuracy in percent at a sparsity\n", census(rows, wanted)]
+    dense = accuracies(rows, ("dense", 1))[0.0]
+    lines += [f"Dense: {_beside(dense, theirs.get(('dense', 1, 0.0)))}. In brackets what the paper prints.\n"]
+    lines += [f"| method | {head} |", f"|---|{'---|' * len(SPARSITIES)}"]
+    verdicts: list[str] = []
+    for which in _METHODS:
+        own = accuracies(rows, which)
+        cells = [(own[s], theirs.get((*which, s))) for s in SPARSITIES]
+        verdicts += [
+            verdict(ours, cell) for ours, cell in cells if ours is not None and cell is not None and which in _FACTORIZED
+        ]
+        lines.append(f"| {NAMES[which]} | {' | '.join(_beside(*cell) for cell in cells)} |")
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("higher", "alike", "lower"))
+    if verdicts:
+        lines += ["", f"Of the {len(verdicts)} accuracies of factorized nets that are in both tables ours are: {counts}."]
+    return "\n".join([*lines, ""])
+
+
+def _beside(ours: Ours | None, cell: Published | None) -> str:
+    text = _mean(ours, 2)
+    return text if cell is None else f"{text} ({cell.value:.2f} ± {cell.std:.2f})"
+
+
+def _mean(ours: Ours | None, digits: int) -> str:
+    return NOTHING if ours is None else f"{ours.mean:.{digits}f} ± {ours.std:.{digits}f}"

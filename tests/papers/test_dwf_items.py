@@ -1,0 +1,354 @@
+import json
+import math
+
+import pytest
+import torch
+
+from sparsenn.cli import main
+from sparsenn.data import ImageData
+from sparsenn.optim import FactorizedSGD
+from sparsenn.papers import ITEMS, reproduce
+from sparsenn.papers.dwf import items, runs
+from sparsenn.papers.dwf.compare import Ours, accuracies, published, ratios, verdict
+from sparsenn.papers.dwf.curves import accuracy_at, band, compression_at, front, sparsest
+from sparsenn.papers.dwf.phases import phases
+from sparsenn.papers.dwf.runs import Place, kept_state, rows_of, train
+from sparsenn.papers.dwf.settings import COMPRESSIONS, KEY, Given, fine_tuned, log_spaced, onset, source_of
+from sparsenn.papers.dwf.tables import table1, table2
+from sparsenn.papers.dwf.trajectories import excess
+from sparsenn.training import ConfigError, Fit, TrainingInterrupted, make_scheduler
+from sparsenn.training import train as train_once
+from sparsenn.training.diagnostics import misalignments
+
+FASHION = Given("fashion-mnist", "lenet-300-100")
+SMALL = Given("digits", "lenet-300-100", epochs=2, seeds=1, batch_size=20)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Place:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    images = (torch.rand(3, 1, 8, 8, generator=generator)[labels] + 0.3 * torch.rand(120, 1, 8, 8, generator=generator)) / 1.3
+    data = ImageData("shapes", images[:90], labels[:90], images[90:], labels[90:], ("a", "b", "c"))
+    monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: data)
+    return Place(tmp_path / "runs")
+
+
+def row(key, compression, accuracy, **changes):
+    """A row as training would leave it; ``compression`` is None for a net of which nothing is left."""
+    weights = 0 if compression is None else round(266_610 / compression)
+    layers = {"kept": [weights, 1, 1], "norm": [3.0, 2.0, 1.0], "misalignment": [1e-4, 1e-5, 1e-6]}
+    history = [
+        {
+            "epoch": epoch,
+            "lam": key["lam"],
+            "train_loss": 1.0 / epoch,
+            "train_accuracy": accuracy,
+            "test_accuracy": accuracy,
+            "penalty": 0.5,
+            "misalignment": 1e-7,
+            "norm": norm,
+            "weights": weights if epoch > 2 else 266_610,
+            "compression_ratio": compression if epoch > 2 else 1.0,
+            "layers": layers,
+        }
+        for epoch, norm in ((1, 9.0), (2, 5.0), (3, 8.0), (4, 6.0))
+    ]
+    figures = {
+        "status": "finished",
+        "accuracy": accuracy,
+        "compression": compression,
+        "parameters": 266_610,
+        "weights": weights,
+        "misalignment": 0.0,
+        "norm": 6.0,
+        "layers": ["1.weight", "3.weight", "5.weight"],
+        "sizes": [235_200, 30_000, 1000],
+        "kept": [weights, 1, 1],
+        "pruned": [(c, accuracy - 0.1) for c in (2.0, 2000.0)],
+        "history": history,
+    }
+    return {**{name: key[name] for name in KEY}, **figures, **changes}
+
+
+def curve(given=FASHION, depth=3, seed=0, points=((10, 0.9), (100, 0.88), (1000, 0.80), (None, 0.1))):
+    return [row(given.key("dwf", seed, depth=depth, lam=1e-4 * (i + 1)), c, a) for i, (c, a) in enumerate(points)]
+
+
+def test_the_published_numbers_are_found():
+    first, second = published(1, "fashion-mnist", "lenet-300-100"), published(2, "fashion-mnist", "lenet-300-100")
+    assert [first["dwf", depth, at].value for at in (5, 10) for depth in (2, 3, 4)] == [141, 506, 486, 362, 1422, 1442]
+    assert (second["dwf", 3, 99.9].value, second["dwf", 3, 99.9].std) == (81.35, 0.16)
+    assert second["dense", 1, 0.0].value == 89.12
+    assert len(second) == 7 * 8 + 1
+    assert len(published(2, "fashion-mnist", "lenet-5")) == 7 * 8 + 1 - 6
+    columns = [
+        ("kuzushiji-mnist", "lenet-5"),
+        ("cifar-10", "resnet-18"),
+        ("cifar-100", "vgg-19"),
+        ("tiny-imagenet", "resnet-18"),
+    ]
+    assert [len(published(1, *column)) for column in columns] == [12] * 4
+    assert published(1, "mnist", "lenet-5") == {}
+
+
+def test_between_nets_a_curve_is_linear_in_the_logarithm_of_the_compression():
+    rows = curve()
+    assert accuracy_at(rows, 10 * math.sqrt(10)) == pytest.approx(0.89)
+    assert accuracy_at(rows, 10.0) == 0.9
+    assert accuracy_at(rows, 1000.0) == 0.8
+    assert accuracy_at(rows, 9.0) is None  # nothing is extrapolated
+    assert accuracy_at(rows, 1100.0) == 0.1  # what a dead net has
+    assert accuracy_at(rows[:3], 1100.0) is None
+    assert compression_at(rows, 0.84) == pytest.approx(10**2.5)
+    assert (compression_at(rows, 0.8), compression_at(rows, 0.7), compression_at(rows, 0.91)) == (1000, 1000, None)
+    assert sparsest(rows, 0.84) == 100
+    bumpy = curve(points=((10, 0.9), (20, 0.7), (40, 0.85), (80, 0.75)))
+    assert compression_at(bumpy, 0.8) == pytest.approx(40 * math.sqrt(2))  # the largest, though the curve was below before
+    pruned = [row(FASHION.key("magnitude", prune_to=c), c * (1 + 1e-4), 0.8) for c in COMPRESSIONS]
+    assert all(
+        accuracy_at(pruned, c) == pytest.approx(0.8) for c in COMPRESSIONS
+    )  # whole weights are left, so ratios are rounded
+
+
+def test_a_band_is_the_median_and_the_least_over_seeds():
+    rows = [r for seed, a in enumerate((0.9, 0.7, 0.8)) for r in curve(seed=seed, points=((10 + seed, a), (None, 0.1)))]
+    assert band(rows) == type(band(rows))([11], [0.8], [0.7])
+    assert front([(1.0, 0.9), (2.0, 0.95), (2.0, 0.7), (8.0, 0.8), (4.0, 0.8)]) == [(8.0, 0.8), (2.0, 0.95)]
+
+
+def test_tables_follow_from_their_rows():
+    dense = [row(FASHION.key("dense", seed), 1.0, accuracy) for seed, accuracy in ((0, 0.88), (1, 0.90))]
+    rows = [*dense, *curve(), *curve(seed=1, points=((10, 0.9), (1000, 0.80)))]
+    ratio = ratios(rows, ("dwf", 3), 5)  # at 84 %: 10^2.5 on one curve, 10^2.2 on the other
+    assert (ratio.at.mean, ratio.at.count) == (pytest.approx((10**2.5 + 10**2.2) / 2), 2)
+    assert ratio.trained.mean == (100 + 10) / 2
+    assert ratios(rows[2:], ("dwf", 3), 5) is None
+    own = accuracies(rows, ("dwf", 3))
+    assert own[99.0] == Ours(2, pytest.approx((88 + 85) / 2), pytest.approx(1.5))
+    assert own[99.9].mean == pytest.approx(80)
+    assert accuracies(rows[2:6] + rows[6:], ("dwf", 2))[99.0] is None
+    text = table1(rows, "fashion-mnist", "lenet-300-100", 9)
+    assert "| D = 3 | 5 | 237 ± 79 | 99.58 | 55 ± 45 | 506 | 0.47 |" in text
+    assert "8 of 9 runs, 2 seeds; 0 diverged." in text
+    text = table2(rows, "fashion-mnist", "lenet-300-100", 8)
+    assert "Dense: 89.00 ± 1.00 (89.12 ± 0.40)." in text
+    assert "| 86.50 ± 1.50 (86.97 ± 0.11) |" in text
+    theirs = published(2, "fashion-mnist", "lenet-300-100")["dwf", 3, 99.0]
+    assert [verdict(Ours(3, mean, 0.1), theirs) for mean in (86.4, 87.4, 87.6)] == ["lower", "alike", "higher"]
+
+
+def test_the_phases_of_a_norm_that_falls_rises_and_falls():
+    records = row(FASHION.key("dwf", lam=1e-3), 10.0, 0.8)["history"]
+    found = phases(records, 266_610)
+    assert (found.reorganization, found.sparsification, found.onset) == (2, 3, 3)
+    falling = [{**r, "norm": 9.0 - r["epoch"], "weights": 266_610} for r in records]
+    found = phases(falling, 266_610)
+    assert (found.reorganization, found.sparsification, found.onset) == (None, None, None)
+
+
+def test_a_weight_without_gradients_is_at_the_threshold_at_the_onset():
+    lr, steps = 0.2, 6000
+    for depth in (2, 3):
+        weight = torch.nn.Parameter(torch.tensor([0.05], dtype=torch.float64))
+        optimizer = FactorizedSGD([weight], lr, depth=depth, lam=onset(lr, steps), momentum=0.9)
+        schedule = make_scheduler(optimizer, "cosine", steps)
+        for _ in range(steps):
+            weight.grad = torch.zeros_like(weight)
+            optimizer.step()
+            schedule.step()
+        assert math.log(weight.item() / 2**-23) == pytest.approx(0, abs=0.8)  # of 12.9; a step is no derivative
+
+
+def test_grids_share_their_nets():
+    rates = [Given("mnist", m).key("dwf", depth=3)["lr"] for m in ("lenet-300-100", "lenet-5")]
+    assert rates == [0.3, 0.15]
+    assert log_spaced(1e-6, 1e-1, 6) == pytest.approx([10.0**k for k in range(-6, 0)])
+    for depth in (2, 3, 4):
+        lams = [{key["lam"] for key in Given("mnist", "lenet-300-100", points=n).sweep(depth, [0])} for n in (7, 13)]
+        assert lams[0] <= lams[1]
+    tables = items.ITEMS["table2"].keys(FASHION, items.Choice((2, 3, 4), items._METHODS))
+    assert len(tables) == 3 * (1 + 3 * 13 + 4 * 8)
+    assert len({json.dumps(key) for key in tables}) == len(tables)
+    first = [key for key in items.ITEMS["fig1"].keys(FASHION, items.Choice((2, 3), ())) if key["method"] == "dwf"]
+    assert all(key in tables for key in first)
+    key = FASHION.key("dwf", depth=2, lam=1e-3)
+    assert source_of(fine_tuned(key, 40.0, 50, 0.11)) == key
+
+
+def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: pytest.fail("no data is needed"))
+    assert set(ITEMS["dwf"]) == set(items.ITEMS)
+    points = ((10, 0.9), (100, 0.88), (1000, 0.8), (None, 0.1))
+    each = [
+        "table1",
+        "fig1",
+        "fig6",
+        "fig8",
+        "fig10",
+        "fig11",
+        "fig12a",
+        "fig13",
+        "fig17",
+        "fig18",
+        "fig19",
+        "fig20",
+        "fig21",
+    ]  # one of every kind
+    given = {"seeds": 1, "points": 3, "lams": (1e-4, 1e-2)}
+    for item, own in items.ITEMS.items():
+        keys = own.keys(Given(own.dataset, own.model, **given), items.Choice(own.depths[:1], own.methods))
+        assert keys
+        assert all(runs.config_of(key, Place(tmp_path)).model == own.model for key in keys)
+        if item in each:
+            rows = [row(key, *points[i % 4]) for i, key in enumerate(keys)]
+            folder = tmp_path / item
+            folder.mkdir()
+            (folder / "nets.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+            path = reproduce("dwf", item, out=folder, depths=own.depths[:1], no_train=True, **given)
+            assert path.name.startswith(f"{item}-{own.model}-{own.dataset}.")
+            assert path.read_bytes().startswith(b"\x89PNG" if item.startswith("fig") else b"# Table")
+
+
+def test_a_row_says_what_training_once_more_says(place):
+    key = SMALL.key("dwf", depth=3, lam=2e-2, lr=0.4)
+    (made,) = train([key], place)
+    again = train_once(runs.config_of(key, place), images=place.images(runs.config_of(key, place))).net
+    assert (made["accuracy"], made["weights"], made["parameters"]) == (again.accuracy, again.weights, again.total)
+    assert made["compression"] == again.compression_ratio
+    state = kept_state(place.net_file(key))
+    assert all(torch.equal(state[name], tensor) for name, tensor in again.model.state_dict().items())
+    assert made["kept"] == [int(again.model[i].weight.count_nonzero()) for i in (1, 3, 5)]
+    assert [record["epoch"] for record in made["history"]] == [1, 2]
+    assert not (place.folder / "state").exists() or not any((place.folder / "state").iterdir())
+
+
+def test_the_figures_of_the_layers_are_those_of_the_factors(place):
+    config = runs.config_of(SMALL.key("dwf", depth=3, lam=2e-2, lr=0.4), place)
+    fit = Fit(config, place.images(config), diagnose=True)
+    fit.train_epoch()
+    record = fit.end_epoch()
+    factors = [[f.double() for f in fit.optimizer.factors(p)] for p in fit.model.parameters()]
+    weights = [a * b * c for a, b, c in factors]
+    lam = record["lam"]
+    assert record["penalty"] == pytest.approx(lam / 3 * sum(float((f * f).sum()) for own in factors for f in own))
+    assert record["norm"] == pytest.approx(math.sqrt(sum(float((w * w).sum()) for w in weights)), rel=1e-6)
+    least = lam * sum(float(w.abs().pow(2 / 3).sum()) for w in weights)
+    made = {"parameters": sum(w.numel() for w in weights)}
+    assert record["penalty"] - excess(made, record) == pytest.approx(least, rel=1e-5)
+    assert record["layers"]["kept"] == [int((w.abs() > 1.1920929e-07).sum()) for w in weights[::2]]
+    shares = misalignments(fit.optimizer)
+    each = [shares[p] / p.numel() for p in list(fit.model.parameters())[::2]]
+    assert record["layers"]["misalignment"] == each
+
+
+def test_a_pruned_run_begins_with_the_dense_net_and_is_that_of_one_piece(place):
+    key = SMALL.key("magnitude", prune_to=8.0)
+    (made,) = train([key], place)
+    assert [r["method"] for r in place.table.rows] == ["dense", "magnitude"]
+    config = runs.config_of(key, place)
+    plain = {**config.to_dict(), "input_noise": 0.0}  # noise is drawn on the way, so two pieces draw other noise
+    whole = train_once(type(config)(**plain), images=place.images(config)).net
+    fit = Fit(type(config)(**plain), place.images(config))
+    source = source_of(key)
+    dense = type(config)(**{**runs.config_of(source, place).to_dict(), "input_noise": 0.0})
+    fit.begin_at_masks(train_once(dense, images=place.images(config)).net.model.state_dict())
+    while not fit.done:
+        fit.train_epoch()
+        fit.end_epoch()
+    assert all(torch.equal(p, q) for p, q in zip(runs.outcome(fit).model.parameters(), whole.model.parameters(), strict=True))
+    assert made["compression"] == pytest.approx(8, rel=1e-3)
+    assert [record["epoch"] for record in made["history"]] == [3, 4]
+
+
+def test_interrupted_runs_end_in_the_same_table_and_nothing_is_trained_twice(place, monkeypatch, tmp_path):
+    keys = [SMALL.key("dense"), *(SMALL.key("dwf", depth=2, lam=lam) for lam in (1e-3, 1e-2)), SMALL.key("snip", prune_to=8.0)]
+    whole = train(keys, place)
+    broken = Place(tmp_path / "broken")
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after every step
+    honest, steps = Fit._step, []
+
+    def stopping(fit, images, labels):
+        honest(fit, images, labels)
+        steps.append(1)
+        if len(steps) in (3, 14):
+            raise KeyboardInterrupt  # as a kill would, in the middle of a run: nothing is written any more
+
+    monkeypatch.setattr(Fit, "_step", stopping)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(keys, broken)
+    rows = train(keys, broken)
+    assert len(steps) == 2 * 5 * 4 + 2  # of each killed run the step that no checkpoint knew
+    timed = ("seconds",)
+    for made, expected in zip(rows, whole, strict=True):
+        assert {k: v for k, v in made.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
+    assert train(keys, broken) == rows
+    assert len(steps) == 2 * 5 * 4 + 2
+    assert rows_of(broken.table, keys[2:]) == rows[2:]
+
+
+def test_a_signal_is_answered_with_how_to_go_on(place, monkeypatch):
+    monkeypatch.setattr(runs.StopSignal, "wanted", lambda stop: True)
+    monkeypatch.setattr(runs.StopSignal, "number", 2, raising=False)
+    monkeypatch.setattr(runs.StopSignal, "__init__", lambda stop: stop.__dict__.update(_before={}))
+    with pytest.raises(TrainingInterrupted, match="the same command goes on from there"):
+        train([SMALL.key("dense")], place)
+
+
+def test_a_diverged_run_is_a_row(place):
+    key = SMALL.key("dwf", depth=4, lam=1e-3, lr=1e6)
+    (made,) = train([key], place)
+    assert (made["status"], made["stopped_at"]) == ("diverged", 1)
+    assert train([fine_tuned(key, 8.0, 1, 0.1)], place)[0]["status"] == "diverged"
+
+
+def test_from_the_command_line_to_the_figure_of_nets_pruned_further(place, capsys):
+    command = ["reproduce", "dwf", "fig21", "--dataset", "digits", "--model", "lenet-300-100", "--epochs", "1", "--seeds", "1"]
+    assert main([*command, "--points", "1", "--out", str(place.folder)]) == 0
+    rows = place.table.rows
+    assert [(r["method"], r["depth"], r["after_epochs"]) for r in rows] == [("dwf", 2, 0)] + [("magnitude", 2, 50)] * 3
+    assert [r["prune_to"] for r in rows[1:]] == [float(f"{f * rows[0]['compression']:.4g}") for f in (2, 4, 8)]
+    assert "3/3  digits, lenet-300-100, magnitude, compression 8" in capsys.readouterr().err
+
+
+def test_what_no_run_ended_for_is_no_picture_and_an_empty_table(tmp_path):
+    with pytest.raises(ConfigError, match="fig7: none of its 39 runs has ended well"):
+        reproduce("dwf", "fig7", out=tmp_path, no_train=True)
+    text = reproduce("dwf", "table2", out=tmp_path, no_train=True).read_text()
+    assert "0 of 216 runs" in text
+    assert "| D = 3 | – (87.84 ± 0.12) |" in text
+
+
+@pytest.mark.parametrize(
+    ("item", "options", "message"),
+    [
+        ("table2", {"seeds": 0}, "seeds is 0; it takes 1 or more"),
+        ("fig8", {"points": 0}, "points is 0; it takes 1 or more"),
+        ("fig1", {"lams": (1.0, 0.5)}, "lams is 1 0.5; it takes 0 < smallest λ <= largest λ"),
+        ("fig1", {"lams": (1e-3, math.inf)}, "lam is inf; it takes"),
+        ("fig1", {"methods": ["snip"]}, "fig1 compares no methods; drop methods"),
+        ("table1", {"methods": ["random"]}, "methods: got 'random'; table1 takes some of dwf, magnitude, snip, synflow"),
+        ("fig20", {"depths": [2, 3]}, "depths: fig20 shows one depth; got 2"),
+        ("table2", {"dataset": "imagenet"}, "unknown name 'imagenet'"),
+        ("table2", {"epochs": 0}, "epochs is 0"),
+        ("table2", {"dataset": "mnist", "model": "vgg-16"}, "model vgg-16 has no settings for mnist"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named_before_anything_is_written(tmp_path, item, options, message):
+    with pytest.raises(ConfigError, match=message):
+        reproduce("dwf", item, out=tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_large_nets_go_the_same_way(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(8, 3, 32, 32, generator=generator), torch.arange(8) % 2
+    data = ImageData("tiny", images[:4], labels[:4], images[4:], labels[4:], ("a", "b"))
+    monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: data)
+    monkeypatch.setattr(runs, "_PRUNED", (10.0,))
+    given = Given("cifar-10", "resnet-18", epochs=1, seeds=1, batch_size=4)
+    (made,) = train([given.key("dwf", depth=3, lam=9e-5)], Place(tmp_path))
+    assert len(made["layers"]) == 21
+    assert len(made["history"][0]["layers"]["kept"]) == len(made["layers"])
+    assert (made["lr"], made["batch_size"]) == (0.5, 4)
