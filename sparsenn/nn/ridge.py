@@ -80,8 +80,8 @@ class RidgeBlock(nn.Module):
     @torch.no_grad()
     def neuron_norms(self) -> Tensor:
         r""":math:`\|v_k\|_1 \|w_k\|_2` for every neuron, (K,): its share of the function's norm; 0 for a dead one."""
-        v, w = self.outer.weight, self.inner.weight
-        return torch.linalg.vector_norm(v, ord=1, dim=0) * torch.linalg.vector_norm(w, dim=1)
+        v, w = self._norms()
+        return (v * w).to(self.inner.weight.dtype)
 
     @torch.no_grad()
     def balance_(self) -> RidgeBlock:
@@ -96,8 +96,7 @@ class RidgeBlock(nn.Module):
         """
         self._check_homogeneous("balance_")
         self._clear_dead()
-        v = torch.linalg.vector_norm(self.outer.weight, ord=1, dim=0)
-        w = torch.linalg.vector_norm(self.inner.weight, dim=1)
+        v, w = self._norms()
         self._rescale_(torch.where(w == 0, 1.0, w.sqrt() / v.sqrt()))
         return self
 
@@ -109,9 +108,14 @@ class RidgeBlock(nn.Module):
             ValueError: for an activation that is not positively homogeneous.
         """
         self._check_homogeneous("normalize_")
-        w = torch.linalg.vector_norm(self.inner.weight, dim=1)
+        _, w = self._norms()
         self._rescale_(torch.where(w == 0, 1.0, w))
         return self
+
+    def _norms(self) -> tuple[Tensor, Tensor]:
+        """Those of v and w in float64: squares of float32 weights would leave their range from 1e19 on and below 1e-23."""
+        v = torch.linalg.vector_norm(self.outer.weight, ord=1, dim=0, dtype=torch.float64)
+        return v, torch.linalg.vector_norm(self.inner.weight, dim=1, dtype=torch.float64)
 
     def _rescale_(self, a: Tensor) -> None:
         self.outer.weight.mul_(a)
@@ -129,7 +133,7 @@ class RidgeBlock(nn.Module):
         silent = (self.outer.weight == 0).all(0)
         constant = (self.inner.weight == 0).all(1) & ~silent
         if constant.any():
-            said = self.activation(torch.where(constant, self.inner.bias, 0.0))
+            said = self.activation(torch.where(constant, self.inner.bias, 0.0)[None])[0]  # PReLU: one slope each
             self.outer.bias.add_(self.outer.weight @ said)
             self.outer.weight.masked_fill_(constant, 0.0)
         dead = silent | constant

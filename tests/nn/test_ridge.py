@@ -71,6 +71,38 @@ def test_normalizing_keeps_the_function_and_makes_unit_rows():
     torch.testing.assert_close(net(x), before, rtol=1e-12, atol=1e-13)
 
 
+def test_a_slope_for_each_neuron_balances_too():
+    torch.manual_seed(0)
+    block = RidgeBlock(3, 4, 2, activation=nn.PReLU(4, dtype=torch.float64), dtype=torch.float64)
+    with torch.no_grad():
+        block.activation.weight.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        block.inner.weight[1] = 0
+        block.inner.bias[1] = -0.7  # it says 0.2 * -0.7
+    x = torch.randn(9, 3, dtype=torch.float64)
+    before = block(x)
+    torch.testing.assert_close(block.balance_()(x), before, rtol=1e-12, atol=1e-13)
+    assert (block.neuron_norms() == 0).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_rescaling_keeps_weights_whose_squares_leave_the_range(size):
+    torch.manual_seed(0)
+    block = RidgeBlock(3, 4, 2)
+    with torch.no_grad():
+        block.inner.weight.mul_(size)
+        block.inner.bias.mul_(size)
+        block.outer.weight.div_(size)
+    x = torch.randn(9, 3)
+    before, norms = block(x), block.neuron_norms()
+    unit = copy.deepcopy(block).normalize_()
+    torch.testing.assert_close(unit(x), before)
+    torch.testing.assert_close(unit.inner.weight.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(unit.outer.weight.abs().sum(0), norms)
+    block.balance_()
+    torch.testing.assert_close(block(x), before)
+    torch.testing.assert_close(block.inner.weight.norm(dim=1), norms.sqrt())
+
+
 def test_compact_takes_the_dead_neurons_of_a_balanced_net_out():
     net = net_with_dead_neurons().balance_()
     x = torch.randn(40, 4, dtype=torch.float64)
