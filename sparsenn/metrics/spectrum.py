@@ -56,7 +56,7 @@ def effective_rank(singular_values: Tensor, threshold: float = NEGLIGIBLE) -> in
         threshold: relative, in [0, 1).
 
     Raises:
-        ValueError: for a threshold out of range.
+        ValueError: for a threshold out of range, and values that are not finite.
 
     Example:
         >>> import torch, sparsenn
@@ -65,6 +65,8 @@ def effective_rank(singular_values: Tensor, threshold: float = NEGLIGIBLE) -> in
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"effective_rank: threshold is {threshold!r}; it takes a number in [0, 1)")
+    if not bool(singular_values.isfinite().all()):
+        raise ValueError("effective_rank: singular_values hold a number that is not finite")
     return int((singular_values > threshold * singular_values.max()).sum()) if singular_values.numel() else 0
 
 
@@ -142,12 +144,13 @@ def ridge_report(net: nn.Module, *, samples: int | None = None, threshold: float
 
     Args:
         net: a module with ridge blocks.
-        samples: N, for the theorem's bound on the neurons.
+        samples: N ≥ 1, for the theorem's bound on the neurons.
         threshold: magnitudes up to here count as zero, for ``above`` and for the living; singular values up to this share of
-            the largest, for the rank.
+            the largest, for the rank. In [0, 1).
 
     Raises:
-        ValueError: for a net without ridge blocks, or a negative threshold.
+        ValueError: for a net without ridge blocks, a number of samples or a threshold out of range, and for V and W of blocks
+            that follow one another if they hold a number that is not finite.
 
     Source: Parhi, Wolf and Nowak 2021, Section 3 (sparsity), Theorem 1 (K ≤ N d).
 
@@ -159,8 +162,10 @@ def ridge_report(net: nn.Module, *, samples: int | None = None, threshold: float
         >>> print(sparsenn.metrics.ridge_report(net, samples=81).layers[0].alive)
         8
     """
-    if threshold < 0:
-        raise ValueError(f"ridge_report: threshold is {threshold!r}; it takes a number >= 0")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"ridge_report: threshold is {threshold!r}; it takes a number in [0, 1)")
+    if samples is not None and (not isinstance(samples, int) or samples < 1):
+        raise ValueError(f"ridge_report: samples is {samples!r}; it takes an integer >= 1")
     blocks = list(ridge_blocks(net))
     if not blocks:
         raise ValueError(f"ridge_report: {type(net).__name__} has no sparsenn.nn.RidgeBlock")

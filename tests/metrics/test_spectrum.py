@@ -73,5 +73,13 @@ def test_errors():
         sorted_by_norm(torch.ones(3))
     with pytest.raises(ValueError, match=r"Linear has no sparsenn.nn.RidgeBlock"):
         ridge_report(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="threshold is -1"):
-        ridge_report(RidgeNet(2, 1, width=3), threshold=-1)
+    for threshold in (-1, 1.5, float("nan")):
+        for depth in (1, 2):
+            with pytest.raises(ValueError, match=rf"ridge_report: threshold is {threshold}; it takes a number in \[0, 1\)"):
+                ridge_report(RidgeNet(2, 1, depth=depth, width=3), threshold=threshold)
+    for samples in (0, -3, 2.5):
+        with pytest.raises(ValueError, match=f"ridge_report: samples is {samples}; it takes an integer >= 1"):
+            ridge_report(RidgeNet(2, 1, width=3), samples=samples)
+    for odd in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="effective_rank: singular_values hold a number that is not finite"):
+            effective_rank(torch.tensor([1.0, odd]))
