@@ -8,12 +8,13 @@ import torch
 
 from sparsenn.nn import RidgeNet
 from sparsenn.papers import reproduce
-from sparsenn.papers.rbv2 import runs, training
-from sparsenn.papers.rbv2.experiment import Choices, grid_data, make_net, summary
+from sparsenn.papers.rbv2 import fig4, runs, training
+from sparsenn.papers.rbv2.experiment import Choices, grid_data, make_net, singular_values, summary
 from sparsenn.papers.rbv2.stack import RidgeStack
 from sparsenn.papers.rbv2.training import train
 from sparsenn.penalties import rbv2
 from sparsenn.training.batches import epoch_order
+from sparsenn.training.errors import TrainingDiverged
 
 SMALL = Choices(width=24)
 
@@ -152,11 +153,20 @@ def test_a_figure_computes_each_run_once(tmp_path, monkeypatch, item, count):
     monkeypatch.setattr(runs, "train", None)  # nothing is left to train
     reproduce("rbv2", item, **options)
     if item == "fig3":
+        drawn = []
+        monkeypatch.setattr(fig4, "singular_values", lambda net: drawn.append(singular_values(net)) or drawn[-1])
         reproduce("rbv2", "fig4", **options)
+        assert [len(values) for values in drawn] == [16, 16, 24, 24]  # no rounding of a product of which 16 are not 0
         assert {p.name for p in tmp_path.glob("fig4*.png")} == {"fig4a.png", "fig4b.png", "fig4c.png"}
         next(tmp_path.glob("weights/ridge-rbv2-0.001-0-2-*.safetensors")).unlink()
         with pytest.raises(ValueError, match="the weights of a run are gone"):
             reproduce("rbv2", "fig3", **options)
+
+
+@pytest.mark.parametrize("penalty", ["rbv2", "proximal"])
+def test_weights_that_are_no_longer_finite_end_a_run_with_its_epoch(penalty):
+    with pytest.raises(TrainingDiverged, match=f"the error of ridge, {penalty}, seed 0 is not a finite number after epoch 1"):
+        train("ridge", penalty, 0.1, [0], 3, Choices(width=5, lr=3e38))
 
 
 def test_smaller_batches_and_sums_and_wrong_choices():
@@ -174,6 +184,11 @@ def test_smaller_batches_and_sums_and_wrong_choices():
         train("control", "rbv2", 0.1, [0], 1, SMALL)
     with pytest.raises(ValueError, match="reduction is 'max'"):
         Choices(reduction="max")
+    for lr in ("nan", "inf", "0"):
+        with pytest.raises(ValueError, match=f"lr is {float(lr)}; it takes a finite float above 0"):
+            Choices.of([f"lr={lr}"])
+    with pytest.raises(ValueError, match="batch_size is 82; it takes at most 81"):
+        Choices.of(["batch_size=82"])
     with pytest.raises(ValueError, match="width is 0"):
         Choices(width=0)
     with pytest.raises(ValueError, match="1 or more epochs"):

@@ -7,6 +7,7 @@ the blocks), a batch is all 81 points, the loss is the mean of the squares, and 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,6 +23,7 @@ from sparsenn.nn.ridge import ridge_blocks
 
 NETS = ("ridge", "control")
 PENALTIES = ("rbv2", "weight decay", "none", "proximal")
+POINTS = 81  # of the grid
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,16 @@ class Choices:
     """What the text leaves open, and the sizes that it gives.
 
     Attributes:
-        outputs: D, 1 or 16.
+        outputs: D; the text can be read as 1 or as 16.
         batch_size: of at most 81 points; smaller ones are drawn anew in every epoch.
         reduction: of the squared errors, "mean" or "sum".
         skip: whether the control's later layers see the input.
         width: K.
-        lr: of Adam.
+        lr: of Adam, a finite float above 0.
     """
 
     outputs: int = 1
-    batch_size: int = 81
+    batch_size: int = POINTS
     reduction: str = "mean"
     skip: bool = True
     width: int = 1296
@@ -50,10 +52,12 @@ class Choices:
         for name in ("outputs", "batch_size", "width"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"rbv2: {name} is {getattr(self, name)!r}; it takes an integer >= 1")
+        if self.batch_size > POINTS:
+            raise ValueError(f"rbv2: batch_size is {self.batch_size}; it takes at most {POINTS}, which is all points")
         if not isinstance(self.skip, bool):
             raise ValueError(f"rbv2: skip is {self.skip!r}; it takes true or false")
-        if not isinstance(self.lr, float) or not self.lr > 0:
-            raise ValueError(f"rbv2: lr is {self.lr!r}; it takes a number above 0")
+        if not isinstance(self.lr, float) or not 0 < self.lr < math.inf:
+            raise ValueError(f"rbv2: lr is {self.lr!r}; it takes a finite float above 0")
 
     @classmethod
     def of(cls, given: Choices | Iterable[str] | None) -> Choices:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparsenn.papers.rbv2.experiment import Choices, between
+from sparsenn.papers.rbv2.experiment import Choices, singular_values
 from sparsenn.papers.rbv2.fig3 import PANELS, trained
 from sparsenn.training.figures import new_axes, new_figure, png
 from sparsenn.training.files import write_atomic
@@ -27,6 +27,8 @@ def reproduce(
     quiet: bool = True,
 ) -> Path:
     """The nets of Figure 3; write ``fig4a.png`` (singular values), ``fig4b.png`` and ``fig4c.png`` (V, W and W V).
+
+    Of the nets of Theorem 1 the singular values are those of the functional width; the product has no others but zeros.
 
     Args:
         out: as for Figure 3, with which it shares its runs.
@@ -47,7 +49,7 @@ def reproduce(
     nets = trained(Path(out), epochs, seeds, Choices.of(choices), quiet=quiet)
     figure, axes = new_axes(f"Between the hidden layers after {epochs} epochs", "number", "singular value")
     for title, (row, net) in nets.items():
-        values = torch.linalg.svdvals(between(net).double())
+        values = singular_values(net)
         axes.plot(
             range(1, len(values) + 1),
             values.clamp(min=1e-7).numpy(),

@@ -110,10 +110,10 @@ def train(
             optimizer.step()
         if epoch + 1 in when:
             for curve, seed, n, xy in zip(curves, seeds, way.nets, data, strict=True):
-                curve.append(_point(epoch + 1, n, penalty, *xy))
-                if not math.isfinite(curve[-1][2]):
+                if not math.isfinite(_error(n, *xy)):
                     message = f"rbv2: the error of {net}, {penalty}, seed {seed} is not a finite number after epoch {epoch + 1}"
                     raise TrainingDiverged(message, epoch + 1, None)
+                curve.append(_point(epoch + 1, n, penalty, *xy))
             watcher.advance(epoch + 1, None)
         if checkpoint is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
             state = {"epoch": epoch + 1, "curves": curves, "nets": way.nets.state_dict(), "optimizer": optimizer.state_dict()}
@@ -144,7 +144,12 @@ def _cleared(net: nn.Module, penalty: str) -> nn.Module:
 
 
 @torch.no_grad()
+def _error(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    return (net(x) - y).square().mean().item()
+
+
+@torch.no_grad()
 def _point(epoch: int, net: nn.Module, penalty: str, x: Tensor, y: Tensor) -> Any:
     net = _cleared(net, penalty)
     rank = None if isinstance(net, SkipMLP) else metrics.effective_rank(singular_values(net))
-    return epoch, mean_share_above(net), (net(x) - y).square().mean().item(), rank
+    return epoch, mean_share_above(net), _error(net, x, y), rank
