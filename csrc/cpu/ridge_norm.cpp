@@ -38,20 +38,19 @@ SPARSENN_INLINE double sum_of(int64_t size, const Value& value) {
 }
 
 template <class T>
-SPARSENN_INLINE void column_norms(const Part<T>& part, accumulator_t<T>* norms) {
+SPARSENN_INLINE void column_norms(const Part<T>& part, double* norms) {
   for (int64_t i = 0; i < part.size; ++i) norms[i] = 0;
   for (int64_t r = 0; r < part.rows; ++r) {
     const T* const row = part.data + r * part.stride;
     SPARSENN_INDEPENDENT
-    for (int64_t i = 0; i < part.size; ++i) norms[i] += std::fabs(load(row[i]));
+    for (int64_t i = 0; i < part.size; ++i) norms[i] += norm_value(NormKind::magnitudes, load(row[i]));
   }
 }
 
 template <class T>
 SPARSENN_INLINE double value_any(const Part<T>& part) {
-  using A = accumulator_t<T>;
   if (part.kind == NormKind::squared_columns) {
-    A norms[kColumns];
+    double norms[kColumns];
     column_norms(part, norms);
     return sum_of(part.size, [&](int64_t i) SPARSENN_INLINED { return norm_value(NormKind::squares, norms[i]); });
   }
@@ -67,13 +66,14 @@ SPARSENN_INLINE void slopes_any(const Part<T>& part) {
   using A = accumulator_t<T>;
   const A scale = part.scale;
   if (part.kind == NormKind::squared_columns) {
-    A norms[kColumns];
+    double norms[kColumns];
     column_norms(part, norms);
     for (int64_t r = 0; r < part.rows; ++r) {
       const T* const data = part.data + r * part.stride;
       T* const grad = part.grad + r * part.stride;
       SPARSENN_INDEPENDENT
-      for (int64_t i = 0; i < part.size; ++i) grad[i] = store<T>(column_slope(scale, norms[i], load(data[i])));
+      for (int64_t i = 0; i < part.size; ++i)
+        grad[i] = store<T>(column_slope(scale, static_cast<A>(norms[i]), load(data[i])));
     }
     return;
   }

@@ -30,9 +30,9 @@ SPARSENN_INLINE void add_up(int thread, Sums& shared, double* to) {
 }
 
 template <class T>
-SPARSENN_INLINE accumulator_t<T> column_norm(const T* data, int64_t rows, int64_t columns, int64_t column) {
-  accumulator_t<T> norm(0);
-  for (int64_t r = 0; r < rows; ++r) norm += std::fabs(load(data[r * columns + column]));
+SPARSENN_INLINE double column_norm(const T* data, int64_t rows, int64_t columns, int64_t column) {
+  double norm = 0;
+  for (int64_t r = 0; r < rows; ++r) norm += norm_value(NormKind::magnitudes, load(data[r * columns + column]));
   return norm;
 }
 
@@ -110,7 +110,7 @@ struct Slopes {
     if (kind == NormKind::squared_columns) {
       const int64_t column = block * cuda::kThreads + thread;
       if (column >= columns) return;
-      const A norm = column_norm(data, rows, columns, column);
+      const A norm = static_cast<A>(column_norm(data, rows, columns, column));
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = r * columns + column;
         grad[at] = store<T>(column_slope(*scale, norm, load(data[at])));
