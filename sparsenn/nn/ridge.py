@@ -118,6 +118,7 @@ class RidgeBlock(nn.Module):
         return v, torch.linalg.vector_norm(self.inner.weight, dim=1, dtype=torch.float64)
 
     def _rescale_(self, a: Tensor) -> None:
+        a = a.to(self.inner.weight.dtype)  # products of two dtypes would cost more than all the rest
         self.outer.weight.mul_(a)
         self.inner.weight.div_(a[:, None])
         self.inner.bias.div_(a)
