@@ -235,7 +235,7 @@ def _add_reproduce(commands: Any) -> None:
         "--choices",
         metavar="NAME=VALUE",
         nargs="+",
-        help="what the text leaves open: outputs, batch_size, reduction, skip",
+        help="what the text leaves open: outputs, batch_size, reduction, skip; and width, lr",
     )
     ridge.add_argument("--width", metavar="K", type=int, help="for beyond: neurons of each block (default: 128)")
     ridge.add_argument("--tasks", metavar="NAME", nargs="+", help="for beyond: california-housing, mnist (default: both)")

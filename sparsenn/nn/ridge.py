@@ -80,8 +80,7 @@ class RidgeBlock(nn.Module):
     @torch.no_grad()
     def neuron_norms(self) -> Tensor:
         r""":math:`\|v_k\|_1 \|w_k\|_2` for every neuron, (K,): its share of the function's norm; 0 for a dead one."""
-        v, w = self._norms()
-        return (v * w).to(self.inner.weight.dtype)
+        return (self._norms_of_v() * self._norms_of_w()).to(self.inner.weight.dtype)
 
     @torch.no_grad()
     def balance_(self) -> RidgeBlock:
@@ -96,7 +95,7 @@ class RidgeBlock(nn.Module):
         """
         self._check_homogeneous("balance_")
         self._clear_dead()
-        v, w = self._norms()
+        v, w = self._norms_of_v(), self._norms_of_w()
         self._rescale_(torch.where(w == 0, 1.0, w.sqrt() / v.sqrt()))
         return self
 
@@ -108,14 +107,17 @@ class RidgeBlock(nn.Module):
             ValueError: for an activation that is not positively homogeneous.
         """
         self._check_homogeneous("normalize_")
-        _, w = self._norms()
+        w = self._norms_of_w()
         self._rescale_(torch.where(w == 0, 1.0, w))
         return self
 
-    def _norms(self) -> tuple[Tensor, Tensor]:
-        """Those of v and w in float64: squares of float32 weights would leave their range from 1e19 on and below 1e-23."""
-        v = torch.linalg.vector_norm(self.outer.weight, ord=1, dim=0, dtype=torch.float64)
-        return v, torch.linalg.vector_norm(self.inner.weight, dim=1, dtype=torch.float64)
+    # in float64: squares of float32 weights leave their range above 1e19 and below 1e-23
+
+    def _norms_of_v(self) -> Tensor:
+        return torch.linalg.vector_norm(self.outer.weight, ord=1, dim=0, dtype=torch.float64)
+
+    def _norms_of_w(self) -> Tensor:
+        return torch.linalg.vector_norm(self.inner.weight, dim=1, dtype=torch.float64)
 
     def _rescale_(self, a: Tensor) -> None:
         a = a.to(self.inner.weight.dtype)  # products of two dtypes would cost more than all the rest
