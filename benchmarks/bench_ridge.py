@@ -28,13 +28,7 @@ TOLERANCE = 1e-5
 class RidgeCase(Case):
     """`depth` is the number of nets that train together; the direction says how the norm acts."""
 
-    @property
-    def group(self) -> str:
-        return f"{self.op} · {self.direction} · {self.device} · R={self.depth}"
-
-    @property
-    def id(self) -> str:
-        return f"{self.direction}-{self.device}-R{self.depth}"
+    counts = "R"
 
     @property
     def footprint(self) -> int:
@@ -149,7 +143,7 @@ PROVIDERS = (
     unmeasured("compile", "peer", lambda inputs: autograd(inputs, formula, compiled=True, fused=True)),
 )
 CASES = [
-    RidgeCase("ridge", direction, device, "paper", nets)
+    RidgeCase("ridge", direction, device, "", nets)
     for device in (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     for direction, nets in (("norm", 1), ("norm", 3), ("proximal", 1))
 ]

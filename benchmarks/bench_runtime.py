@@ -36,13 +36,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 class ServedCase(Case):
     """`depth` is the batch."""
 
-    @property
-    def group(self) -> str:
-        return f"{self.op} · {self.direction} · {self.device} · {self.size} · B={self.depth}"
-
-    @property
-    def id(self) -> str:
-        return f"{self.direction}-{self.device}-{self.size}-B{self.depth}"
+    counts = "B"
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

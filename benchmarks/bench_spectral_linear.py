@@ -26,13 +26,7 @@ TOLERANCE = 5e-5  # of sums of up to 4096 numbers in float32
 class SpectralCase(Case):
     """`depth` is the batch."""
 
-    @property
-    def group(self) -> str:
-        return f"{self.op} · {self.direction} · {self.device} · {self.size} · B={self.depth}"
-
-    @property
-    def id(self) -> str:
-        return f"{self.direction}-{self.device}-{self.size}-B{self.depth}"
+    counts = "B"
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -30,13 +30,7 @@ TOLERANCE = 2e-4  # of weights after 100 steps in float32
 class StackedCase(Case):
     """`size` is the student, `depth` the number of runs."""
 
-    @property
-    def group(self) -> str:
-        return f"{self.op} · {self.device} · {self.size} · R={self.depth}"
-
-    @property
-    def id(self) -> str:
-        return f"{self.device}-{self.size}-R{self.depth}"
+    counts = "R"
 
     @property
     def footprint(self) -> int:
@@ -213,7 +207,7 @@ PROVIDERS = (
 )
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 CASES = [
-    StackedCase("stacked_steps", "training", device, size, runs)
+    StackedCase("stacked_steps", "", device, size, runs)
     for device in DEVICES
     for size, runs in (
         ("fcn_256_32", 10),

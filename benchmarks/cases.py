@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -47,19 +47,22 @@ def penalty(depth: int) -> float:
 
 @dataclass(frozen=True)
 class Case:
+    """What is timed; a direction or size that an operation has only one of is empty."""
+
     op: str
     direction: str
     device: str
     size: str
     depth: int
+    counts: ClassVar[str] = "D"  # what `depth` is the number of: factors, samples of a batch (B), nets (R)
 
     @property
     def group(self) -> str:
-        return f"{self.op} · {self.direction} · {self.device} · {self.size} · D={self.depth}"
+        return " · ".join([*filter(None, (self.op, self.direction, self.device, self.size)), f"{self.counts}={self.depth}"])
 
     @property
     def id(self) -> str:
-        return f"{self.direction}-{self.device}-{self.size}-D{self.depth}"
+        return "-".join([*filter(None, (self.direction, self.device, self.size)), f"{self.counts}{self.depth}"])
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
