@@ -138,25 +138,100 @@ SPARSENN_INLINE float total(const Vec& sums) {
   return lanes[0];
 }
 
-// An 8 x 8 transposition: interleaving the first half of the vectors with the second, three times. Row i begins at
-// row(i).
+// An 8 x 8 transposition: of halves of vectors, of pairs of neighbours, of neighbours. Row i begins at row(i).
 template <class Row>
 SPARSENN_INLINE void transpose8(const Row& row, Half (&rows)[8]) {
-  const HalfIndex low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) rows[i] = *reinterpret_cast<const HalfInMemory*>(row(i));
-#pragma GCC unroll 3
-  for (int round = 0; round < 3; ++round) {
-    Half next[8];
+  const HalfIndex first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
+  const HalfIndex low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
+  const HalfIndex low_pairs = {0, 1, 8, 9, 4, 5, 12, 13}, high_pairs = {2, 3, 10, 11, 6, 7, 14, 15};
+  Half halves[8];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + 4], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + 4], high);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) rows[i] = next[i];
+  for (int i = 0; i < 4; ++i) {
+    const Half upper = *reinterpret_cast<const HalfInMemory*>(row(i));
+    const Half lower = *reinterpret_cast<const HalfInMemory*>(row(i + 4));
+    halves[i] = __builtin_shuffle(upper, lower, first);
+    halves[i + 4] = __builtin_shuffle(upper, lower, second);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const Half a = __builtin_shuffle(halves[i], halves[i + 1], low),
+               b = __builtin_shuffle(halves[i], halves[i + 1], high);
+    const Half c = __builtin_shuffle(halves[i + 2], halves[i + 3], low);
+    const Half d = __builtin_shuffle(halves[i + 2], halves[i + 3], high);
+    rows[i] = __builtin_shuffle(a, c, low_pairs);
+    rows[i + 1] = __builtin_shuffle(a, c, high_pairs);
+    rows[i + 2] = __builtin_shuffle(b, d, low_pairs);
+    rows[i + 3] = __builtin_shuffle(b, d, high_pairs);
   }
 }
+
+// Brings samples into a panel, by eights of features and kEights of samples at a time: a whole line of the cache, where
+// that can be. Its sums end as 0 if all numbers that it saw are finite: 0 x is 0, and NaN for infinities and NaN.
+class Entrance {
+ public:
+  SPARSENN_INLINE Entrance(const Places& places, int64_t lanes) : places_(places), lanes_(lanes) {}
+
+  // Sample k of them begins at row(k).
+  template <int kEights, class Row>
+  SPARSENN_INLINE void bring(const Row& row, float* to) {
+    for (int64_t eight = 0; 8 * eight < places_.features; ++eight) {
+      if (places_.features < 8) {
+        for (int64_t f = 0; f < places_.features; ++f) {
+          for (int k = 0; k < 8 * kEights; ++k) {
+            to[places_.rows[f] * lanes_ + k] = row(k)[f];
+            rest_ += row(k)[f] * 0.0f;
+          }
+        }
+        return;
+      }
+      const int64_t f = std::min(8 * eight, places_.features - 8);
+      if (!places_.read[eight]) {
+#pragma GCC unroll 16
+        for (int k = 0; k < 8 * kEights; ++k) sums_[k % 4] += *reinterpret_cast<const HalfInMemory*>(row(k) + f) * 0.0f;
+        continue;
+      }
+      Half rows[kEights][8];
+#pragma GCC unroll 2
+      for (int n = 0; n < kEights; ++n) {
+        transpose8([&](int k) SPARSENN_INLINED { return row(8 * n + k) + f; }, rows[n]);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) sums_[j % 4] += rows[n][j] * 0.0f;
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        float* place = to + places_.rows[f + j] * lanes_;
+#pragma GCC unroll 2
+        for (int n = 0; n < kEights; ++n) *reinterpret_cast<HalfInMemory*>(place + 8 * n) = rows[n][j];
+      }
+    }
+  }
+
+  template <int kEights>
+  SPARSENN_INLINE void bring_all(const float* x, int64_t count, float* panel) {
+    const int64_t features = places_.features;
+    int64_t s = 0;
+    for (; s + 8 * kEights <= count; s += 8 * kEights) {
+      const float* from = x + s * features;
+      bring<kEights>([&](int64_t k) SPARSENN_INLINED { return from + k * features; }, panel + s);
+    }
+    if (s < count) {  // the last sample stands for those that are missing
+      bring<kEights>([&](int64_t k) SPARSENN_INLINED { return x + std::min(s + k, count - 1) * features; }, panel + s);
+    }
+  }
+
+  SPARSENN_INLINE bool finite() const {
+    const Half sums = sums_[0] + sums_[1] + sums_[2] + sums_[3];
+    float sum = rest_;
+    for (int i = 0; i < 8; ++i) sum += sums[i];
+    return sum == 0;
+  }
+
+ private:
+  const Places& places_;
+  int64_t lanes_;
+  Half sums_[4] = {};
+  float rest_ = 0;
+};
 
 template <class F>
 SPARSENN_INLINE void each(int64_t size, const F& body) {
@@ -223,48 +298,17 @@ void sparse_one(const Quads& quads, const float* x, float* out, bool relu) {
   }
 }
 
-SPARSENN_CLONES void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used,
-                              int64_t lanes, float* panel) {
-  const auto eight = [&](float* to, const auto& row) SPARSENN_INLINED {
-    for (int64_t i = 0; i < used;) {
-      // The used features of the eight from `first` on: one alone is copied, several are transposed together.
-      const int64_t first = std::max<int64_t>(0, std::min<int64_t>(index ? index[i] : i, features - 8));
-      int64_t end = index ? i + 1 : std::min<int64_t>(used, first + 8);
-      while (index && end < used && index[end] < first + 8) ++end;
-      if (end - i >= 2 && features >= 8) {
-        Half rows[8];
-        transpose8([&](int k) SPARSENN_INLINED { return row(k) + first; }, rows);
-        if (!index && end - i == 8) {
-#pragma GCC unroll 8
-          for (int j = 0; j < 8; ++j) *reinterpret_cast<HalfInMemory*>(to + (i + j) * lanes) = rows[j];
-        } else {
-          for (int64_t j = i; j < end; ++j) {
-            *reinterpret_cast<HalfInMemory*>(to + j * lanes) = rows[(index ? index[j] : j) - first];
-          }
-        }
-      } else {
-        for (int64_t j = i; j < end; ++j) {
-          for (int k = 0; k < 8; ++k) to[j * lanes + k] = row(k)[index ? index[j] : j];
-        }
-      }
-      i = end;
-    }
-  };
-  int64_t s = 0;
-  for (; s + 8 <= count; s += 8) {
-    const float* from = x + s * features;
-    eight(panel + s, [&](int64_t k) SPARSENN_INLINED { return from + k * features; });
-  }
-  if (s < count) {  // the last sample stands for those that are missing
-    eight(panel + s, [&](int64_t k) SPARSENN_INLINED { return x + std::min(s + k, count - 1) * features; });
-  }
+SPARSENN_CLONES bool to_panel(const float* x, int64_t count, const Places& places, int64_t lanes, float* panel) {
+  Entrance entrance(places, lanes);
+  lanes < 16 ? entrance.bring_all<1>(x, count, panel) : entrance.bring_all<2>(x, count, panel);
+  return entrance.finite();
 }
 
 SPARSENN_CLONES void from_panel(const float* panel, int64_t count, int64_t features, int64_t lanes, float* x) {
-  for (int64_t s = 0; s < count; s += 8) {
-    const int64_t left = std::min<int64_t>(count - s, 8);
-    int64_t f = 0;
-    for (; f + 8 <= features; f += 8) {
+  int64_t f = 0;
+  for (; f + 8 <= features; f += 8) {  // all samples of eight features, whose lines are in the first cache then
+    for (int64_t s = 0; s < count; s += 8) {
+      const int64_t left = std::min<int64_t>(count - s, 8);
       Half rows[8];
       const float* from = panel + f * lanes + s;
       transpose8([&](int64_t k) SPARSENN_INLINED { return from + k * lanes; }, rows);
@@ -273,9 +317,9 @@ SPARSENN_CLONES void from_panel(const float* panel, int64_t count, int64_t featu
         if (j < left) *reinterpret_cast<HalfInMemory*>(x + (s + j) * features + f) = rows[j];
       }
     }
-    for (; f < features; ++f) {
-      for (int j = 0; j < left; ++j) x[(s + j) * features + f] = panel[f * lanes + s + j];
-    }
+  }
+  for (int64_t s = 0; s < count && f < features; ++s) {
+    for (int64_t g = f; g < features; ++g) x[s * features + g] = panel[g * lanes + s];
   }
 }
 

@@ -37,10 +37,15 @@ struct Quads {
 };
 void sparse_one(const Quads& quads, const float* x, float* out, bool relu);
 
-// panel[i * lanes + s] = x[s * features + index[i]] for s < count; index null means all. What the other lanes hold does
-// not matter: no lane meets another.
-void to_panel(const float* x, int64_t count, int64_t features, const int32_t* index, int64_t used, int64_t lanes,
-              float* panel);
+// Where the features of a sample go in a panel.
+struct Places {
+  int64_t features;
+  const int32_t* rows;  // those that nobody reads share a row
+  const uint8_t* read;  // whether any is of features 8i to 8i + 7, or of the last eight, for the last i
+};
+// panel[rows[f] * lanes + s] = x[s * features + f] for s < count. What the other lanes hold does not matter: no lane
+// meets another. False if a number of x is not finite.
+bool to_panel(const float* x, int64_t count, const Places& places, int64_t lanes, float* panel);
 // x[s * features + f] = panel[f * lanes + s] for s < count.
 void from_panel(const float* panel, int64_t count, int64_t features, int64_t lanes, float* x);
 

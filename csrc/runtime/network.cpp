@@ -3,6 +3,7 @@
 #include <bit>
 #include <exception>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <thread>
 
@@ -30,7 +31,7 @@ int64_t Network::add(std::unique_ptr<Step> step, std::vector<int64_t> of, Shape 
 
 int64_t Network::add_product(int64_t of, Weights weights, const Window& window, bool relu, Methods methods) {
   const Shape in = shape(of);
-  // A first linear layer reads a panel that holds only what it uses, where that is less than half.
+  // A first linear layer reads a panel that holds only what it uses.
   if (nodes_.empty() && in.size() == in.channels && window.kernel[0] * window.kernel[1] == 1 && !window.padding[0] &&
       !window.padding[1]) {
     std::vector<char> seen(in.channels, 0);
@@ -42,7 +43,7 @@ int64_t Network::add_product(int64_t of, Weights weights, const Window& window, 
       if (seen[i]) index_.push_back(i);
     }
     if (index_.empty() && in.channels) index_.push_back(0);
-    if (2 * static_cast<int64_t>(index_.size()) > in.channels) index_.clear();  // all are quicker to bring in than most
+    if (static_cast<int64_t>(index_.size()) == in.channels) index_.clear();
   } else if (of == 0) {
     require(index_.empty(), "two steps read the input, and the first is linear");
   }
@@ -103,6 +104,19 @@ void Network::finish(const Prices& prices) {
       require(of != 0 || index_.empty(), "the input is read twice, once by a linear layer");
   }
   assign_slots();
+  place_input();
+}
+
+void Network::place_input() {
+  const int64_t features = features_in();
+  rows_.assign(features, static_cast<int32_t>(index_.size()));  // what is not read goes to a row that is not read
+  if (index_.empty()) std::iota(rows_.begin(), rows_.end(), 0);
+  for (size_t i = 0; i < index_.size(); ++i) rows_[index_[i]] = static_cast<int32_t>(i);
+  read_.assign((features + 7) / 8, index_.empty());
+  for (int32_t feature : index_) {
+    read_[feature / 8] = true;
+    if (feature >= features - 8) read_.back() = true;
+  }
 }
 
 // Values share memory where one is read for the last time before the other is written; a view lies where its value
@@ -152,7 +166,7 @@ std::unique_ptr<Network::Desk> Network::take(int64_t lanes) const {
   int64_t scratch = 0;
   for (const Node& node : nodes_) scratch = std::max(scratch, node.step ? node.step->scratch(desk->most) : 0);
   desk->scratch = Floats(scratch);
-  if (lanes > 1) desk->panel = Floats((index_.empty() ? features_in() : index_.size()) * lanes);
+  if (lanes > 1) desk->panel = Floats((index_.empty() ? features_in() : index_.size() + 1) * lanes);
   return desk;
 }
 
@@ -222,10 +236,9 @@ void Network::run_part(const float* x, int64_t count, float* out) const {
       const int64_t now = std::min(most, count - done);
       const float* from = x + done * features_in();
       float* to = out + done * features_out();
-      const bool finite = !multiplies_ || all_finite(from, now * features_in());  // and x is in the cache from here on
-      lanes == 1 ? run_samples(from, now, to, *desk) : run_panel(from, now, to, *desk);
+      const bool finite = lanes == 1 ? run_samples(from, now, to, *desk) : run_panel(from, now, to, *desk);
       // What is not finite reaches every output, as it does through the zeros of a dense product.
-      for (int64_t s = 0; s < now && !finite; ++s) {
+      for (int64_t s = 0; s < now && multiplies_ && !finite; ++s) {
         if (!all_finite(from + s * features_in(), features_in()))
           std::fill_n(to + s * features_out(), features_out(), std::numeric_limits<float>::quiet_NaN());
       }
@@ -235,7 +248,8 @@ void Network::run_part(const float* x, int64_t count, float* out) const {
   }
 }
 
-void Network::run_samples(const float* x, int64_t count, float* out, Desk& desk) const {
+bool Network::run_samples(const float* x, int64_t count, float* out, Desk& desk) const {
+  const bool finite = !multiplies_ || all_finite(x, count * features_in());  // and x is in the cache from here on
   const auto place = [&](int64_t value) -> const float* {
     return slot_of_[value] < 0 ? x : desk.slots[slot_of_[value]].get();
   };
@@ -248,12 +262,12 @@ void Network::run_samples(const float* x, int64_t count, float* out, Desk& desk)
                    desk.scratch.get());
   }
   if (!nodes_.back().step) std::copy_n(place(static_cast<int64_t>(nodes_.size())), count * features_out(), out);
+  return finite;
 }
 
-void Network::run_panel(const float* x, int64_t count, float* out, Desk& desk) const {
+bool Network::run_panel(const float* x, int64_t count, float* out, Desk& desk) const {
   const int64_t lanes = desk.most.lanes;
-  const int64_t used = index_.empty() ? features_in() : static_cast<int64_t>(index_.size());
-  to_panel(x, count, features_in(), index_.empty() ? nullptr : index_.data(), used, lanes, desk.panel.get());
+  const bool finite = to_panel(x, count, {features_in(), rows_.data(), read_.data()}, lanes, desk.panel.get());
   const auto place = [&](int64_t value) -> const float* {
     return slot_of_[value] < 0 ? desk.panel.get() : desk.slots[slot_of_[value]].get();
   };
@@ -264,6 +278,7 @@ void Network::run_panel(const float* x, int64_t count, float* out, Desk& desk) c
     node.step->run(in, false, {1, lanes}, desk.slots[slot_of_[i + 1]].get(), desk.scratch.get());
   }
   from_panel(place(static_cast<int64_t>(nodes_.size())), count, features_out(), lanes, out);
+  return finite;
 }
 
 }  // namespace sparsenn::runtime

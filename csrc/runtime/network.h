@@ -67,9 +67,11 @@ class Network {
 
   int64_t add(std::unique_ptr<Step> step, std::vector<int64_t> of, Shape out);
   void assign_slots();
+  void place_input();
   void run_part(const float* x, int64_t count, float* out) const;
-  void run_samples(const float* x, int64_t count, float* out, Desk& desk) const;
-  void run_panel(const float* x, int64_t count, float* out, Desk& desk) const;
+  // Both say whether x is finite.
+  bool run_samples(const float* x, int64_t count, float* out, Desk& desk) const;
+  bool run_panel(const float* x, int64_t count, float* out, Desk& desk) const;
   std::unique_ptr<Desk> take(int64_t lanes) const;
   void give_back(std::unique_ptr<Desk> desk) const;
   double price(int64_t lanes, int64_t count) const;
@@ -79,6 +81,8 @@ class Network {
   std::vector<Node> nodes_;  // of value i + 1
   std::vector<int64_t> slot_sizes_, slot_of_;
   std::vector<int32_t> index_;  // the inputs that a first linear layer reads, if nothing else reads the input
+  std::vector<int32_t> rows_;   // of the input's features in a panel
+  std::vector<uint8_t> read_;   // whether any of eight of them is read
   Prices prices_{};
   int64_t together_ = 1;  // samples one after the other, for each step before the next begins
   bool multiplies_ = false;

@@ -19,7 +19,7 @@ from sparsenn._files import write_atomic
 SAMPLES = (1, 8, 64)  # that are computed one after the other
 LANES = (8, 16, 32, 64)  # of a panel; a dense kernel takes the last three
 _WIDTHS = (256, 1024, 4096)  # columns of the layers that are measured
-_VERSION = 5
+_VERSION = 6
 _SIZE = 256  # of the square ones
 _DENSITY = 0.1
 _STRIP = 16  # rows that a dense kernel for samples computes together, on the widest processors
@@ -165,8 +165,9 @@ def _network(layer: _Layer, lanes: int, layers: int) -> Any:
     network = _native.Network(layer.width, 1, 1)
     values, bias = np.full(len(layer.columns), 1e-3, np.float32), np.zeros(rows, np.float32)
     dense = [len(layer.columns) == rows * layer.width] * 3
+    source = 0 if chained else network.flatten(0)  # a view of the input, which several may read
     for at in range(layers):
-        of = at if chained else 0
+        of = at if chained else source
         network.product(of, layer.starts, layer.columns, values, bias, [1, 1, 1, 1, 0, 0, 1, 1], False, dense)
     samples, panel = ([1e-9 if n == lanes else 1.0 for n in own] for own in ((1, 1, 1), LANES))
     network.finish([0, layer.width], [0, rows], samples, panel, 1)

@@ -210,14 +210,26 @@ TEST(threads_share_a_network) {
 }
 
 TEST(nan_reaches_every_output_of_its_sample) {
-  Random random(3);
-  Network network({6, 1, 1});
-  network.add_product(0, random_weights(3, 6, 0.2, random), {}, true, kSparse);
-  finish_by(network, 1);
-  std::vector<float> x(3 * 6, 1.0f), out(9);
-  x[6 + 5] = std::numeric_limits<float>::quiet_NaN();
-  network.run(x.data(), 3, out.data(), 1);
-  for (int i = 0; i < 9; ++i) CHECK(std::isnan(out[i]) == (i / 3 == 1), "output ", i, " is ", out[i]);
+  for (int64_t features : {3, 8, 13, 40}) {
+    for (int way = 0; way < 5; ++way) {
+      Random random(3);
+      Network network({features, 1, 1});
+      Weights weights{{0, 1, 1}, {static_cast<int32_t>(features / 2)}, {1.0f}, {0.0f, 1.0f}};  // reads one feature
+      network.add_product(0, weights, {}, true, kSparse);
+      finish_by(network, way);
+      for (int64_t count : {1, 3, 16, 37}) {
+        for (int64_t bad = 0; bad < features; ++bad) {
+          const int64_t sample = bad % count;
+          std::vector<float> x(count * features, 1.0f), out(2 * count);
+          x[sample * features + bad] = std::numeric_limits<float>::quiet_NaN();
+          network.run(x.data(), count, out.data(), 1);
+          for (int64_t i = 0; i < 2 * count; ++i)
+            CHECK(std::isnan(out[i]) == (i / 2 == sample), "way ", way, ", feature ", bad, ", output ", i, " is ",
+                  out[i]);
+        }
+      }
+    }
+  }
 }
 
 template <class Build>
