@@ -273,8 +273,7 @@ class SquaredL1(_Grouped):
 
     def _prox(self, x: Tensor, step: Tensor) -> Tensor:
         rows, reach = self._split(x), self._split((2 * self._scalar_lam(x) * step).expand_as(x))
-        norm = roots.shrunk_l1_norm(rows, reach)[:, None]
-        threshold = torch.where((reach == 0) & norm.isinf(), 0.0, reach * norm)
+        threshold = roots.squared_l1_threshold(rows, reach)
         small = torch.where(rows.isinf(), rows.abs(), soft_threshold(rows.abs(), threshold))
         return torch.empty_like(x).copy_(self._join(signed(small, rows), x.shape))
 

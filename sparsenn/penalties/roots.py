@@ -51,16 +51,17 @@ def kept_share_diagonal(rows: Tensor, reach: Tensor) -> Tensor:
     return torch.where(dead, 0.0, torch.where(r.isnan(), r, share))
 
 
-def shrunk_l1_norm(rows: Tensor, reach: Tensor) -> Tensor:
-    """The root t of sum_i max(|x_i| - reach_i t, 0) = t for each row, in closed form."""
+def squared_l1_threshold(rows: Tensor, reach: Tensor) -> Tensor:
+    """reach_i t for the root t of sum_i max(|x_i| - reach_i t, 0) = t for each row, in closed form; nothing overflows."""
     if rows.numel() == 0:
-        return rows.new_zeros(len(rows))
-    scale = _row_scale(rows)
-    x = (rows / scale).abs()
+        return rows.new_zeros(rows.shape)
+    scale, top = _row_scale(rows), reach.amax(1, keepdim=True)
+    top = torch.where(top == 0, 1.0, top).clamp(max=torch.finfo(rows.dtype).max)
+    x, share = (rows / scale).abs(), (reach / top).clamp(max=1)
     # t grows as long as the next entry is beyond its threshold, and falls from there on
-    order = torch.where(x == 0, 0.0, x / reach).argsort(dim=1, descending=True)
-    t = x.gather(1, order).cumsum(1) / (1 + reach.gather(1, order).cumsum(1))
-    return scale[:, 0] * t.amax(1)
+    order = torch.where(x == 0, 0.0, x / share).argsort(dim=1, descending=True)
+    t = (x.gather(1, order).cumsum(1) / (1 / top + share.gather(1, order).cumsum(1))).amax(1, keepdim=True)
+    return torch.where((share == 0) & ~t.isnan(), 0.0, scale * (share * t))
 
 
 def vanishing_strength(rows: Tensor, tau: float, weight: float) -> Tensor:

@@ -211,6 +211,14 @@ def test_total_at_zero_nan_and_infinity_and_no_negative_zero(name, diagonal):
         assert x[:-1].isfinite().all()
 
 
+def test_the_squared_l1_norm_of_what_float32_cannot_hold():
+    x = torch.tensor([[3e38, 3e38], [1.0, 2.0], [0.0, 0.0]])
+    for lam, step in ((1e-3, 1.0), (1.0, 1.0), (1e38, 1e3), (1e30, 1e20), (1e-40, 1e-30)):
+        penalty = p.SquaredL1(lam)
+        expected = penalty.prox(x.double(), step)
+        assert torch.allclose(penalty.prox(x, step).double(), expected, rtol=1e-6, atol=1e-30), (lam, step)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("diagonal", [False, True])

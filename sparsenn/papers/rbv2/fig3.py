@@ -81,5 +81,8 @@ def _draw(nets: dict[str, tuple[Row, nn.Module]], epochs: int) -> bytes:
         axes.set_title(f"{title}\nMSE {row['mse']:.1g}, share above 1e-3 {row['above']:.2f}", fontsize=8)
         axes.set(xticks=[], yticks=[])
         figure.colorbar(image, ax=axes, shrink=0.8)
-    figure.suptitle(f"|W V| between the hidden layers after {epochs} epochs, sorted by norm; shares are of all weights of a net", fontsize=10)
+    figure.suptitle(
+        f"|W V| between the hidden layers after {epochs} epochs, sorted by norm; shares are of all weights of a net",
+        fontsize=10,
+    )
     return png(figure)
