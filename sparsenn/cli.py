@@ -209,6 +209,7 @@ def _add_reproduce(commands: Any) -> None:
     dwf.add_argument("--lr", type=float, metavar="LR", help="initial learning rate of factorized nets")
     dwf.add_argument("--factor-init", metavar="NAME", help=f"{', '.join(FACTOR_INITS)}")
     dwf.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
+    dwf.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="for fig26 and fig27 (default: 16 to 1024)")
     dwf.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<index> (default: cpu)")
     dwf.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0 leaves PyTorch its choice (default: 1)")
     spectral = parser.add_argument_group("spectral")

@@ -46,6 +46,8 @@ ITEMS = {
         "fig20": "the parts of the training loss on the way",
         "fig21": "factorized nets pruned further and trained on",
         "fig22": "depths on a wide ResNet, CIFAR-100",
+        "fig26": "time of a sample against the batch size: dense, FactorizedSGD, factors under autograd",
+        "fig27": "the same for memory at the peak of a step",
     },
     "l1": {
         "exp1": "baselineCNN taught by baselineCNN: all runs, losses, sparsities, recovery, and the published ones beside",
@@ -77,6 +79,7 @@ ITEMS = {
     },
 }
 _SHARED = {"dwf": "items", "l1": "items"}  # papers whose items are made by one module
+_APART = {("dwf", "fig26"): "cost", ("dwf", "fig27"): "cost"}  # but for these
 
 
 def reproduce(paper: str, item: str, **options: Any) -> Any:
@@ -93,10 +96,11 @@ def reproduce(paper: str, item: str, **options: Any) -> Any:
     if item not in ITEMS.get(paper, {}):
         known = ", ".join(f"{p} {i}" for p, items in ITEMS.items() for i in items)
         raise ValueError(f"reproduce: unknown {paper} {item}; known are {known}")
-    run = importlib.import_module(f"sparsenn.papers.{paper}.{_SHARED.get(paper, item)}").reproduce
-    if paper in _SHARED:
-        options["item"] = item
+    module = _APART.get((paper, item), _SHARED.get(paper, item))
+    run = importlib.import_module(f"sparsenn.papers.{paper}.{module}").reproduce
     takes = inspect.signature(run).parameters
+    if "item" in takes:
+        options["item"] = item
     if foreign := [name.replace("_", "-") for name in options if name not in takes]:
         known = ", ".join(name.replace("_", "-") for name in takes if name != "item")
         raise ValueError(f"reproduce: {paper} {item} takes no {', '.join(foreign)}; it takes {known}")
