@@ -431,7 +431,12 @@ def _bench_model(args: argparse.Namespace) -> int:
             model = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"bench-model: {args.model} cannot be imported: {error}") from error
-        model = model if hasattr(model, "state_dict") else model()
+        try:
+            model = model if not isinstance(model, type) and hasattr(model, "state_dict") else model()
+        except Exception as error:
+            raise ValueError(f"bench-model: {args.model} cannot be called without arguments: {error}") from error
+        if not hasattr(model, "state_dict"):
+            raise ValueError(f"bench-model: {args.model} gives {type(model).__name__} and no module")
     sample = None if args.sample is None else _sizes("--sample", args.sample)
     batches = _sizes("--batches", args.batches)
     print(bench_model(model, sample, batches, seconds=args.seconds, compiled=args.compile, picture=args.picture))

@@ -174,18 +174,18 @@ class Entrance {
   // Sample k of them begins at row(k).
   template <int kEights, class Row>
   SPARSENN_INLINE void bring(const Row& row, float* to) {
-    for (int64_t eight = 0; 8 * eight < places_.features; ++eight) {
-      if (places_.features < 8) {
-        for (int64_t f = 0; f < places_.features; ++f) {
-          for (int k = 0; k < 8 * kEights; ++k) {
-            to[places_.rows[f] * lanes_ + k] = row(k)[f];
-            rest_ += row(k)[f] * 0.0f;
-          }
+    if (places_.features < 8) {
+      for (int64_t f = 0; f < places_.features; ++f) {
+        for (int k = 0; k < 8 * kEights; ++k) {
+          to[places_.rows[f] * lanes_ + k] = row(k)[f];
+          rest_ += row(k)[f] * 0.0f;
         }
-        return;
       }
+      return;
+    }
+    for (int64_t eight = 0; 8 * eight < places_.features; ++eight) {
       const int64_t f = std::min(8 * eight, places_.features - 8);
-      if (!places_.read[eight]) {
+      if (!places_.wanted[eight]) {
 #pragma GCC unroll 16
         for (int k = 0; k < 8 * kEights; ++k) sums_[k % 4] += *reinterpret_cast<const HalfInMemory*>(row(k) + f) * 0.0f;
         continue;

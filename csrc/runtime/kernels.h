@@ -32,7 +32,7 @@ struct Quads {
   const float* values;
   const uint16_t* narrow;  // one of the two has the columns
   const int32_t* wide;
-  const int32_t* rows;  // where the four sums belong; -1 for none
+  const int32_t* rows;  // where the four sums belong; a quad that is not full has its last row twice or more
   const float* bias;    // of the four
 };
 void sparse_one(const Quads& quads, const float* x, float* out, bool relu);
@@ -40,8 +40,8 @@ void sparse_one(const Quads& quads, const float* x, float* out, bool relu);
 // Where the features of a sample go in a panel.
 struct Places {
   int64_t features;
-  const int32_t* rows;  // those that nobody reads share a row
-  const uint8_t* read;  // whether any is of features 8i to 8i + 7, or of the last eight, for the last i
+  const int32_t* rows;    // those that nobody reads share a row
+  const uint8_t* wanted;  // whether any is of features 8i to 8i + 7, or of the last eight, for the last i
 };
 // panel[rows[f] * lanes + s] = x[s * features + f] for s < count. What the other lanes hold does not matter: no lane
 // meets another. False if a number of x is not finite.

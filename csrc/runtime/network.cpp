@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 #include "runtime/steps.h"
@@ -109,13 +110,13 @@ void Network::finish(const Prices& prices) {
 
 void Network::place_input() {
   const int64_t features = features_in();
-  rows_.assign(features, static_cast<int32_t>(index_.size()));  // what is not read goes to a row that is not read
-  if (index_.empty()) std::iota(rows_.begin(), rows_.end(), 0);
-  for (size_t i = 0; i < index_.size(); ++i) rows_[index_[i]] = static_cast<int32_t>(i);
-  read_.assign((features + 7) / 8, index_.empty());
+  places_.assign(features, static_cast<int32_t>(index_.size()));  // what is not read goes to a row that is not read
+  if (index_.empty()) std::iota(places_.begin(), places_.end(), 0);
+  for (size_t i = 0; i < index_.size(); ++i) places_[index_[i]] = static_cast<int32_t>(i);
+  wanted_.assign((features + 7) / 8, index_.empty());
   for (int32_t feature : index_) {
-    read_[feature / 8] = true;
-    if (feature >= features - 8) read_.back() = true;
+    wanted_[feature / 8] = true;
+    if (feature >= features - 8) wanted_.back() = true;
   }
 }
 
@@ -206,22 +207,23 @@ void Network::run(const float* x, int64_t count, float* out, int threads) const 
   std::vector<std::thread> crew;
   std::exception_ptr problem;
   std::mutex mutex;
+  const auto part = [&](int64_t begin) {
+    try {
+      run_part(x + begin * features_in(), std::min(share, count - begin), out + begin * features_out());
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      problem = std::current_exception();
+    }
+  };
+  crew.reserve(parts);
   for (int64_t begin = share; begin < count; begin += share) {
-    crew.emplace_back([&, begin] {
-      try {
-        run_part(x + begin * features_in(), std::min(share, count - begin), out + begin * features_out());
-      } catch (...) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        problem = std::current_exception();
-      }
-    });
+    try {
+      crew.emplace_back(part, begin);
+    } catch (const std::system_error&) {  // the system has no thread to give
+      part(begin);
+    }
   }
-  try {
-    run_part(x, share, out);
-  } catch (...) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    problem = std::current_exception();
-  }
+  part(0);
   for (std::thread& thread : crew) thread.join();
   if (problem) std::rethrow_exception(problem);
 }
@@ -267,7 +269,7 @@ bool Network::run_samples(const float* x, int64_t count, float* out, Desk& desk)
 
 bool Network::run_panel(const float* x, int64_t count, float* out, Desk& desk) const {
   const int64_t lanes = desk.most.lanes;
-  const bool finite = to_panel(x, count, {features_in(), rows_.data(), read_.data()}, lanes, desk.panel.get());
+  const bool finite = to_panel(x, count, {features_in(), places_.data(), wanted_.data()}, lanes, desk.panel.get());
   const auto place = [&](int64_t value) -> const float* {
     return slot_of_[value] < 0 ? desk.panel.get() : desk.slots[slot_of_[value]].get();
   };

@@ -56,7 +56,6 @@ class Network {
   struct Node {
     std::unique_ptr<Step> step;
     std::vector<int64_t> of;
-    int64_t slot = -1;  // -1: the memory of the value it is a view of
   };
   // Memory for one thread.
   struct Desk {
@@ -80,9 +79,9 @@ class Network {
   std::vector<Shape> shapes_;
   std::vector<Node> nodes_;  // of value i + 1
   std::vector<int64_t> slot_sizes_, slot_of_;
-  std::vector<int32_t> index_;  // the inputs that a first linear layer reads, if nothing else reads the input
-  std::vector<int32_t> rows_;   // of the input's features in a panel
-  std::vector<uint8_t> read_;   // whether any of eight of them is read
+  std::vector<int32_t> index_;   // the inputs that a first linear layer reads, if nothing else reads the input
+  std::vector<int32_t> places_;  // of the input's features in a panel
+  std::vector<uint8_t> wanted_;  // whether any of eight of them is read
   Prices prices_{};
   int64_t together_ = 1;  // samples one after the other, for each step before the next begins
   bool multiplies_ = false;

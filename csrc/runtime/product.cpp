@@ -16,7 +16,8 @@ constexpr int64_t kMostRows = 16;  // of a register tile
 int64_t round_up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 
 int64_t places(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+  const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
 }
 
 // The widest run of lanes that the tiles take, at most `lanes`.
@@ -78,7 +79,7 @@ Product::Product(Weights weights, Shape in, const Window& window, bool relu, Met
   if (panel == Method::dense) packed_panel_ = pack(panel_offsets_);
 }
 
-// Rows by length, in fours. The rows of a quad are padded to the longest of it by weights of 0 on the first input.
+// Rows by length, in fours. The rows of a quad are padded to the longest of it by weights of 0 on what that one reads.
 void Product::build_quads() {
   const int64_t count = weights_.rows();
   const auto& starts = weights_.starts;

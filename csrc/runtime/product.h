@@ -60,7 +60,9 @@ class Product {
   void build_quads();
   void build_strips();
   Packed pack(const std::vector<int32_t>& offsets) const;
-  bool linear() const { return in_.size() == in_.channels && out_.size() == out_.channels && taps_ == in_.channels; }
+  bool linear() const {
+    return in_.size() == in_.channels && out_.size() == out_.channels && taps_ == in_.channels && !bordered();
+  }
   bool bordered() const { return window_.padding[0] || window_.padding[1]; }
   bool copies() const { return bordered() || window_.stride[0] > 1 || window_.stride[1] > 1; }
   void run_quads(const float* x, float* out) const;

@@ -54,10 +54,10 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
             raise ValueError(f"to_onnx: {name} is {tensor.dtype}; it takes float32, as by model.float()")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     extra: dict[str, Tensor] = {}
-    nodes = [node for op in ops for node in _nodes(op, tensors, extra, helper)]
+    result, deep = _tried(own, example_input)
+    nodes = [node for op in ops for node in _nodes(op, tensors, extra, deep, helper)]
     stored = [numpy_helper.from_array(t.contiguous().numpy(), name) for name, t in {**tensors, **extra}.items()]
     info, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    result = copy.deepcopy(own).eval()(example_input)
     given, made = (["batch", *x.shape[1:]] for x in (example_input, result))
     graph = helper.make_graph(nodes, "sparsenn", [info("v0", kind, given)], [info(f"v{len(ops)}", kind, made)], stored)
     opset = [helper.make_opsetid("", _OPSET)]
@@ -122,13 +122,30 @@ def _matrices(model: nn.Module, cpu: bool = True) -> dict[str, Tensor]:
     return {name: (p.cpu() if cpu else p).flatten(1) for name, p in own.items()}
 
 
-def _nodes(op: Op, tensors: dict[str, Tensor], extra: dict[str, Tensor], helper: Any) -> list[Any]:
+def _tried(model: nn.Module, x: Tensor) -> tuple[Tensor, set[str]]:
+    """What a model gives, and its linear layers whose input has more than two dimensions."""
+    own, deep = copy.deepcopy(model).eval(), set()
+    for name, module in own.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, given, name=name: deep.add(name) if given[0].dim() > 2 else None)
+    return own(x), deep
+
+
+def _nodes(op: Op, tensors: dict[str, Tensor], extra: dict[str, Tensor], deep: set[str], helper: Any) -> list[Any]:
     inputs, output, options = [f"v{i}" for i in op.of], f"v{op.at}", op.options
 
     def node(name: str, more: list[str] | None = None, **attributes: Any) -> list[Any]:
         return [helper.make_node(name, [*inputs, *(more or [])], [output], **attributes)]
 
     parameters = [f"{op.module}.{part}" for part in ("weight", "bias") if f"{op.module}.{part}" in tensors]
+    if op.kind == "linear" and op.module in deep:  # Gemm takes matrices alone
+        turned, product = f"{output}_turned", f"{output}_product"
+        last = [product, parameters[1]] if len(parameters) > 1 else [product]
+        return [
+            helper.make_node("Transpose", parameters[:1], [turned], perm=[1, 0]),
+            helper.make_node("MatMul", [*inputs, turned], [product]),
+            helper.make_node("Add" if len(last) > 1 else "Identity", last, [output]),
+        ]
     if op.kind == "linear":
         return node("Gemm", parameters, transB=1)
     if op.kind.startswith("conv"):

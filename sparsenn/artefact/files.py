@@ -20,6 +20,7 @@ from sparsenn.nn.indexed import IndexedLayer
 from sparsenn.nn.parametrizations import own_class
 from sparsenn.runtime.container import MAX_BYTES, Contents, read, write
 from sparsenn.runtime.errors import ArtefactError
+from sparsenn.runtime.graph import check_names
 from sparsenn.runtime.storage import NUMPY, Array, Stored, shrink
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -73,8 +74,9 @@ def save(
         The path.
 
     Raises:
-        ValueError: for a model with a layer that is unknown (it is named), for unknown ``values``, for values beyond the range
-            of a half type, and for types that are not stored, such as complex ones.
+        ValueError: for a model with a layer that is unknown, with forward hooks, or with tensors that its forward does not use
+            (they are named), for one that reads a tensor after an operation in place has changed it, for unknown ``values``,
+            for values beyond the range of a half type, and for types that are not stored, such as complex ones.
         ArtefactError: if the file cannot be written.
 
     Example:
@@ -93,6 +95,13 @@ def save(
     if architecture and is_layer(own):
         own = nn.Sequential(own)
     ops = trace(own) if architecture else None
+    if ops is not None:
+        try:
+            check_names(ops, own.state_dict())
+        except ArtefactError as error:
+            raise ValueError(
+                f"save: {error}: the forward does not use them; remove them, or save(model, path, architecture=False)"
+            ) from error
     tensors = {name: _entries(name, tensor, values) for name, tensor in own.state_dict().items()}
     return write(path, tensors, ops, {"sparsenn": __version__, **(about or {})})
 
@@ -119,6 +128,7 @@ def load(path: str | Path, *, into: nn.Module | None = None, max_bytes: int = MA
     Raises:
         ArtefactError: for a file that is missing, cut off, damaged, too large, or no artefact, and where names or shapes
             differ. ``into`` is unchanged then.
+        ValueError: for a model on the meta device.
 
     Example:
         >>> import os, tempfile, torch, sparsenn
@@ -146,6 +156,10 @@ def load(path: str | Path, *, into: nn.Module | None = None, max_bytes: int = MA
 
 
 def _load_into(model: nn.Module, contents: Contents) -> nn.Module:
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError(
+            "load: into has tensors on the meta device, which hold no values; into.to_empty(device=...) makes room"
+        )
     try:
         _check_places(model, contents.tensors)
     except ArtefactError as error:

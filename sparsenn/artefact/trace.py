@@ -14,18 +14,30 @@ from sparsenn.runtime.architecture import Op, make
 
 
 def trace(model: nn.Module) -> list[Op]:
-    """The operations of a model.
+    """The operations of a model in eval mode.
 
     Raises:
-        ValueError: for a model that torch.fx cannot trace, or a call that has no row here; it is named.
+        ValueError: for a model that torch.fx cannot trace, a module with forward hooks, or a call that has no row here; it is
+            named.
     """
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"save: {f'the module {name!r}' if name else 'the model'} ({type(module).__name__}) has forward hooks, which a "
+                "file cannot hold; for masks and norms of torch.nn.utils, remove() makes plain weights of them"
+            )
+    modes = {module: module.training for module in model.modules()}
     try:
+        model.eval()
         graph = _Tracer().trace(model)
     except Exception as error:
         raise ValueError(
             f"save: the model cannot be traced by torch.fx ({error}); save(model, path, architecture=False) stores its "
             "tensors, and load(path, into=model) reads them back"
         ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return _Calls(model).list(graph)
 
 
@@ -34,19 +46,34 @@ def is_layer(model: nn.Module) -> bool:
     return type(model) in _MODULES
 
 
+class _Proxy(fx.Proxy):
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        """Python would make a sum of ``x += y`` otherwise, and another name of x would keep its old value."""
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """With sums in place."""
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """What has a row is one call."""
         return type(m) in _MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Calls:
-    """Walks the calls of a graph; each becomes an operation, or the number of an earlier result."""
+    """Walks the calls of a graph; each becomes an operation, or the number of an earlier result.
+
+    An operation in place writes a new version of its input's memory: who reads an older one later is refused.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.ops: list[Op] = []
         self.results: dict[fx.Node, int] = {}
+        self.memory: dict[fx.Node, tuple[fx.Node, int]] = {}  # the tensor that it is or is a view of, and the version
+        self.versions: dict[fx.Node, int] = {}
 
     def list(self, graph: fx.Graph) -> list[Op]:
         for node in graph.nodes:
@@ -62,11 +89,21 @@ class _Calls:
         if self.results and node.users:
             raise ValueError(f"save: the model takes a second input, {node.name!r}; {_WHAT}")
         self.results[node] = 0
+        self._own(node)
+
+    def _own(self, node: fx.Node) -> None:
+        self.memory[node], self.versions[node] = (node, 0), 0
+
+    def _check_fresh(self, node: fx.Node, title: str) -> None:
+        home, version = self.memory[node]
+        if version != self.versions[home]:
+            raise ValueError(f"save: {title} reads a tensor that an operation in place has changed; {_WHAT}")
 
     def _output(self, node: fx.Node) -> None:
         (result,) = node.args
         if not isinstance(result, fx.Node):
             raise ValueError(f"save: the model returns {type(result).__name__} instead of one tensor; {_WHAT}")
+        self._check_fresh(result, "the output")
         at = self.results[result]
         if at != len(self.ops) or not self.ops:
             self.ops.append(make(len(self.ops) + 1, "identity", of=(at,)))
@@ -88,9 +125,28 @@ class _Calls:
         kind, inputs, options = made
         if not all(isinstance(x, fx.Node) and x in self.results for x in inputs):
             raise ValueError(f"save: {title} takes something else than tensors that were computed from the input; {_WHAT}")
+        for x in inputs:
+            self._check_fresh(x, title)
         of = tuple(self.results[x] for x in inputs)
         self.ops.append(make(len(self.ops) + 1, kind, name, of, **options))
         self.results[node] = len(self.ops)
+        if kind in _VIEWS:
+            self.memory[node] = self.memory[inputs[0]]
+        elif _in_place(node, module):
+            home, version = self.memory[inputs[0]]
+            self.versions[home] = version + 1
+            self.memory[node] = (home, version + 1)
+        else:
+            self._own(node)
+
+
+_VIEWS = ("flatten", "identity", "dropout")  # in eval mode, the input's own memory
+
+
+def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    return node.target is operator.iadd or str(node.target).endswith("_") or bool(node.kwargs.get("inplace", False))
 
 
 _WHAT = (

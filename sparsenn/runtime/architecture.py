@@ -101,7 +101,7 @@ def _pool(d: int, average: bool) -> dict[str, tuple[Callable[[Any], bool], Any]]
 
 
 _NORM: dict[str, tuple[Callable[[Any], bool], Any]] = {
-    "eps": (_number, 1e-5),
+    "eps": (lambda value: _number(value) and value >= 0, 1e-5),
     "momentum": (lambda value: value is None or _number(value), 0.1),
 }
 # For each kind the options: what is a value, and which one may be left out.

@@ -233,7 +233,9 @@ def _tensors(
             if need not in arrays or need in taken:
                 raise ArtefactError(f"the tensor {name!r} lacks its array {need!r}")
             taken.add(need)
-        values = arrays[source][0]
+        values, own = arrays[source]
+        if how == "dense" and own != shape:
+            raise ArtefactError(f"the tensor {name!r} has two shapes, {list(shape)} and {list(own)}")
         dtype = dtype or values.dtype
         if dtype != values.dtype and not (dtype in FLOATS and values.dtype in FLOATS):
             raise ArtefactError(f"the tensor {name!r} of type {dtype} has values of type {values.dtype}")
@@ -244,6 +246,8 @@ def _tensors(
         tensors[name] = Stored(how, shape, dtype, values, index)
     for name, (array, shape) in arrays.items():
         if name not in taken:
+            if name in tensors:
+                raise ArtefactError(f"the tensor {name!r} is there twice")
             tensors[name] = Stored("dense", shape, array.dtype, array, {})
     for name, tensor in tensors.items():
         check_name(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,7 +63,7 @@ def build(ops: list[Op], tensors: Mapping[str, Stored]) -> list[Node]:
     Raises:
         ArtefactError: where a layer and its tensors do not fit; the layer is named.
     """
-    _check_names(ops, tensors)
+    check_names(ops, tensors)
     at: list[int] = [-1]  # of each value the step that makes it
     nodes: list[Node] = []
     for op in ops:
@@ -88,13 +88,18 @@ def simplify(nodes: list[Node]) -> list[Node]:
     return nodes
 
 
-def _check_names(ops: list[Op], tensors: Mapping[str, Stored]) -> None:
+def check_names(ops: Iterable[Op], tensors: Iterable[str]) -> None:
+    """Refuse tensors that no operation reads.
+
+    Raises:
+        ArtefactError: with their names.
+    """
     kinds: dict[str, str] = {}
     for op in ops:
         if op.module and kinds.setdefault(op.module, op.kind) != op.kind:
             raise ArtefactError(f"the module {op.module!r} is of two kinds, {kinds[op.module]} and {op.kind}")
     known = {f"{module}.{part}" for module, kind in kinds.items() for part in _PARTS.get(kind.rstrip("12d"), ())}
-    surplus = sorted(tensors.keys() - known)
+    surplus = sorted(set(tensors) - known)
     if surplus:
         raise ArtefactError(f"it has tensors that belong to no layer: {surplus[:5]}")
 
@@ -114,7 +119,10 @@ def _node(op: Op, of: list[int], tensors: Mapping[str, Stored]) -> Node:
         mean, variance = (_vector(op, tensors, f"running_{part}") for part in ("mean", "var"))
         scale = 1 / np.sqrt(variance + float(op.options["eps"]))
         shift = np.zeros_like(scale)
-        if f"{op.module}.weight" in tensors:
+        affine = [f"{op.module}.{part}" in tensors for part in ("weight", "bias")]
+        if affine[0] != affine[1]:
+            raise ArtefactError(f"the layer {op.title} has only one of weight and bias")
+        if affine[0]:
             scale = scale * _vector(op, tensors, "weight")
             shift = _vector(op, tensors, "bias")
         if not mean.shape == scale.shape == shift.shape:
@@ -266,7 +274,7 @@ def _curve(kind: str, x: np.ndarray) -> np.ndarray:
     if kind == "tanh":
         return np.tanh(x)
     if kind == "sigmoid":
-        return np.array([1 / (1 + math.exp(-v)) if v > -700 else 0.0 for v in x])
+        return np.array([0.0 if v < -700 else 1 / (1 + math.exp(-v)) for v in x])
     if kind == "gelu":
         return np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x])
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

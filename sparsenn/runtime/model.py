@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Model:
             raise ArtefactError(f"{contents.path}: {error}") from error
         self._kernels, self._threads = kernels, threads
         self._plans: dict[tuple[int, ...], Plan] = {}
+        self._lock = threading.Lock()
         self._run: Any = _unplanned
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -65,11 +67,12 @@ class Model:
         Raises:
             ValueError: for a shape that the network does not take, or if none was given nor used yet.
         """
-        if not shape:
-            if not self._plans:
-                raise ValueError("choices: no input was seen yet; give the shape of a sample")
-            shape = next(reversed(self._plans))
-        return self._plan(tuple(shape)).choices
+        with self._lock:
+            if not shape:
+                if not self._plans:
+                    raise ValueError("choices: no input was seen yet; give the shape of a sample")
+                shape = next(reversed(self._plans))
+            return self._known_plan(tuple(shape)).choices
 
     def __str__(self) -> str:
         if not self._plans:
@@ -97,6 +100,10 @@ class Model:
         return result
 
     def _plan(self, sample: tuple[int, ...]) -> Plan:
+        with self._lock:
+            return self._known_plan(sample)
+
+    def _known_plan(self, sample: tuple[int, ...]) -> Plan:
         found = self._plans.pop(sample, None)
         if found is None:
             try:

@@ -65,7 +65,7 @@ def plan(nodes: list[Node], sample: tuple[int, ...], costs: Costs, kernels: str,
     network = _native.Network(*_box(first, "the input"))
     maker = _Maker(network, costs, kernels)
     # A first linear layer brings in only what it reads itself; where others read the input too, a view of it comes first.
-    shared = len(first) == 1 and sum(i < 0 for node in nodes for i in node.of) > 1
+    shared = math.prod(first[1:]) == 1 and _readers(nodes) > 1
     source = maker.count = network.flatten(0) if shared else 0
     at: list[int] = []
     for node in nodes:
@@ -172,6 +172,15 @@ class _Maker:
             spans.insert(0, ([0], [1], [1.0]))
         parts = [tuple(np.array(x, t) for x, t in zip(own, (np.int32, np.int32, np.float32), strict=True)) for own in spans]
         return self.network.pool(at, "avg" in options["kind"], *parts)
+
+
+def _readers(nodes: list[Node]) -> int:
+    """How often the input is read, as it is or flattened."""
+    views = {-1}
+    for at, node in enumerate(nodes):
+        if node.kind == "flatten" and node.of[0] in views:
+            views.add(at)
+    return sum(i in views for at, node in enumerate(nodes) if at not in views for i in node.of)
 
 
 def _flat(nodes: list[Node], sample: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import random
@@ -95,7 +96,7 @@ def bench_model(
         picture: a PNG to draw.
 
     Raises:
-        ValueError: for a batch below 1, or a model that the runtime does not take.
+        ValueError: for a setting out of range, or a model that the runtime does not take.
         AssertionError: if a way computes something else.
     """
     if sample is None:
@@ -105,13 +106,22 @@ def bench_model(
         sample = noted
     if not batches or min(batches) < 1 or not sample or min(sample) < 1:
         raise ValueError(f"bench_model: batches are {list(batches)}, a sample is {list(sample)}; they take sizes from 1")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"bench_model: seconds are {seconds}; they take a number above 0")
+    if picture is not None and not Path(picture).parent.is_dir():
+        raise ValueError(f"bench_model: the folder of the picture {picture} is not there")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _one_thread():
         own = Path(folder) / "model.safetensors"
         path = artefact.save(model, own) if isinstance(model, nn.Module) else Path(model)
         net = artefact.load(path)
         ours = runtime.load(path)
         ours.choices(*sample)  # refuses a shape that does not fit, in a sentence
-        ways, skipped = _ways(net, tuple(sample), Path(folder), compiled)
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise ValueError(f"bench_model: {name} is {tensor.dtype}; it takes a model in float32, as by model.float()")
+        # the user's own module, without the loaded network's list of calls
+        eager = copy.deepcopy(model).eval() if isinstance(model, nn.Module) else net
+        ways, skipped = _ways(net, tuple(sample), Path(folder), compiled, eager)
         ways[OURS] = ours
         exact = artefact.load(path).double()
         found: dict[str, list[float]] = {name: [] for name in ways}
@@ -162,9 +172,11 @@ class _one_thread:  # noqa: N801
         torch.set_num_threads(self.before)
 
 
-def _ways(net: nn.Module, sample: tuple[int, ...], folder: Path, compiled: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def _ways(
+    net: nn.Module, sample: tuple[int, ...], folder: Path, compiled: bool, eager: nn.Module | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     example = torch.zeros(2, *sample)
-    ways: dict[str, Any] = {"torch": _torch(net)}
+    ways: dict[str, Any] = {"torch": _torch(net if eager is None else eager)}
     skipped: dict[str, str] = {}
     makers: dict[str, Callable[[], Any]] = {
         "ONNX Runtime": lambda: _onnx(net, folder, example),
@@ -176,7 +188,7 @@ def _ways(net: nn.Module, sample: tuple[int, ...], folder: Path, compiled: bool)
     for name, make in makers.items():
         try:
             ways[name] = make()
-        except (ImportError, ValueError, RuntimeError) as error:
+        except Exception as error:  # what an engine raises is its own class
             skipped[name] = str(error).splitlines()[0]
     return ways, skipped
 

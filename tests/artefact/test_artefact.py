@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import nn
+from torch.nn.utils import prune as masks
 
 import sparsenn
 from sparsenn.runtime import ArtefactError
@@ -205,6 +206,111 @@ def test_what_is_unknown_is_named_and_its_tensors_can_still_be_stored(layer, sen
         tensor.zero_()
     assert sparsenn.load(path, into=again) is again
     assert_same_bits(net, again)
+
+
+class Reads(nn.Module):
+    """Applies ``how`` to its layer and the input."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 4), how
+
+    def forward(self, x):
+        return self.how(self.layer, x)
+
+
+def changes_and_reads(layer, x):
+    h = layer(x)
+    return nn.functional.relu(h, inplace=True) + h
+
+
+def reads_another_name(layer, x):
+    h = y = layer(x)
+    h += layer(x)
+    return layer(y)
+
+
+def reads_a_view(layer, x):
+    h = layer(x)
+    view = h.flatten(1)
+    h.relu_()
+    return view
+
+
+@pytest.mark.parametrize("how", [changes_and_reads, reads_another_name, reads_a_view])
+def test_what_an_operation_in_place_has_changed_is_not_read(how, tmp_path):
+    with pytest.raises(ValueError, match="that an operation in place has changed"):
+        sparsenn.save(Reads(how), tmp_path / "net")
+
+
+def changes_what_was_read(layer, x):
+    h = layer(x)
+    y = layer(h)
+    h += y
+    return h.relu_()
+
+
+def test_operations_in_place_are_stored_where_nobody_reads_what_was_before(tmp_path):
+    net, x = Reads(changes_what_was_read), torch.randn(3, 4)
+    with torch.no_grad():
+        assert torch.equal(sparsenn.load(sparsenn.save(net, tmp_path / "net"))(x), net(x))
+
+
+def test_a_model_is_stored_as_it_is_in_eval_mode_and_keeps_its_own(tmp_path):
+    class Modes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.relu(self.layer(x)) if self.training else self.layer(x)
+
+    net = nn.Sequential(Modes(), nn.Linear(4, 4).eval())
+    x, modes = torch.randn(3, 4), [m.training for m in net.modules()]
+    again = sparsenn.load(sparsenn.save(net, tmp_path / "net"))
+    assert [m.training for m in net.modules()] == modes
+    with torch.no_grad():
+        assert torch.equal(again(x), net.eval()(x))
+
+
+def unused():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net[0].register_buffer("count", torch.zeros(1))
+    return net
+
+
+def hooked():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return net
+
+
+def masked():
+    net = nn.Sequential(nn.Linear(2, 2))
+    masks.l1_unstructured(net[0], "weight", 0.5)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [(unused, "['0.count']: the forward does not use them"), (hooked, "'0' (Linear) has forward hooks"), (masked, "remove()")],
+)
+def test_what_a_file_could_not_give_back_is_refused(build, sentence, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        sparsenn.save(build(), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_that_were_made_permanent_are_stored(tmp_path):
+    net = masked()
+    masks.remove(net[0], "weight")
+    assert torch.equal(sparsenn.load(sparsenn.save(net, tmp_path / "net")).get_parameter("0.weight"), net[0].weight)
+
+
+def test_a_model_without_values_takes_none(tmp_path):
+    path = sparsenn.save(nn.Sequential(nn.Linear(3, 2)), tmp_path / "net")
+    with pytest.raises(ValueError, match="meta device"):
+        sparsenn.load(path, into=nn.Sequential(nn.Linear(3, 2, device="meta")))
 
 
 def test_loading_into_another_model_is_refused_and_leaves_it(tmp_path):

@@ -200,6 +200,8 @@ def rebuilt(change) -> bytes:
         (lambda h: h["0.weight"].update(data_offsets=[4, 8], shape=[1, 1]), "leave a hole at byte 0"),
         (lambda h: h.update(again=dict(h["0.weight"])), "overlap or leave a hole"),
         (lambda h: h["__metadata__"].update(tensors='{"0.weight":["gaps8",[1048576,1048576]]}'), "lacks its array"),
+        (lambda h: h["__metadata__"].update(tensors='{"0.weight":["dense",[2,1]]}'), "has two shapes"),
+        (lambda h: h["__metadata__"].update(architecture='[["batchnorm1d","0",{"eps":-1.0}]]'), "an option 'eps'"),
         (lambda h: h["__metadata__"].update(format="sparsenn 2"), "its format is 'sparsenn 2'"),
         (lambda h: h["__metadata__"].update(architecture='[["lstm","0"]]'), "unknown kind 'lstm'"),
         (lambda h: h["__metadata__"].update(architecture='[["linear","__class__"]]'), "'__class__' is no name"),

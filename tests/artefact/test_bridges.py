@@ -28,6 +28,7 @@ NETS = {
             nn.Softmax(-1),
         ),
     ),
+    "rows": ((5, 4), lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))),
     "pools": (
         (2, 7, 7),
         lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(2, 1, 1, count_include_pad=False), nn.Tanh()),

@@ -87,7 +87,8 @@ TEST(products_in_every_method_and_panel) {
                         {{3, 7, 9}, {{3, 3}, {1, 1}, {0, 0}, {1, 1}}, 5},
                         {{2, 6, 11}, {{3, 5}, {2, 3}, {1, 2}, {1, 1}}, 14},
                         {{1, 9, 40}, {{2, 3}, {1, 2}, {2, 0}, {3, 2}}, 3},
-                        {{4, 1, 30}, {{1, 4}, {1, 1}, {0, 3}, {1, 1}}, 6}};
+                        {{4, 1, 30}, {{1, 4}, {1, 1}, {0, 3}, {1, 1}}, 6},
+                        {{17, 1, 1}, {{1, 1}, {3, 3}, {1, 1}, {1, 1}}, 4}};
   Random random(0);
   std::normal_distribution<float> normal;
   for (const auto& [in, window, rows] : cases) {
@@ -254,6 +255,8 @@ TEST(what_does_not_fit_is_refused) {
   refused([&] { one({{0}, {}, {}, {0}}); }, "too few rows");
   refused([&] { one({{0, 0}, {}, {}, {0}}, {1, 2, 2}, {{3, 3}, {1, 1}, {0, 0}, {1, 1}}); },
           "a kernel larger than the input");
+  refused([&] { one({{0, 0}, {}, {}, {0}}, {1, 1, 1}, {{1, 2}, {1, 2}, {0, 0}, {1, 1}}); },
+          "a kernel larger than the input, by less than its stride");
   refused([&] { one({{0, 0}, {}, {}, {0}}, {1, 2, 2}, {{1, 1}, {0, 1}, {0, 0}, {1, 1}}); }, "a stride of 0");
   refused([&] { Network({2, 3, 3}).add_pool(0, true, {{0}, {4}, {1}}, {{0}, {3}, {1}}); }, "a window beyond the end");
   refused([&] { Network({2, 3, 3}).add_affine(0, {1}, {1}, false); }, "too few channels");

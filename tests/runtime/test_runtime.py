@@ -71,6 +71,18 @@ class Residual(nn.Module):
         return self.relu(self.bn(self.a(rectified)) + x) + rectified
 
 
+class Skip(nn.Module):
+    """What it adds to is read twice, and one column of its weights is 0."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        layer.weight.data[:, 1] = 0
+
+    def forward(self, x):
+        return torch.relu(self.layer(x)) + x
+
+
 NETS = {
     "linear": ((20,), lambda: nn.Sequential(nn.Linear(20, 7))),
     "wide": ((1200,), lambda: nn.Sequential(nn.Linear(1200, 33, bias=False), nn.ReLU(), nn.Linear(33, 50))),
@@ -145,6 +157,11 @@ NETS = {
     "global": ((3, 6, 5), lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))),
     "softmax": ((3, 4, 4), lambda: nn.Sequential(nn.Conv2d(3, 5, 2), nn.Softmax(1))),
     "residual": ((3, 6, 7), Residual),
+    "skip": ((2, 3, 4), lambda: nn.Sequential(nn.Flatten(), Skip(nn.Linear(24, 24)), nn.Linear(24, 3))),
+    "skip of flat": ((24,), lambda: nn.Sequential(nn.Flatten(), Skip(nn.Linear(24, 24)))),
+    "skip of a pixel": ((8, 1, 1), lambda: nn.Sequential(Skip(nn.Conv2d(8, 8, 1)))),
+    "a pixel in its border": ((6, 1, 1), lambda: nn.Sequential(nn.Conv2d(6, 6, 1, stride=3, padding=1))),
+    "two pixels in theirs": ((6, 2), lambda: nn.Sequential(nn.Conv1d(6, 6, 1, stride=9, padding=1), nn.Conv1d(6, 3, 1))),
     "ridge": ((40,), lambda: sparsenn.nn.RidgeNet(40, 3, width=4, functional_width=5)),  # its first layer reads few inputs
     "lenet5": ((1, 14, 14), lambda: sparsenn.models.lenet5(image_size=14)),
     "vgg16": ((3, 8, 8), lambda: nn.Sequential(*list(sparsenn.models.vgg16(image_size=8))[:10])),
@@ -207,6 +224,15 @@ def test_what_is_not_finite_reaches_every_output_of_its_sample_and_no_other(name
         assert np.isnan(found[-1]).all()
         assert np.array_equal(found[:-1], good[:-1]) or np.allclose(found[:-1], good[:-1], rtol=1e-5)
         assert not np.isfinite(net(torch.from_numpy(x)).detach().numpy()[-1]).any() or name == "lenet5"
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh")], ids=str)
+def test_a_constant_unit_that_is_nan_stays_it(between, tmp_path):
+    net = nn.Sequential(nn.Linear(4, 3), between, nn.Linear(3, 2))
+    net[0].weight.data[1] = 0
+    net[0].bias.data[1] = torch.nan
+    found = runtime.load(sparsenn.save(net, tmp_path / "net"))(np.ones((2, 4), np.float32))
+    assert np.isnan(found).all()
 
 
 def test_relu_and_maxima_keep_nan_of_the_weights(tmp_path):
@@ -299,6 +325,35 @@ def test_threads_of_ours_and_of_python_give_the_same_bits(tmp_path):
     for thread in crew:
         thread.join()
     assert all(np.array_equal(y, expected) for own in found for y in own)
+
+
+def test_threads_share_the_plans_of_many_shapes(tmp_path):
+    net = nn.Sequential(nn.Conv1d(1, 2, 3)).eval()
+    model = runtime.load(sparsenn.save(net, tmp_path / "net"))
+    inputs = {length: torch.randn(2, 1, length) for length in range(3, 40)}
+    expected = {length: net(x).detach().numpy() for length, x in inputs.items()}
+    wrong: list[object] = []
+
+    def call(seed):
+        try:
+            for length in np.random.default_rng(seed).integers(3, 40, 200):
+                if not np.allclose(model(inputs[int(length)].numpy()), expected[int(length)], atol=1e-6):
+                    wrong.append(length)
+                model.choices()
+        except Exception as error:
+            wrong.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        crew = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 def test_it_runs_without_torch(tmp_path):
