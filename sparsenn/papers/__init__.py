@@ -46,6 +46,7 @@ ITEMS = {
         "fig20": "the parts of the training loss on the way",
         "fig21": "factorized nets pruned further and trained on",
         "fig22": "depths on a wide ResNet, CIFAR-100",
+        "transformer": "beside the paper: a small transformer under every means of this package, and pruned",
     },
     "l1": {
         "exp1": "baselineCNN taught by baselineCNN: all runs, losses, sparsities, recovery, and the published ones beside",
@@ -77,6 +78,7 @@ ITEMS = {
     },
 }
 _SHARED = {"dwf": "items", "l1": "items"}  # papers whose items are made by one module
+_APART = {("dwf", "transformer")}  # but for these, which have one of their own
 
 
 def reproduce(paper: str, item: str, **options: Any) -> Any:
@@ -93,8 +95,9 @@ def reproduce(paper: str, item: str, **options: Any) -> Any:
     if item not in ITEMS.get(paper, {}):
         known = ", ".join(f"{p} {i}" for p, items in ITEMS.items() for i in items)
         raise ValueError(f"reproduce: unknown {paper} {item}; known are {known}")
-    run = importlib.import_module(f"sparsenn.papers.{paper}.{_SHARED.get(paper, item)}").reproduce
-    if paper in _SHARED:
+    module = item if (paper, item) in _APART else _SHARED.get(paper, item)
+    run = importlib.import_module(f"sparsenn.papers.{paper}.{module}").reproduce
+    if module == "items":
         options["item"] = item
     takes = inspect.signature(run).parameters
     if foreign := [name.replace("_", "-") for name in options if name not in takes]:
