@@ -122,7 +122,7 @@ def row_transformer(
     Example:
         >>> from sparsenn.models import row_transformer
         >>> sum(p.numel() for p in row_transformer(image_size=8).parameters())
-        26314
+        26346
     """
     check_sizes("row_transformer", num_classes=num_classes, in_channels=in_channels, image_size=image_size, depth=depth)
     return RowTransformer(num_classes, in_channels, image_size, width, depth, heads, hidden)

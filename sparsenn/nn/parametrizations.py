@@ -96,7 +96,7 @@ class GroupProduct(HadamardProduct):
     The factors are the parameters ``original0`` (u) to ``original{D-1}`` of the parametrization, to be trained by any
     optimizer with a weight decay of 2λ/D on them all; D − 1 numbers a group is all the memory that they cost. The γ are
     multiplied by ``hadamard_product``, and u by their product in one pass of the kernel that composes spectral weights; so is
-    the backward pass, whose sums over groups take no pass of their own.
+    the backward pass, whose sums over groups take no pass of their own. For columns the two are plain PyTorch.
 
     Args:
         depth: D, the number of factors, an int ≥ 1. At 1 the weight is its only factor.
@@ -147,6 +147,8 @@ class GroupProduct(HadamardProduct):
         if not scales:
             return hadamard_product([u])
         gain = hadamard_product(scales)
+        if self.groups == "columns":  # contiguous rows times a row: torch's own loops are faster than the kernel
+            return u * gain
         return spectral_weight(u, None, -gain) if self.dim == 0 else spectral_weight(u, gain, None)
 
     @torch.no_grad()
