@@ -62,6 +62,9 @@ def test_rows_say_what_became_of_the_nets_and_nothing_is_trained_twice(tmp_path,
     monkeypatch.setattr(transformer, "_measure", None)  # nothing is left to train
     monkeypatch.setattr(transformer, "_start", None)
     reproduce("dwf", "transformer", **options)
+    monkeypatch.setattr(transformer, "_fill", None)
+    reproduce("dwf", "transformer", **{**options, "methods": tuple(METHODS)}, no_train=True)
+    assert (tmp_path / "transformer.md").read_text().splitlines() == lines
 
 
 def test_a_finished_net_is_plain_and_what_is_small_or_dead_is_zero():

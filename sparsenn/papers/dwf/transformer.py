@@ -139,6 +139,7 @@ def reproduce(
     epochs: int = 60,
     methods: Sequence[str] = tuple(METHODS),
     data_root: str | None = None,
+    no_train: bool = False,
     quiet: bool = True,
 ) -> Path:
     r"""Train a transformer on the digits, then go on by each method and strength; write JSON lines, a table and a picture.
@@ -160,6 +161,7 @@ def reproduce(
         epochs: passes over the training set, for the dense net and again for each method.
         methods: some of ``METHODS``.
         data_root: as for ``sparsenn train``; the digits come with scikit-learn.
+        no_train: make table and picture of the rows that are there.
         quiet: print no line a run.
 
     Returns:
@@ -174,7 +176,6 @@ def reproduce(
     if seeds < 1 or epochs < 1:
         raise ValueError("transformer: it takes 1 or more seeds and epochs")
     require_extra("matplotlib", "drawing pictures")
-    images = datasets.load("digits", data_root)
     table = Table(Path(out) / "transformer.jsonl", _KEY)
     wanted: list[Row] = [
         {"method": method, "strength": strength, "seed": seed, "epochs": epochs}
@@ -183,17 +184,23 @@ def reproduce(
         if method in methods
         for strength in METHODS[method].strengths
     ]
-    start = functools.lru_cache(maxsize=1)(lambda seed: _start(images, seed, epochs))
-    for row in table.missing(wanted):
-        table.add({**row, **_measure(images, start(row["seed"]), row)})
-        if not quiet:
-            print(_line(table.rows[-1]), file=sys.stderr, flush=True)
+    if not no_train:
+        _fill(table, wanted, data_root, quiet)
     names = {table.name_of(row) for row in wanted}
     rows = [row for row in table.rows if table.name_of(row) in names]
     write_atomic(Path(out) / "transformer.md", _summary(rows).encode())
     picture = Path(out) / "transformer.png"
     write_atomic(picture, _draw(rows))
     return picture
+
+
+def _fill(table: Table, wanted: Sequence[Row], data_root: str | None, quiet: bool) -> None:
+    images = datasets.load("digits", data_root)
+    start = functools.lru_cache(maxsize=1)(lambda seed, epochs: _start(images, seed, epochs))
+    for row in table.missing(wanted):
+        table.add({**row, **_measure(images, start(row["seed"], row["epochs"]), row)})
+        if not quiet:
+            print(_line(table.rows[-1]), file=sys.stderr, flush=True)
 
 
 def _start(images: ImageData, seed: int, epochs: int) -> nn.Module:
