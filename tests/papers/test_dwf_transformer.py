@@ -63,7 +63,7 @@ def test_rows_say_what_became_of_the_nets_and_nothing_is_trained_twice(tmp_path,
     monkeypatch.setattr(transformer, "_start", None)
     reproduce("dwf", "transformer", **options)
     monkeypatch.setattr(transformer, "_fill", None)
-    reproduce("dwf", "transformer", **{**options, "methods": tuple(METHODS)}, no_train=True)
+    reproduce("dwf", "transformer", **options, no_train=True)
     assert (tmp_path / "transformer.md").read_text().splitlines() == lines
 
 

@@ -122,7 +122,7 @@ def _norm_and_l1(net: nn.Module, lam: float, seed: int) -> Optimizer:
 METHODS: dict[str, Method] = {
     "dense": Method((0.0,), "black", _dense),
     "magnitude": Method((4.0, 8.0, 16.0, 32.0), "#d08a1d", _magnitude),
-    "D = 2": Method((1e-3, 2e-3, 4e-3), "#1f5fa8", _factorized(2, 0.15)),
+    "D = 2": Method((2e-3, 3e-3, 4e-3), "#1f5fa8", _factorized(2, 0.15)),
     "D = 3": Method((2e-3, 3e-3, 4e-3), "#8c2d5a", _factorized(3, 0.15)),
     "proximal L1": Method((2e-3, 4e-3, 8e-3), "#4f7f3f", _proximal),
     "spectral": Method((4e-3, 1.6e-2, 3.2e-2), "#2a9d9d", _spectral, _spectral_penalty),
