@@ -75,8 +75,8 @@ _DIGITS = Preset(
     threads=1,
 )
 
-# Rates of the runs that go on from a trained net; from scratch a place to start a search, not tuned. Clipped gradients would not
-# hold their own against the decay.
+# Rates of the runs that go on from a trained net; from scratch a place to start a search, not tuned. Without clipping: clipped
+# gradients would not hold their own against the decay.
 _DIGITS_TRANSFORMER = replace(
     _DIGITS, lam=4e-3, lr=0.15, lam_schedule="constant", l1_lam=4e-3, dense_lr=0.05, epochs=120, clip_norm=0.0
 )
