@@ -225,7 +225,7 @@ def _add_reproduce(commands: Any) -> None:
         "--methods",
         metavar="NAME",
         nargs="+",
-        help="l1, l2, none, prox (default: l1 l2 none); dwf: dwf, magnitude, snip, synflow, random (all); those of rbv2 beyond",
+        help="l1, l2, none, prox (default: l1 l2 none); dwf: dwf, magnitude, snip, synflow, random (all); or the item's own",
     )
     students.add_argument("--scales", metavar="S", nargs="+", type=float, help="of the start (default: 0.2 1)")
     students.add_argument("--pairs", metavar="WHICH", help="all, or matched: activations of teacher and student alike")

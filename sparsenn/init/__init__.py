@@ -13,10 +13,12 @@ from sparsenn.init.factors import (
     variance_matching_,
 )
 from sparsenn.init.gaussian import gaussian_product_
+from sparsenn.init.groups import MIN_GAIN, split_groups_
 
 __all__ = [
     "FACTOR_INITS",
     "MIN_ABS",
+    "MIN_GAIN",
     "MIN_WEIGHT",
     "dwf_",
     "fill_",
@@ -24,6 +26,7 @@ __all__ = [
     "preserve_",
     "root_",
     "root_mean_square",
+    "split_groups_",
     "standard_",
     "variance_matching_",
 ]

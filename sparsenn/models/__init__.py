@@ -7,6 +7,7 @@ from sparsenn.models.resnet import resnet18, resnet34, wide_resnet16_8
 from sparsenn.models.skip_mlp import SkipMLP
 from sparsenn.models.students import baseline_cnn, build_student, fcn, multi_channel_cnn, split_filter_cnn, start_
 from sparsenn.models.teachers import teacher
+from sparsenn.models.transformer import row_transformer
 from sparsenn.models.vgg import vgg16, vgg19
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "names",
     "resnet18",
     "resnet34",
+    "row_transformer",
     "soft_committee",
     "split_filter_cnn",
     "start_",

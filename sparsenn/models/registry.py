@@ -8,6 +8,7 @@ from torch import nn
 
 from sparsenn.models.lenet import lenet5, lenet_300_100
 from sparsenn.models.resnet import resnet18, resnet34, wide_resnet16_8
+from sparsenn.models.transformer import row_transformer
 from sparsenn.models.vgg import vgg16, vgg19
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -18,6 +19,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet-18": resnet18,
     "resnet-34": resnet34,
     "wide-resnet-16-8": wide_resnet16_8,
+    "row-transformer": row_transformer,
 }
 
 
@@ -26,8 +28,8 @@ def names() -> tuple[str, ...]:
 
     Example:
         >>> import sparsenn
-        >>> sparsenn.models.names()
-        ('lenet-300-100', 'lenet-5', 'vgg-16', 'vgg-19', 'resnet-18', 'resnet-34', 'wide-resnet-16-8')
+        >>> sparsenn.models.names()[:3]
+        ('lenet-300-100', 'lenet-5', 'vgg-16')
     """
     return tuple(_BUILDERS)
 

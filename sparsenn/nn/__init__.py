@@ -2,12 +2,13 @@
 
 from sparsenn.nn.factorized import HadamardConv1d, HadamardConv2d, HadamardLinear
 from sparsenn.nn.indexed import IndexedConv1d, IndexedConv2d, IndexedConv3d, IndexedLinear
-from sparsenn.nn.parametrizations import HadamardProduct
+from sparsenn.nn.parametrizations import GroupProduct, HadamardProduct
 from sparsenn.nn.patch_conv import PatchConv1d
 from sparsenn.nn.ridge import RidgeBlock, RidgeNet
 from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralGate, SpectralLinear
 
 __all__ = [
+    "GroupProduct",
     "HadamardConv1d",
     "HadamardConv2d",
     "HadamardLinear",

@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize
 
 from sparsenn.nn.factorized import FactorizedLayer
 from sparsenn.nn.parametrizations import (
+    GROUPS,
+    GroupProduct,
     HadamardProduct,
     adapt_class,
     factors_of,
@@ -36,8 +38,9 @@ def factorize(
     *,
     include: Rule | Sequence[Rule] | None = None,
     exclude: Rule | Sequence[Rule] | None = None,
+    groups: str | None = None,
 ) -> ModuleT:
-    r"""Replace every parameter of a model, in place, by the elementwise product of D factors.
+    r"""Replace every parameter of a model, in place, by the product of D factors.
 
     .. math:: w \;\to\; \omega_1 \odot \dots \odot \omega_D
 
@@ -53,6 +56,11 @@ def factorize(
 
     Tied parameters, one ``Parameter`` under several names, stay tied: their factors are one.
 
+    With ``groups`` all factors but one are a number for each row, column, filter or channel, as in
+    :class:`sparsenn.nn.GroupProduct`: the penalty is then :math:`\lambda \sum_G \|w_G\|_2^{2/D}`, and whole groups die. Only
+    weights that have such groups are factorized, matrices for rows and columns, weights of 3 to 5 dimensions for filters and
+    channels; leave out the last layer where its rows are the outputs. A second call may factorize the others in another way.
+
     Args:
         model: The model, changed in place. Left untouched when an error is raised.
         depth: D, the number of factors, an int ≥ 1.
@@ -65,17 +73,19 @@ def factorize(
             frozen parameters (``requires_grad=False``), which are factorized only where ``include`` selects them. Only floating
             parameters are ever factorized; buffers never.
         exclude: What to leave as it is, in the same form; it wins over ``include``.
+        groups: None for factors of the weight's shape; ``"rows"``, ``"columns"``, ``"filters"`` or ``"channels"`` for factors
+            that these share. ``"preserve"`` and ``"root"`` are the inits then, and both keep zeros.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: for a depth that is not an int ≥ 1; an unknown ``factor_init``; a rule that is neither a pattern nor a
-            module type; an ``include`` that selects nothing; a tied parameter of which only some names are selected; a selected
-            parameter that is already factorized or parametrized otherwise, is not initialized yet (lazy modules), has another
-            dtype than float64, float32, bfloat16 and float16, belongs to an embedding with ``sparse`` or ``max_norm`` (which
-            need the stored weight itself) or to a scripted module, or has a name that a parametrization cannot carry; a weight
-            that ``factor_init`` refuses, such as one that holds NaN.
+        ValueError: for a depth that is not an int ≥ 1; an unknown ``factor_init``, or one that groups do not take; unknown
+            groups; a rule that is neither a pattern nor a module type; an ``include`` that selects nothing; a tied parameter of
+            which only some names are selected; a selected parameter that is already factorized or parametrized otherwise, is
+            not initialized yet (lazy modules), has another dtype than float64, float32, bfloat16 and float16, belongs to an
+            embedding with ``sparse`` or ``max_norm`` (which need the stored weight itself) or to a scripted module, or has a
+            name that a parametrization cannot carry; a weight that ``factor_init`` refuses, such as one that holds NaN.
 
     Source: Kolb et al. 2025, Definition 2.
 
@@ -88,14 +98,19 @@ def factorize(
          'parametrizations.weight.original2']
         >>> opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2 * 1e-4 / 3)
     """
-    HadamardProduct(depth, factor_init)
-    slots = list(_slots(model))
+    make = functools.partial(_product_of, depth, factor_init, groups)
+    make()
+    slots = [slot for slot in _slots(model) if slot.may_have(groups)]
     selected = _select(slots, rules("factorize", "include", include), rules("factorize", "exclude", exclude) or ())
     for slot in selected:
         if reason := _refusal(slot):
             raise ValueError(f"factorize: {slot.title!r} {reason}, or leave it out with exclude={slot.title!r}")
-    _all_or_nothing(_ties(slots, selected), lambda: HadamardProduct(depth, factor_init))
+    _all_or_nothing(_ties(slots, selected), make)
     return model
+
+
+def _product_of(depth: int, factor_init: str, groups: str | None) -> HadamardProduct:
+    return HadamardProduct(depth, factor_init) if groups is None else GroupProduct(depth, groups, factor_init)
 
 
 def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) -> ModuleT:
@@ -235,6 +250,11 @@ class _Slot:
         parametrization = self.parametrization
         tensors = [self.parameter] if parametrization is None else parametrization.parameters(recurse=False)
         return [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
+
+    def may_have(self, groups: str | None) -> bool:
+        """Whether the tensor has such groups, or may have them once it is initialized; the first factor has its shape."""
+        first = self.stored[0]
+        return groups is None or nn.parameter.is_lazy(first) or first.dim() in GROUPS[groups][0]
 
     def matches(self, rule: Rule) -> bool:
         return matches(rule, self.paths, self.inside)

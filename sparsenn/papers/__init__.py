@@ -48,6 +48,7 @@ ITEMS = {
         "fig22": "depths on a wide ResNet, CIFAR-100",
         "fig26": "time of a sample against the batch size: dense, FactorizedSGD, factors under autograd",
         "fig27": "the same for memory at the peak of a step",
+        "transformer": "beside the paper: a small transformer under every means of this package, and pruned",
     },
     "l1": {
         "exp1": "baselineCNN taught by baselineCNN: all runs, losses, sparsities, recovery, and the published ones beside",
@@ -79,7 +80,7 @@ ITEMS = {
     },
 }
 _SHARED = {"dwf": "items", "l1": "items"}  # papers whose items are made by one module
-_APART = {("dwf", "fig26"): "cost", ("dwf", "fig27"): "cost"}  # but for these
+_APART = {("dwf", "fig26"): "cost", ("dwf", "fig27"): "cost", ("dwf", "transformer"): "transformer"}  # but for these
 
 
 def reproduce(paper: str, item: str, **options: Any) -> Any:

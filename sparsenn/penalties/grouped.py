@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsenn.nn.parametrizations import GROUPS
 from sparsenn.ops import soft_threshold
 from sparsenn.ops.reference import accumulator
 from sparsenn.penalties import roots
 from sparsenn.penalties.base import Penalty, like, signed
 from sparsenn.penalties.separable import checked_ratio
-
-# name: dimensions that the weight may have, and which of them numbers the groups
-_GROUPS = {"rows": ((2,), 0), "columns": ((2,), 1), "filters": ((3, 4, 5), 0), "channels": ((3, 4, 5), 1)}
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class _Grouped(Penalty):
     def __init__(self, lam: float | Tensor, groups: str | Heads, weighted: bool) -> None:
         super().__init__(lam)
         kind = type(self).__name__
-        if not isinstance(groups, Heads) and groups not in _GROUPS:
-            raise ValueError(f"{kind}: groups is {groups!r}; it takes one of {', '.join(_GROUPS)}, or Heads(...)")
+        if not isinstance(groups, Heads) and groups not in GROUPS:
+            raise ValueError(f"{kind}: groups is {groups!r}; it takes one of {', '.join(GROUPS)}, or Heads(...)")
         self.groups = groups
         self.weighted = bool(weighted)
 
@@ -93,7 +91,7 @@ class _Grouped(Penalty):
             if rows:
                 return (shape[0] // (heads * width), heads, width, shape[1]), (1, 0, 2, 3)
             return (shape[0], heads, width), (1, 0, 2)
-        takes_dims, dim = _GROUPS[self.groups]
+        takes_dims, dim = GROUPS[self.groups]
         if dims not in takes_dims:
             raise ValueError(
                 f"{kind}: {name} has shape {shape}; groups={self.groups!r} takes {' or '.join(map(str, takes_dims))} dimensions"

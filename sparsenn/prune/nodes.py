@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparsenn.nn.parametrizations import HadamardProduct, factors_of
+from sparsenn.nn.parametrizations import HadamardProduct, factors_by_row
 from sparsenn.nn.spectral import SpectralLayer
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -260,7 +260,7 @@ def _stored(layer: Any) -> list[Tensor]:
     found: list[Tensor] = []
     for name in _names(layer):
         if parametrize.is_parametrized(layer, name):
-            found += factors_of(layer.parametrizations[name])
+            found += factors_by_row(layer.parametrizations[name])
         elif getattr(layer, name) is not None:
             found.append(getattr(layer, name))
     return found

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "kuzushiji-mnist", "cifar-10", "cifar-100", "tiny-imagenet")
-MODELS = ("lenet-300-100", "lenet-5", "vgg-16", "vgg-19", "resnet-18", "resnet-34", "wide-resnet-16-8")
+MODELS = ("lenet-300-100", "lenet-5", "vgg-16", "vgg-19", "resnet-18", "resnet-34", "wide-resnet-16-8", "row-transformer")
 PRUNERS = ("magnitude", "snip", "synflow", "random")
 METHODS = ("dwf", "prox", "l1-subgradient", "dense", *PRUNERS)
 SCHEDULES = ("cosine", "constant", "step")
@@ -75,6 +75,12 @@ _DIGITS = Preset(
     threads=1,
 )
 
+# Rates of the runs that go on from a trained net; from scratch a place to start a search, not tuned. Without clipping: clipped
+# gradients would not hold their own against the decay.
+_DIGITS_TRANSFORMER = replace(
+    _DIGITS, lam=4e-3, lr=0.15, lam_schedule="constant", l1_lam=4e-3, dense_lr=0.05, epochs=120, clip_norm=0.0
+)
+
 
 def _colour(lr: tuple[float, float, float], epochs: int = 250) -> Preset:
     """Networks for colour images; their λ is where a search may start, not tuned."""
@@ -102,4 +108,5 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("tiny-imagenet", "resnet-18"): _colour((0.5, 0.8, 1.1)),
     ("tiny-imagenet", "resnet-34"): _colour(_RESNET, epochs=150),
     ("tiny-imagenet", "wide-resnet-16-8"): _colour(_RESNET),
+    ("digits", "row-transformer"): _DIGITS_TRANSFORMER,
 }

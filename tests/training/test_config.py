@@ -52,7 +52,7 @@ TABLE_4 = {
 
 
 def test_the_networks_train_as_in_table_4_of_the_paper():
-    assert set(TABLE_4) | {("digits", "lenet-300-100")} == set(presets.PRESETS)
+    assert set(TABLE_4) | {("digits", "lenet-300-100"), ("digits", "row-transformer")} == set(presets.PRESETS)
     for (dataset, model), (epochs, batch_size, *rates) in TABLE_4.items():
         for depth, rate in zip((2, 3, 4, 5, 1), (*rates, rates[2], rates[0]), strict=True):
             config = configure(dataset=dataset, model=model, depth=depth)
