@@ -36,10 +36,9 @@ class TrainConfig:
         dataset: name of the data set.
         model: name of the network.
         method: ``dwf`` trains D factors for every weight, by SGD, and ``dwf-adam`` by Adam; ``prox`` the weights, with λ‖w‖₁ by
-            proximal steps; ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without a
-            penalty;
-            ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps, without a
-            penalty, see ``sparsenn.prune``.
+            proximal steps; ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without
+            a penalty; ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps,
+            without a penalty, see ``sparsenn.prune``.
         depth: the number D of factors; 1 for all methods but these two.
         lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense`` and the pruning methods.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
