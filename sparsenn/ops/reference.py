@@ -109,6 +109,11 @@ def factorized_sgd_(
         weight.copy_(_product(own))
 
 
+def _square_root(x: Tensor) -> Tensor:
+    """Rounded to the nearest float32; torch's own root, by MKL, is now and then off by a unit in the last place."""
+    return x.double().sqrt().to(x.dtype)
+
+
 def factorized_adam_(
     weights: Sequence[Tensor],
     factors: Sequence[Tensor],
@@ -151,7 +156,7 @@ def factorized_adam_(
                 second = torch.maximum(largest[k], second, out=largest[k])
             if strength and decoupled:
                 factor.mul_(1 - rate * strength)
-            factor.addcdiv_(means[k], (second.sqrt() / root).add_(eps), value=-pace)
+            factor.addcdiv_(means[k], (_square_root(second) / root).add_(eps), value=-pace)
         weight.copy_(_product(own))
 
 
