@@ -45,9 +45,9 @@ class FactorizedAdam(Factorized):
     it only bounds :math:`|\omega_d|` by :math:`D / 2 \lambda`. So it decays weights and **makes none sparse**; it is offered to
     be compared with.
 
-    Adam moves a factor by about lr however small its gradient is, so weights that die hover at about :math:`\text{lr}^D` until
-    lr falls: give it a schedule that ends at 0. Weights come near zero, not to it: ``sparsenn.collapse(model)`` after training
-    makes them exact zeros.
+    Adam moves a factor by at most about lr a step, so a weight needs at least :math:`|w|^{1/D} / \text{lr}` steps to die,
+    whatever λ: with a small learning rate in a short run nothing does. Weights come near zero, not to it:
+    ``sparsenn.collapse(model)`` after training makes them exact zeros.
 
     Constructing the optimizer changes the weights: "preserve" lifts those below 1e-4 in magnitude to it (a weight whose
     factors all are zero could never move), and a drawing ``factor_init`` replaces them all.
@@ -77,7 +77,7 @@ class FactorizedAdam(Factorized):
     Note:
         `resync` zeroes the first moments of factors that it sets anew; their second moments stay, and steps are counted on.
         Every parameter counts its own steps, in ``state[p]["step"]`` on its device, so that a captured CUDA graph counts too.
-        Balanced factors that have equal moments stay balanced: the step is elementwise in each factor.
+        On the CPU the bits are those of ``torch.optim.Adam(fused=True)`` at depth 1; its loop's root is less exact.
 
     Source: Kingma and Ba 2015, Algorithm 1; Reddi et al. 2018 (AMSGrad); Loshchilov and Hutter 2019, Algorithm 2 (decoupled);
     Kolb et al. 2025, Theorem 1. That AdamW without noise solves a problem with bounded weights is Xie and Li 2024.

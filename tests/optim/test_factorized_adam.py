@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import DTYPES, FUSED, LAYOUTS, tolerance, values
 from regression import least_squares, standardized
-from small_training import batch, net, train
+from small_training import batch, net
 from torch import nn
 
 from sparsenn.ops import backend as use_backend
@@ -76,16 +76,16 @@ def test_equals_adam_on_explicit_factors(backend, depth, rule):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_depth_one_is_torch_adam(backend, fused_torch, dtype, rule):
-    """To the bit that of ``fused=True`` on whole vectors, whose root is the nearest number; that of the loop may be next to it."""
-    options = dict(RULES[rule])
-    decay = options.pop("weight_decay", 0.0)
+    """To the bit that of ``fused=True`` on whole vectors, which rounds its root to nearest; the loop's may be next to that."""
+    decay = RULES[rule].get("weight_decay", 0.0)
     for lam in (0.0,) if decay else (0.0, 0.01):  # at depth 1 lam is a weight decay of twice its size, of either kind
         for fused in (False, True) if backend == "compiled" else (False,):
+            options = {name: value for name, value in RULES[rule].items() if name != "weight_decay"}
             ours_p, torch_p = (nn.Parameter(torch.linspace(-1, 1, 6 * 64, dtype=dtype).view(6, 64)) for _ in range(2))
             ours = FactorizedAdam([ours_p], 0.05, depth=1, lam=lam, weight_decay=decay, **options)
-            options["decoupled"] = options.get("decoupled", False) and not decay
+            if decay:  # on the weight it is a part of the gradient, whatever lam is
+                options["decoupled"] = False
             theirs = peer([torch_p], 0.05, decay or 2 * lam, fused=fused, **options)
-            options = {key: value for key, value in RULES[rule].items() if key != "weight_decay"}
             for step in range(30):
                 generator = torch.Generator().manual_seed(step)
                 ours_p.grad = torch_p.grad = torch.randn(6, 64, generator=generator, dtype=torch.float64).to(dtype)
