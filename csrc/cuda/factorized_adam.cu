@@ -62,6 +62,7 @@ struct Step {
   using T = accumulator_t<W>;
   static constexpr int kDepth = D, kKinds = kLargest ? 4 : 3, kOperands = 2 + kKinds * D, kExtras = 1,
                        kWidth = 16 / sizeof(T);
+  static constexpr bool kWouldSpill = sizeof(T) == 8;
   Rule<T> rule;
 
   SPARSENN_INLINE Step prepared() const { return {rule.prepared()}; }
