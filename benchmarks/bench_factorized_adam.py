@@ -117,7 +117,6 @@ def formula(
     count: Tensor,
 ) -> None:
     """The whole step as a user would write it for the compiler, which makes one loop of it."""
-    count.add_(1)
     pace, root = LR / (1 - BETA1**count), (1 - BETA2**count).sqrt()
     for weight, own, running, grad in zip(weights, factors, moments, grads, strict=True):
         others = [chain([f for k, f in enumerate(own) if k != d]) for d in range(len(own))]
@@ -136,7 +135,9 @@ def compiled(inputs: AdamInputs) -> Run:
     count = torch.zeros((), dtype=torch.float64, device=inputs.case.device)
     step = torch.compile(formula, fullgraph=True, dynamic=False)
     flat = [factor for own in factors for factor in own]
-    return Run(torch.no_grad()(lambda: step(weights, factors, moments, inputs.grads, count)), lambda: flat + weights, STEPS)
+    return Run(
+        torch.no_grad()(lambda: step(weights, factors, moments, inputs.grads, count.add_(1))), lambda: flat + weights, STEPS
+    )
 
 
 def dense(inputs: AdamInputs) -> Run:

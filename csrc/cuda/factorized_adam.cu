@@ -168,7 +168,14 @@ void factorized_adam<Cuda>(const AdamTensors& tensors, const FactorizedAdamOptio
     }
   }
   const Count counting{options};
-  cuda::run(cuda::operation<false>("factorized_adam_", counting, counting), counts, 1, 0, stream, corrections);
+  const cuda::Operation count_steps = cuda::operation<false>("factorized_adam_", counting, counting);
+  for (int64_t n = 0; n < count; ++n) {  // what will be refused is so before a step is counted
+    using Table = cuda::Table<cuda::kSmallTable>;
+    if (weights[n].numel == 0 || Table::fits(operands, weights[n].dim, 1)) continue;
+    const int64_t dim = cuda::Layout(all.data() + n * operands, operands, weights[n]).dim();
+    if (!Table::fits(operands, dim, 1)) cuda::refuse(count_steps, operands, dim);
+  }
+  cuda::run(count_steps, counts, 1, 0, stream, corrections);
   dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     const Rule<accumulator_t<W>> rule(options, depth);

@@ -406,6 +406,18 @@ TEST(many_adam_steps_in_few_launches) {
   CHECK(emulation.launches == 0, emulation.launches, " launches for no weights");
 }
 
+TEST(adam_refuses_before_it_counts_a_step) {
+  const test::Shape sizes(13, 2);
+  const test::Form form{"deep and strided",
+                        sizes,
+                        {test::row_major(sizes), test::strides_of(sizes, {0, 2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11})}};
+  test::AdamCase<float> run;
+  run.add({"flat", {7}, {{1}}}, 9, true, 1), run.add(form, 9, true, 2);
+  const std::string dimensions = refusal([&] { run.step<Cuda>(test::adam_options(0)); });
+  CHECK(dimensions.find("factorized_adam_: the CUDA kernel can't take 38 tensors") != std::string::npos, dimensions);
+  CHECK(run.steps[0] == 0 && run.steps[1] == 1, "steps were counted");
+}
+
 // lr and lam in device memory (here the host's) count, for decay and shrinkage too, and the host's values do not.
 TEST(adams_scalars_on_the_device_are_read) {
   const float lr32 = 0.3f, lam32 = 2e-3f;
