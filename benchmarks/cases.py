@@ -79,17 +79,30 @@ class Case:
             "forward": self.depth + 1,  # factors, product
             "backward": 2 * self.depth + 1,  # gradient, factors, their gradients
             "step": 2 * self.depth + 2,  # gradient, factors, momenta, weight
+            "adam": 3 * self.depth + 2,  # gradient, factors, their two means, weight
             "proximal": 3,  # gradient, momentum, weight
         }[self.direction]
 
     @property
     def reads(self) -> int:
-        return {"forward": self.depth, "backward": self.depth + 1, "step": 2 * self.depth + 1, "proximal": 3}[self.direction]
+        return {
+            "forward": self.depth,
+            "backward": self.depth + 1,
+            "step": 2 * self.depth + 1,
+            "adam": 3 * self.depth + 1,
+            "proximal": 3,
+        }[self.direction]
 
     @property
     def writes(self) -> int:
-        """The step writes factors, momenta and the weight, which it does not read."""
-        return {"forward": 1, "backward": self.depth, "step": 2 * self.depth + 1, "proximal": 2}[self.direction]
+        """The steps write factors, what belongs to them and the weight, which they do not read."""
+        return {
+            "forward": 1,
+            "backward": self.depth,
+            "step": 2 * self.depth + 1,
+            "adam": 3 * self.depth + 1,
+            "proximal": 2,
+        }[self.direction]
 
     @property
     def footprint(self) -> int:

@@ -31,6 +31,7 @@ minute. A larger --lam means fewer weights; the methods are
 
   dwf             every weight and bias is a product of D factors, loss + (λ/D) Σ‖ω_d‖², which is loss + λ‖w‖_{2/D}^{2/D}; a
                   learning rate just short of instability works best, and more --depth means fewer weights
+  dwf-adam        the same by Adam on the factors, with a learning rate of Adam's
   prox            loss + λ‖w‖₁ by proximal steps: exact zeros at every step
   l1-subgradient  loss + λ‖w‖₁ by adding λ sign(w) to the gradient: weights hover near 0, for comparison
   dense           no penalty
@@ -278,7 +279,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     sparsity = parser.add_argument_group("how sparse")
-    sparsity.add_argument("--depth", type=int, metavar="D", help="factors a weight, for dwf: 2 is L1, 3 is L_2/3, 4 is L_1/2")
+    sparsity.add_argument(
+        "--depth", type=int, metavar="D", help="factors a weight, for dwf(-adam): 2 is L1, 3 is L_2/3, 4 L_1/2"
+    )
     sparsity.add_argument("--lam", type=float, metavar="λ", help="strength of the penalty")
     sparsity.add_argument(
         "--lam-schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0, for digits, else constant)"
@@ -298,7 +301,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument(
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
-    sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
+    sparsity.add_argument(
+        "--factor-init", metavar="NAME", help=f"for dwf(-adam): {', '.join(FACTOR_INITS)} (default: preserve)"
+    )
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")

@@ -109,6 +109,57 @@ def factorized_sgd_(
         weight.copy_(_product(own))
 
 
+def _square_root(x: Tensor) -> Tensor:
+    """Rounded to the nearest float32; torch's own root, by MKL, is now and then off by a unit in the last place."""
+    return x.double().sqrt().to(x.dtype)
+
+
+def factorized_adam_(
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    largest: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: Tensor,
+    lam: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """One step of Adam (Kingma and Ba 2015, Algorithm 1) on the factors, and their new product; decoupled: of AdamW."""
+    if not weights:
+        return
+    depth = len(factors) // len(weights)
+    rate, strength = float(lr), 2 * float(lam) / depth
+    for i, (weight, weight_grad, step) in enumerate(zip(weights, grads, steps, strict=True)):
+        count = float(step.add_(1))
+        pace, root = rate / (1 - beta1**count), (1 - beta2**count) ** 0.5
+        own = factors[i * depth : (i + 1) * depth]
+        grad = weight_grad.to(own[0].dtype)
+        if maximize:
+            grad = -grad
+        if weight_decay:
+            grad = grad.add(_product(own), alpha=weight_decay)
+        for k, (factor, other) in enumerate(zip(own, _leave_one_out(own), strict=True), i * depth):
+            update = grad * other
+            if strength and not decoupled:
+                update = update.add(factor, alpha=strength)
+            means[k].lerp_(update, 1 - beta1)
+            squares[k].mul_(beta2).addcmul_(update, update, value=1 - beta2)
+            second = squares[k]
+            if largest:
+                second = torch.maximum(largest[k], second, out=largest[k])
+            if strength and decoupled:
+                factor.mul_(1 - rate * strength)
+            factor.addcdiv_(means[k], (_square_root(second) / root).add_(eps), value=-pace)
+        weight.copy_(_product(own))
+
+
 def soft_thresholded(x: Tensor, threshold: Tensor | float) -> Tensor:
     """sign(x) max(|x| - threshold, 0), written so that no zero is negative, and NaN and infinity stay what they are."""
     return torch.where(x.abs() <= threshold, 0, x - x.sign() * threshold)

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from sparsenn.training.errors import ConfigError
-from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, PRUNERS, SCHEDULES, Preset
+from sparsenn.training.presets import (
+    DATASETS,
+    DTYPES,
+    FACTOR_INITS,
+    FACTORIZED,
+    METHODS,
+    MODELS,
+    PRESETS,
+    PRUNERS,
+    SCHEDULES,
+    Preset,
+)
 
 FREE_ON_RESUME = ("data_root", "checkpoint_every")
 
@@ -24,11 +35,11 @@ class TrainConfig:
     Attributes:
         dataset: name of the data set.
         model: name of the network.
-        method: ``dwf`` trains D factors for every weight; ``prox`` the weights, with λ‖w‖₁ by proximal steps;
-            ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without a penalty;
-            ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps, without a
-            penalty, see ``sparsenn.prune``.
-        depth: the number D of factors; 1 for all methods but ``dwf``.
+        method: ``dwf`` trains D factors for every weight, by SGD, and ``dwf-adam`` by Adam; ``prox`` the weights, with λ‖w‖₁ by
+            proximal steps; ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without
+            a penalty; ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps,
+            without a penalty, see ``sparsenn.prune``.
+        depth: the number D of factors; 1 for all methods but these two.
         lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense`` and the pruning methods.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
@@ -43,7 +54,7 @@ class TrainConfig:
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
         epochs: passes over the training set.
         batch_size: images a step.
-        momentum: momentum of SGD.
+        momentum: momentum of SGD, and β₁ of Adam.
         clip_norm: largest norm of the gradient of the loss by the weights (all of them as one vector; a longer one is scaled
             down); 0 for no limit. It does not see the factors' gradients nor the penalty.
         input_noise: standard deviation σ of the Gaussian noise that every training image is given anew in every epoch, in units
@@ -130,21 +141,24 @@ def configure(**given: Any) -> TrainConfig:
     model = given.get("model", next((fitting for known, fitting in PRESETS if known == dataset), "lenet-300-100"))
     preset, method = _preset(dataset, model), given.get("method", "dwf")
     _refuse_without_effect(given, method)
-    depth = given.get("depth", preset.depth) if method == "dwf" else 1
+    depth = given.get("depth", preset.depth) if method in FACTORIZED else 1
     epochs = given.get("epochs", 2 * preset.epochs if method == "magnitude" else preset.epochs)
     defaults: dict[str, Any] = {
         "dataset": dataset,
         "model": model,
         "method": method,
         "depth": depth,
-        "lam": {"dwf": preset.lam, **dict.fromkeys(("dense", *PRUNERS), 0.0)}.get(method, preset.l1_lam),
+        "lam": {**dict.fromkeys(FACTORIZED, preset.lam), **dict.fromkeys(("dense", *PRUNERS), 0.0)}.get(method, preset.l1_lam),
         "lam_schedule": "constant" if "lam" in _neutral(method) or given.get("target_sparsity") else preset.lam_schedule,
         "target_sparsity": None,
         "compression": preset.compression if method in PRUNERS else None,
         "prune_epoch": epochs // 2 if method == "magnitude" and is_int(epochs) else 0,
         "retrain_lr": None,
         "prune_biases": False,
-        "lr": preset.lr_at(depth if is_int(depth) else preset.depth) if method == "dwf" else preset.dense_lr,
+        "lr": {
+            "dwf": preset.lr_at(depth if is_int(depth) else preset.depth),
+            "dwf-adam": preset.adam_lr,
+        }.get(method, preset.dense_lr),
         "schedule": "cosine",
         "epochs": epochs,
         "batch_size": preset.batch_size,
@@ -235,7 +249,7 @@ def _neutral(method: Any) -> dict[str, Any]:
     neutral: dict[str, Any] = {}
     if method not in PRUNERS:
         neutral |= _NO_MASKS
-    if method != "dwf":
+    if method not in FACTORIZED:
         neutral |= {"depth": 1, "factor_init": "preserve"}
     if method == "dense" or method in PRUNERS:
         neutral |= {"lam": 0.0, "lam_schedule": "constant", "target_sparsity": None}

@@ -133,7 +133,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
 @pytest.mark.parametrize(
     ("key", "value", "takes"),
     [
-        ("method", "magic", "one of dwf, prox, l1-subgradient, dense, magnitude, snip"),
+        ("method", "magic", "one of dwf, dwf-adam, prox, l1-subgradient, dense, magnitude, snip"),
         ("depth", 0, "1 or more"),
         ("depth", 2.5, "a whole number"),
         ("depth", True, "a whole number"),
@@ -192,7 +192,7 @@ def test_a_network_that_does_not_fit_the_images_is_refused_with_those_that_do():
     ("method", "given"),
     [("dense", {"lam": 0.1}), ("dense", {"twin": True}), ("dense", {"target_sparsity": 0.5})]
     + [("snip", {"lam": 0.1}), ("magnitude", {"target_sparsity": 0.5})]
-    + [(method, given) for method in presets.METHODS[1:] for given in ({"depth": 3}, {"factor_init": "root"})],
+    + [(method, given) for method in presets.METHODS[2:] for given in ({"depth": 3}, {"factor_init": "root"})],
 )
 def test_settings_that_a_method_cannot_use_are_refused(method, given):
     with pytest.raises(ConfigError, match=f"drop {next(iter(given)).replace('_', '-')}, or take method dwf"):

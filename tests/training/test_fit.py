@@ -24,6 +24,7 @@ RUNS = {
     "dense": {"method": "dense"},
     "dense-noisy": {"method": "dense", "input_noise": 0.3},
     "dwf2-clipped": {"depth": 2, "clip_norm": 0.05},
+    "dwf2-adam": {"method": "dwf-adam", "depth": 2, "lr": 0.01},
 }
 
 
