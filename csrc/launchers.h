@@ -76,6 +76,13 @@ void factorized_sgd(const TensorView* weights, const TensorView* factors, const 
                     const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
                     void* stream);
 
+// The same for weights whose factors all have one magnitude: roots holds one signed root for each, of depth `depth`,
+// and momenta one momentum.
+template <class Device>
+void balanced_sgd(const TensorView* weights, const TensorView* roots, const TensorView* momenta,
+                  const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
+                  void* stream);
+
 // One proximal step for `count` weights, in place. momenta are of the weights' dtype or float32 for half types, and
 // null where momentum is 0. lams holds one for each weight; zeros gets the number of exact zeros in each.
 template <class Device>
