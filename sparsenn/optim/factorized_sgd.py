@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,12 @@ from torch.optim import Optimizer
 
 from sparsenn import init
 from sparsenn.ops import hadamard_product
-from sparsenn.optim import common, plans, shards
-from sparsenn.optim.memory import staggered_zeros
+from sparsenn.optim import balance, common, plans, shards
+from sparsenn.optim.balance import BalanceSwitch
 from sparsenn.optim.stepping import quiet_step
 
 _ops = torch.ops.sparsenn
+_log = logging.getLogger(__name__)
 _NAME = "FactorizedSGD"
 
 
@@ -28,13 +30,14 @@ class _Pieces:
     depth: int
     state: dict[str, Any]
     weight: Tensor
-    factors: list[Tensor]
+    factors: list[Tensor]  # of a balanced parameter its root alone, and the momentum of that
     momenta: list[Tensor]
     version: int | None
 
 
 @dataclass(slots=True)
 class _Batch(plans.Batch):
+    balanced: bool = False
     pieces: list[_Pieces] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
     momenta: list[Tensor] = field(default_factory=list)
@@ -75,6 +78,13 @@ class FactorizedSGD(Optimizer):
         factor_init: "preserve" (default) and "root" keep the weights; "dwf", "variance_matching" and "standard" draw factors
             and set the weights to their product, as the paper does. See `sparsenn.init`.
         maximize: Maximize the objective instead.
+        balanced: Whether factors of one magnitude, which stay so (Lemma 4), are kept as one signed root r a weight,
+            :math:`w = r |r|^{D-1}`, with one momentum: 2 words of state a weight instead of 2D, and a quicker step. False keeps
+            the factors. True takes ``factor_init="root"``, from where nothing else changes: up to depth 4 the weights have the
+            same bits. ``"auto"`` starts so from "root"; from another start it looks every 100 steps whether the factors of a
+            whole parameter have become balanced to ``balance_tolerance``, and goes on with their root: see `balance`. It takes
+            parameters that are not sharded, and a compiled step does not look.
+        balance_tolerance: How far from balance, relative to their norm, factors and momenta of a parameter may be then.
         generator: Source of the seed for the factors. Factors are drawn per element from that seed, whatever the sharding.
             Without a generator the seed comes from torch's default one and is broadcast from rank 0 where a process group is
             initialized, so every rank must then construct the optimizer. With one, give every rank the same seed.
@@ -88,7 +98,7 @@ class FactorizedSGD(Optimizer):
         Clipping the gradients of the model clips ∂ℓ/∂w, not the factors' gradients, which are that times products of the
         other factors. A change through ``p.data``, or before a step that is compiled, can't be noticed: call `resync` after it.
 
-    Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2; with "preserve" in place of their Algorithm 1.
+    Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2, Lemma 4; with "preserve" in place of their Algorithm 1.
 
     Example:
         >>> import torch, sparsenn
@@ -114,6 +124,8 @@ class FactorizedSGD(Optimizer):
         weight_decay: float = 0.0,
         factor_init: str = "preserve",
         maximize: bool = False,
+        balanced: bool | str = False,
+        balance_tolerance: float = 1e-3,
         generator: torch.Generator | None = None,
     ) -> None:
         self._forget()
@@ -127,6 +139,9 @@ class FactorizedSGD(Optimizer):
             "weight_decay": weight_decay,
             "factor_init": factor_init,
             "maximize": maximize,
+            "balanced": balanced,
+            "balance_tolerance": balance_tolerance,
+            "balance_steps": 0,  # since the construction, where balanced is "auto"
             "seed": shards.shared_seed(generator),  # a part of the state: a resumed run splits weights as the first would have
         }
         self._constructing = True
@@ -142,7 +157,7 @@ class FactorizedSGD(Optimizer):
         group = self.param_groups[-1]
         try:
             for p in group["params"]:
-                _check_parameter(p)
+                _check_parameter(p, group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -162,13 +177,15 @@ class FactorizedSGD(Optimizer):
         for group, plan, grads in work:
             lr, lam = self._scalar(group["lr"]), self._scalar(group["lam"])
             for batch, own in zip(plan.batches, grads, strict=True):
-                _ops.factorized_sgd_.default(
+                operator = _ops.balanced_sgd_.default if batch.balanced else _ops.factorized_sgd_.default
+                operator(
                     batch.weights,
                     batch.factors,
                     batch.momenta,
                     own,
                     lr,
                     lam,
+                    *([group["depth"]] if batch.balanced else []),
                     group["momentum"],
                     batch.dampening,
                     group["weight_decay"],
@@ -185,10 +202,14 @@ class FactorizedSGD(Optimizer):
                         for pieces in batch.pieces:
                             pieces.state["momentum_started"] = True
                 plan.first_step_done(group)
+        if not compiling:
+            self._balance_if_due()
         return loss
 
     def factors(self, p: Tensor) -> tuple[Tensor, ...]:
         """The D factors of a parameter, in its shape: the tensors that the optimizer moves, not copies.
+
+        Of a balanced parameter the first is the root that it moves; the others are one new tensor, the root's magnitude.
 
         Raises:
             ValueError: for a tensor that is not one of the optimizer's parameters, or not factorized yet (it never required
@@ -196,7 +217,58 @@ class FactorizedSGD(Optimizer):
         """
         if not self.state.get(p):
             raise ValueError("FactorizedSGD.factors: the tensor is no parameter of this optimizer, or it has no factors yet")
-        return tuple(self.state[p][f"factor_{d}"] for d in range(self._group_of(p)["depth"]))
+        own, _ = balance.moved(self.state[p])
+        return tuple(balance.factors_of(own[0], self._group_of(p)["depth"]) if balance.is_balanced(self.state[p]) else own)
+
+    @torch.no_grad()
+    def balance(self, params: Iterable[Tensor] | None = None, *, tolerance: float | None = None) -> list[BalanceSwitch]:
+        r"""Go on with one root a weight where the factors of a whole parameter, and their momenta, are balanced to a tolerance.
+
+        With :math:`\bar\omega = \frac1D \sum_d |\omega_d|` and
+        :math:`\bar v = \frac1D \sum_d \operatorname{sign}(\omega_d) v_d`, their distances from the nearest balanced ones are
+
+        .. math:: e_\omega^2 = \frac{\sum_d \||\omega_d| - \bar\omega\|^2}{\sum_d \|\omega_d\|^2}, \qquad
+            e_v^2 = \frac{\sum_d \|\operatorname{sign}(\omega_d) v_d - \bar v\|^2}{\sum_d \|v_d\|^2}
+
+        with norms over the parameter; 0/0 is 0. Where both are at most the tolerance, the root becomes
+        :math:`\operatorname{sign}(w) |w|^{1/D}`, which keeps the weights to rounding, its momentum
+        :math:`\operatorname{sign}(w)\, \bar v`, and the memory of factors and momenta is freed. From then on a weight that is 0
+        stays 0, and at even D the others keep their signs, as balanced factors do.
+
+        Args:
+            params: The parameters to look at; all that have factors by default.
+            tolerance: Instead of the group's ``balance_tolerance``; infinity takes all.
+
+        Returns:
+            One `BalanceSwitch` for each parameter that was switched now, which says by how much its weights have jumped; the
+            same is logged as INFO. See `switches` for all of them.
+
+        Raises:
+            ValueError: for a tensor that is not one of the optimizer's factorized parameters, and sharded ones with factors.
+            RuntimeError: where weights were changed behind the optimizer's back; see `resync`.
+        """
+        chosen = self._factorized() if params is None else list(params)
+        for p in chosen:
+            self.factors(p)
+            if shards.is_sharded(p) and not balance.is_balanced(self.state[p]):
+                raise ValueError(f"FactorizedSGD.balance: parameter {self._position(p)} is sharded; {_WHOLE}")
+        waiting = [self._unchanged(p) for p in chosen if not balance.is_balanced(self.state[p])]
+        measured = [balance.imbalances(pieces.factors, pieces.momenta) for pieces in waiting]
+        found: list[BalanceSwitch] = []
+        for pieces, imbalance in zip(waiting, torch.stack(measured).tolist() if measured else [], strict=True):
+            p, limit = pieces.param, self._group_of(pieces.param)["balance_tolerance"] if tolerance is None else tolerance
+            if max(imbalance) <= limit:
+                balance.switch(p, self.state[p], pieces.depth, imbalance)
+                self._pieces.pop(p, None)
+                found += balance.report(self._position(p), p, self.state[p])
+                _log.info("FactorizedSGD: %s goes on with one root a weight", found[-1])
+        if found:
+            self._plans.clear()
+        return found
+
+    def switches(self) -> list[BalanceSwitch]:
+        """What `balance`, or ``balanced="auto"``, has done so far, in the order of the parameters; a part of the state."""
+        return [found for p in self._factorized() for found in balance.report(self._position(p), p, self.state[p])]
 
     @torch.no_grad()
     def resync(self, params: Iterable[Tensor] | None = None) -> None:
@@ -211,21 +283,21 @@ class FactorizedSGD(Optimizer):
         Raises:
             ValueError: for a tensor that is not one of the optimizer's factorized parameters.
         """
-        for p in [q for q in common.parameters(self.param_groups) if self.state.get(q)] if params is None else params:
-            old = self.factors(p)
+        for p in self._factorized() if params is None else params:
+            self.factors(p)
             group = self._group_of(p)
-            weight = shards.local(p)
-            locals_ = [shards.local(factor) for factor in old]
-            changed = weight != hadamard_product(locals_).to(weight.dtype)
-            fresh = [torch.empty_like(factor) for factor in locals_]
-            method = "root" if group["factor_init"] == "root" else "preserve"
-            self._fill(fresh, p, method)
-            for factor, new in zip(locals_, fresh, strict=True):
+            depth, weight = group["depth"], shards.local(p)
+            factors, momenta = ([shards.local(x) for x in own] for own in balance.moved(self.state[p]))
+            changed = weight != balance.product(factors, depth).to(weight.dtype)
+            fresh = [torch.empty_like(factors[0]) for _ in range(depth)]
+            self._fill(fresh, p, "root" if group["factor_init"] == "root" else "preserve")
+            if balance.is_balanced(self.state[p]) and group["factor_init"] != "root":
+                balance.fill_root_(fresh[0], hadamard_product(fresh), depth)  # of the weight, lifted where it was 0
+            for factor, new in zip(factors, fresh, strict=False):
                 factor.copy_(torch.where(changed, new, factor))
-            for d in range(group["depth"]):
-                if f"momentum_{d}" in self.state[p]:
-                    shards.local(self.state[p][f"momentum_{d}"]).masked_fill_(changed, 0.0)
-            weight.copy_(hadamard_product(locals_))
+            for momentum in momenta:
+                momentum.masked_fill_(changed, 0.0)
+            weight.copy_(balance.product(factors, depth))
             self._pieces.pop(p, None)
         self._plans.clear()
 
@@ -244,13 +316,16 @@ class FactorizedSGD(Optimizer):
         depths = {index: g["depth"] for g in saved_groups for index in g["params"]}
         for index, entries in state_dict["state"].items():
             if index in saved:
-                _check_state(saved[index], depths[index], entries)
+                balance.check_state(_NAME, saved[index], depths[index], entries)
         super().load_state_dict(state_dict)
-        common.restore_precision(self, saved, state_dict, _is_ours)
+        common.restore_precision(self, saved, state_dict, balance.is_tensor_of)
         self._forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:  # of a state from before there were these
+            for name, value in (("balanced", False), ("balance_tolerance", 1e-3), ("balance_steps", 0)):
+                group.setdefault(name, value)
         self._forget()
         self._constructing = False
 
@@ -266,6 +341,16 @@ class FactorizedSGD(Optimizer):
                 return group
         raise ValueError("FactorizedSGD: the tensor is no parameter of this optimizer")
 
+    def _factorized(self) -> list[Tensor]:
+        return [p for p in common.parameters(self.param_groups) if self.state.get(p)]
+
+    def _balance_if_due(self) -> None:
+        for group in self.param_groups:
+            if group["balanced"] == "auto":
+                group["balance_steps"] += 1
+                if group["balance_steps"] % balance.EVERY == 0:
+                    self.balance([p for p in group["params"] if self.state.get(p)])
+
     def _position(self, p: Tensor) -> int:
         return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
 
@@ -277,17 +362,17 @@ class FactorizedSGD(Optimizer):
     @torch.no_grad()
     def _factorize(self, p: Tensor, group: dict[str, Any]) -> None:
         depth = group["depth"]
-        factors = [staggered_zeros(p, common.state_dtype(p), d) for d in range(depth)]
-        self._fill([shards.local(factor) for factor in factors], p, group["factor_init"])
-        shards.local(p).copy_(hadamard_product([shards.local(factor) for factor in factors]))
-        self.state[p] = {f"factor_{d}": factor for d, factor in enumerate(factors)}
+        balanced = bool(group["balanced"]) and group["factor_init"] == "root"
+        state = balance.zeros(p, depth, balanced=balanced)
+        factors = [shards.local(factor) for factor in balance.moved(state)[0]]
+        if balanced:
+            balance.fill_root_(factors[0], shards.local(p.detach()), depth)
+        else:
+            self._fill(factors, p, group["factor_init"])
+        shards.local(p).copy_(balance.product(factors, depth))
+        self.state[p] = state
         if group["momentum"]:
-            self._add_momenta(p, depth)
-
-    def _add_momenta(self, p: Tensor, depth: int) -> None:
-        state = self.state[p]
-        state.update({f"momentum_{d}": staggered_zeros(p, common.state_dtype(p), depth + d) for d in range(depth)})
-        state["momentum_started"] = False
+            balance.add_momenta(p, state)
 
     def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
         """Factors of a parameter's shard, drawn as the same elements of the whole parameter are."""
@@ -320,7 +405,7 @@ class FactorizedSGD(Optimizer):
         return plan, grads
 
     def _make_plan(self, group: dict[str, Any], shape: tuple[Any, ...]) -> plans.Plan:
-        batches: dict[tuple[torch.device, torch.dtype, float, bool], _Batch] = {}
+        batches: dict[tuple[torch.device, torch.dtype, float, bool, bool], _Batch] = {}
         idle = []
         depth, momentum = group["depth"], group["momentum"]
         compiling = torch.compiler.is_compiling()  # what is remembered would be guarded, and compiled anew when it changes
@@ -334,10 +419,11 @@ class FactorizedSGD(Optimizer):
                 if not compiling:
                     self._pieces[p] = pieces
             damped, sharded = common.current_dampening(group, pieces.state), shards.is_sharded(p)
-            key = (p.device, p.dtype, damped, sharded)
+            balanced = balance.is_balanced(pieces.state)
+            key = (p.device, p.dtype, damped, sharded, balanced)
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(_NAME, damped, sharded)
+                batch = batches[key] = _Batch(_NAME, damped, sharded, balanced=balanced)
             batch.params.append(p)
             batch.weights.append(pieces.weight)
             batch.pieces.append(pieces)
@@ -349,34 +435,38 @@ class FactorizedSGD(Optimizer):
         depth = group["depth"]
         if not self.state.get(p):
             self._factorize(p, group)
-        elif group["momentum"] and "momentum_0" not in self.state[p]:
-            self._add_momenta(p, depth)
+        elif group["momentum"] and not balance.moved(self.state[p])[1]:
+            balance.add_momenta(p, self.state[p])
         state = self.state[p]
-        if f"factor_{depth - 1}" not in state or f"factor_{depth}" in state:
+        if balance.depth_of(state) != depth:
             raise RuntimeError(
                 f"FactorizedSGD.step: the depth of a group was changed to {depth} after its weights were factorized; make a "
                 "new optimizer, or add the parameters to a new group"
             )
-        return _Pieces(
-            p,
-            depth,
-            state,
-            shards.local(p.detach()) if shards.is_sharded(p) else p,
-            [shards.local(state[f"factor_{d}"]) for d in range(depth)],
-            [shards.local(state[f"momentum_{d}"]) for d in range(depth)] if group["momentum"] else [],
-            None,
-        )
+        factors, momenta = ([shards.local(x) for x in own] for own in balance.moved(state))
+        weight = shards.local(p.detach()) if shards.is_sharded(p) else p
+        return _Pieces(p, depth, state, weight, factors, momenta if group["momentum"] else [], None)
+
+    def _unchanged(self, p: Tensor) -> _Pieces:
+        """A parameter's pieces, when its weights are found to be those that the optimizer left."""
+        pieces = self._pieces.get(p) or self._collect(p, self._group_of(p))
+        if pieces.version != pieces.weight._version:
+            self._check_unchanged(pieces)
+        return pieces
 
     def _check_unchanged(self, pieces: _Pieces) -> None:
-        product = hadamard_product(pieces.factors).to(pieces.weight.dtype)
+        product = balance.product(pieces.factors, pieces.depth).to(pieces.weight.dtype)
         if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
             p = pieces.param
             raise RuntimeError(
-                f"FactorizedSGD.step: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer,"
+                f"FactorizedSGD: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer,"
                 " so it is no longer the product of its factors. To go on from the changed weights call opt.resync(), which "
                 "splits them anew and zeroes their momenta"
             )
         pieces.version = pieces.weight._version
+
+
+_WHOLE = "balance is looked for in whole parameters; take balanced=True with factor_init='root', or False"
 
 
 def _check_options(group: dict[str, Any]) -> None:
@@ -388,21 +478,12 @@ def _check_options(group: dict[str, Any]) -> None:
     if group["factor_init"] not in init.FACTOR_INITS:
         known = ", ".join(init.FACTOR_INITS)
         raise ValueError(f"FactorizedSGD: factor_init is {group['factor_init']!r}; it takes one of {known}")
+    balance.check_options(_NAME, group)
 
 
-def _check_parameter(p: Tensor) -> None:
+def _check_parameter(p: Tensor, group: dict[str, Any]) -> None:
     common.check_parameter(_NAME, p)
+    if group["balanced"] == "auto" and shards.is_sharded(p):
+        raise ValueError(f"FactorizedSGD: balanced is 'auto' and a parameter of shape {tuple(p.shape)} is sharded; {_WHOLE}")
     if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
         raise ValueError(f"FactorizedSGD: a parameter of shape {tuple(p.shape)} holds NaN or infinity")
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(("factor_", "momentum_"))
-
-
-def _check_state(p: Tensor, depth: int, entries: dict[str, Any]) -> None:
-    names = {f"factor_{d}" for d in range(depth)}
-    found = {name for name in entries if name.startswith("factor_")}
-    if found != names:
-        raise ValueError(f"FactorizedSGD.load_state_dict: depth {depth} needs {sorted(names)}; the state has {sorted(found)}")
-    common.check_shapes(_NAME, p, entries, _is_ours)
