@@ -246,6 +246,15 @@ class FactorizedSGD(Optimizer):
         Raises:
             ValueError: for a tensor that is not one of the optimizer's factorized parameters, and sharded ones with factors.
             RuntimeError: where weights were changed behind the optimizer's back; see `resync`.
+
+        Example:
+            >>> import torch, sparsenn
+            >>> weight = torch.nn.Parameter(torch.tensor([0.5, -2.0]))
+            >>> optimizer = sparsenn.optim.FactorizedSGD([weight], lr=0.1, depth=2)
+            >>> optimizer.balance(), len(optimizer.balance(tolerance=2.0))
+            ([], 1)
+            >>> optimizer.switches()[0].jump < 1e-6
+            True
         """
         chosen = self._factorized() if params is None else list(params)
         for p in chosen:
