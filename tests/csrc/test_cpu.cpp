@@ -1,4 +1,5 @@
 // The launchers of csrc/cpu.
+#include "balanced_cases.h"
 #include "launcher_cases.h"
 #include "prox_cases.h"
 #include "ridge_cases.h"
@@ -10,6 +11,7 @@ using namespace sparsenn;
 namespace {
 
 LAUNCHER_TESTS(Cpu)
+BALANCED_LAUNCHER_TESTS(Cpu)
 PROX_LAUNCHER_TESTS(Cpu)
 SPECTRAL_TESTS(Cpu)
 RIDGE_TESTS(Cpu)

@@ -1,5 +1,6 @@
 // The CUDA launchers, compiled for the host: all but the hardware. tests/csrc/emulation stands for
 // csrc/cuda/launch.cuh.
+#include "balanced_cases.h"
 #include "cuda/launch.cuh"
 #include "launcher_cases.h"
 #include "prox_cases.h"
@@ -13,6 +14,7 @@ using cuda::emulation;
 namespace {
 
 LAUNCHER_TESTS(Cuda)
+BALANCED_LAUNCHER_TESTS(Cuda)
 PROX_LAUNCHER_TESTS(Cuda)
 SPECTRAL_TESTS(Cuda)
 RIDGE_TESTS(Cuda)
