@@ -19,7 +19,7 @@ from sparsenn.runtime.container import read
 from sparsenn.runtime.report import describe
 from sparsenn.training import config as settings
 from sparsenn.training.grid import config as sweep_settings
-from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
+from sparsenn.training.presets import BALANCED, DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
 
 _DESCRIPTION = "Train sparse neural networks by principled means."
 _TRAIN = """\
@@ -291,13 +291,12 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument(
         "--prune-epoch", type=int, metavar="N", help="epochs before pruning (default: half for magnitude, else 0)"
     )
-    sparsity.add_argument(
-        "--retrain-lr", type=float, metavar="LR", help="initial learning rate after that (default: that of --lr)"
-    )
+    sparsity.add_argument("--retrain-lr", type=float, metavar="LR", help="learning rate after that (default: that of --lr)")
     sparsity.add_argument(
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
     sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
+    sparsity.add_argument("--balanced", metavar="WHEN", help=f"one root for balanced factors: {', '.join(BALANCED)}")
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")

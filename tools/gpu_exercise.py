@@ -92,6 +92,15 @@ class Case:
         torch.ops.sparsenn.factorized_sgd_(weights, factors, momenta, grads, lr, lam, momentum, 0.0, 1e-2, momentum != 0, False)
         return weights + factors + momenta
 
+    def balanced_sgd(self, count: int, momentum: float, scalars: str) -> list[Tensor]:
+        state = self.dtype if self.dtype == torch.float64 else torch.float32
+        weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
+        roots, momenta = self.draw(count, state, 3), self.draw(count, state, 4) if momentum else []
+        lr, lam = torch.tensor(0.5, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
+        options = (momentum, 0.0, 1e-2, momentum != 0, False)
+        torch.ops.sparsenn.balanced_sgd_(weights, roots, momenta, grads, lr, lam, self.depth, *options)
+        return weights + roots + momenta
+
     def threshold(self, kind: str) -> Tensor:
         """One number, here or on the device, one for each row, or one for each element."""
         if kind in ("cpu", "device"):
@@ -123,6 +132,7 @@ class Case:
         ]
         for momentum, scalars, count in ((0.9, "cpu", 3), (0.0, self.device, 1)):
             calls.append(("factorized_sgd_", lambda m=momentum, s=scalars, n=count: self.factorized_sgd(n, m, s)))
+            calls.append(("balanced_sgd_", lambda m=momentum, s=scalars, n=count: self.balanced_sgd(n, m, s)))
         for kind in ("cpu", "device", "rows", "elements") if self.depth == 1 else ():
             for momentum, count in ((0.9, 3), (0.0, 1)):
                 calls.append(("prox_sgd_", lambda m=momentum, n=count, k=kind: self.prox_sgd(n, m, k)))

@@ -20,6 +20,8 @@ from sparsenn.training.evaluate import loss_of
 # float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its authors count as zero.
 COLLAPSE_AT = {"dwf": torch.finfo(torch.float32).eps, "l1-subgradient": 1e-4}
 
+_BALANCED: dict[str, bool | str] = {"never": False, "auto": "auto", "always": True}
+
 CONTROL_UPDATES = 300  # of λ in a run, where it is sought
 
 
@@ -33,6 +35,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
             depth=config.depth,
             lam=config.lam,
             factor_init=config.factor_init,
+            balanced=_BALANCED[config.balanced],
             generator=generator,
             **common,
         )

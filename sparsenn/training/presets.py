@@ -10,6 +10,7 @@ PRUNERS = ("magnitude", "snip", "synflow", "random")
 METHODS = ("dwf", "prox", "l1-subgradient", "dense", *PRUNERS)
 SCHEDULES = ("cosine", "constant", "step")
 DTYPES = ("float32", "float64", "bfloat16")
+BALANCED = ("never", "auto", "always")
 FACTOR_INITS = ("preserve", "root", "dwf", "variance_matching", "standard")
 
 
