@@ -80,16 +80,19 @@ class Case:
             "backward": 2 * self.depth + 1,  # gradient, factors, their gradients
             "step": 2 * self.depth + 2,  # gradient, factors, momenta, weight
             "proximal": 3,  # gradient, momentum, weight
+            "balanced": 4,  # gradient, root, momentum, weight
         }[self.direction]
 
     @property
     def reads(self) -> int:
-        return {"forward": self.depth, "backward": self.depth + 1, "step": 2 * self.depth + 1, "proximal": 3}[self.direction]
+        others = {"forward": self.depth, "backward": self.depth + 1, "step": 2 * self.depth + 1}
+        return others.get(self.direction, 3)
 
     @property
     def writes(self) -> int:
         """The step writes factors, momenta and the weight, which it does not read."""
-        return {"forward": 1, "backward": self.depth, "step": 2 * self.depth + 1, "proximal": 2}[self.direction]
+        others = {"forward": 1, "backward": self.depth, "step": 2 * self.depth + 1, "proximal": 2, "balanced": 3}
+        return others[self.direction]
 
     @property
     def footprint(self) -> int:
