@@ -193,7 +193,11 @@ def test_a_network_that_does_not_fit_the_images_is_refused_with_those_that_do():
     ("method", "given"),
     [("dense", {"lam": 0.1}), ("dense", {"twin": True}), ("dense", {"target_sparsity": 0.5})]
     + [("snip", {"lam": 0.1}), ("magnitude", {"target_sparsity": 0.5})]
-    + [(method, given) for method in presets.METHODS[1:] for given in ({"depth": 3}, {"factor_init": "root"}, {"balanced": "auto"})],
+    + [
+        (method, given)
+        for method in presets.METHODS[1:]
+        for given in ({"depth": 3}, {"factor_init": "root"}, {"balanced": "auto"})
+    ],
 )
 def test_settings_that_a_method_cannot_use_are_refused(method, given):
     with pytest.raises(ConfigError, match=f"drop {next(iter(given)).replace('_', '-')}, or take method dwf"):
