@@ -22,11 +22,12 @@ struct Step {
   T* root;
   T* momentum;  // null without momentum
   int64_t depth, size;
-  bool streamed;
+  bool streamed, plain;
   BalancedSgd<T> rule;
 };
 
-template <int D, bool kMomentum, class W>
+// kPlain: no Nesterov momentum, no decay of the weight, no maximizing, as most runs have it.
+template <int D, bool kMomentum, bool kPlain, class W>
 SPARSENN_INLINE void step_unrolled(const Step<W>& block) {
   using T = accumulator_t<W>;
   const W* const grad = block.grad;
@@ -34,6 +35,7 @@ SPARSENN_INLINE void step_unrolled(const Step<W>& block) {
   T* const momentum = block.momentum;
   BalancedSgd<T> rule = block.rule;
   rule.kept = D % 2 == 0 ? rule.sign_bit() : 0;  // known here, it costs nothing at odd depths
+  if (kPlain) rule.sign = T(1), rule.decays_weight = rule.factor.nesterov = Flag<T>(false);
   W* const outputs[1] = {block.weight};
   cpu::for_each_span(
       block.size, block.streamed, outputs, [&](int64_t begin, int64_t size, auto& results) SPARSENN_INLINED {
@@ -68,13 +70,18 @@ SPARSENN_INLINE void step_deep(const Step<W>& block) {
   for (int64_t i = 0; i < block.size; ++i) block.weight[i] = store<W>(block.root[i] * others[i]);
 }
 
+template <bool kMomentum, class W>
+SPARSENN_INLINE void step_with(const Step<W>& block) {
+  if (block.plain) {
+    SPARSENN_DISPATCH_DEPTH(block.depth, (step_unrolled<D, kMomentum, true>(block)), step_deep<kMomentum>(block))
+  } else {
+    SPARSENN_DISPATCH_DEPTH(block.depth, (step_unrolled<D, kMomentum, false>(block)), step_deep<kMomentum>(block))
+  }
+}
+
 template <class W>
 SPARSENN_INLINE void step_any(const Step<W>& block) {
-  if (block.momentum) {
-    SPARSENN_DISPATCH_DEPTH(block.depth, (step_unrolled<D, true>(block)), step_deep<true>(block))
-  } else {
-    SPARSENN_DISPATCH_DEPTH(block.depth, (step_unrolled<D, false>(block)), step_deep<false>(block))
-  }
+  block.momentum ? step_with<true>(block) : step_with<false>(block);
 }
 
 SPARSENN_CLONES void step(const Step<double>& block) { step_any(block); }
@@ -93,6 +100,7 @@ void balanced_sgd<Cpu>(const TensorView* weights, const TensorView* roots, const
     using W = decltype(element);
     using T = accumulator_t<W>;
     const BalancedSgd<T> rule(options, options.lr.value, options.lam.value, depth);
+    const bool plain = !options.nesterov && !options.maximize && options.weight_decay == 0;
     cpu::for_each_block(weights, count, [&] {
       return [&, operands = std::optional<cpu::Operands>(), current = int64_t{-1}, outer = cpu::Scratch<W>(2),
               inner = cpu::Scratch<T>(2)](int64_t n, int64_t begin, int64_t size) mutable {
@@ -108,7 +116,7 @@ void balanced_sgd<Cpu>(const TensorView* weights, const TensorView* roots, const
         operands->read(roots + n, 1, begin, size, inner, 0);
         operands->read(momenta + n * moved, moved, begin, size, inner, 1);
         step(Step<W>{outer.pointers[1], outer.pointers[0], inner.pointers[0], momenta ? inner.pointers[1] : nullptr,
-                     depth, size, operands->streamed(), rule});
+                     depth, size, operands->streamed(), plain, rule});
         operands->write(weights + n, 1, begin, size, outer, 0);
         operands->write(roots + n, 1, begin, size, inner, 0);
         operands->write(momenta + n * moved, moved, begin, size, inner, 1);

@@ -214,3 +214,26 @@ def test_a_compiled_step_is_the_eager_one(kernels):
         step()
         for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
             assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_any_shape_and_layout_is_switched_and_keeps_its_weights(backend, dtype):
+    drawn = [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in ((), (0, 3), (5,), (2, 3, 4, 5))]
+    params = [nn.Parameter(x) for x in (*drawn, drawn[-1].to(memory_format=torch.channels_last))]
+    optimizer = FactorizedSGD(params, 0.01, depth=4, momentum=0.9)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    switches = optimizer.balance(tolerance=float("inf"))
+    assert [switch.parameter for switch in switches] == [0, 1, 2, 3, 4]
+    eps = torch.finfo(torch.float32 if dtype == torch.float16 else dtype).eps
+    for p, old, switch in zip(params, before, switches, strict=True):
+        torch.testing.assert_close(p.detach(), old, rtol=10 * max(eps, torch.finfo(dtype).eps / 5), atol=0)
+        assert optimizer.state[p]["root"].stride() == p.stride()
+        assert switch.jump == (float((p.detach().double() - old.double()).abs().max()) if p.numel() else 0.0)
+    optimizer.step()
+    with torch.no_grad():
+        params[2].zero_()
+    optimizer.resync([params[2]])
+    optimizer.step()
