@@ -82,6 +82,13 @@ void factorized_sgd(const TensorView* weights, const TensorView* factors, const 
                     const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
                     void* stream);
 
+// The same for weights whose factors all have one magnitude: roots holds one signed root for each, of depth `depth`,
+// and momenta one momentum.
+template <class Device>
+void balanced_sgd(const TensorView* weights, const TensorView* roots, const TensorView* momenta,
+                  const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
+                  void* stream);
+
 // The tensors of a step of Adam on the factors of `count` weights. Where there are `depth` views for a weight, those of
 // one weight are together, of the weights' dtype or float32 for half types; largest is null without AMSGrad. steps are
 // single float32 numbers on the device: how many there were.

@@ -19,7 +19,7 @@ from sparsenn.runtime.container import read
 from sparsenn.runtime.report import describe
 from sparsenn.training import config as settings
 from sparsenn.training.grid import config as sweep_settings
-from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
+from sparsenn.training.presets import BALANCED, DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
 
 _DESCRIPTION = "Train sparse neural networks by principled means."
 _TRAIN = """\
@@ -279,9 +279,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     sparsity = parser.add_argument_group("how sparse")
-    sparsity.add_argument(
-        "--depth", type=int, metavar="D", help="factors a weight, for dwf(-adam): 2 is L1, 3 is L_2/3, 4 L_1/2"
-    )
+    sparsity.add_argument("--depth", type=int, metavar="D", help="factors a weight, for dwf(-adam): 2 is L1, 3 L_2/3, 4 L_1/2")
     sparsity.add_argument("--lam", type=float, metavar="λ", help="strength of the penalty")
     sparsity.add_argument(
         "--lam-schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0, for digits, else constant)"
@@ -295,15 +293,14 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument(
         "--prune-epoch", type=int, metavar="N", help="epochs before pruning (default: half for magnitude, else 0)"
     )
-    sparsity.add_argument(
-        "--retrain-lr", type=float, metavar="LR", help="initial learning rate after that (default: that of --lr)"
-    )
+    sparsity.add_argument("--retrain-lr", type=float, metavar="LR", help="learning rate after that (default: that of --lr)")
     sparsity.add_argument(
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
     sparsity.add_argument(
         "--factor-init", metavar="NAME", help=f"for dwf(-adam): {', '.join(FACTOR_INITS)} (default: preserve)"
     )
+    sparsity.add_argument("--balanced", metavar="WHEN", help=f"one root for dwf's balanced factors: {', '.join(BALANCED)}")
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")
@@ -311,9 +308,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
     how.add_argument("--batch-size", type=int, metavar="N", help="images a step")
     how.add_argument("--momentum", type=float, metavar="M", help="momentum of SGD (default: 0.9)")
-    how.add_argument(
-        "--clip-norm", type=float, metavar="C", help="longest gradient; 0: no limit (default: 1 for digits, else 0)"
-    )
+    how.add_argument("--clip-norm", type=float, metavar="C", help="longest gradient; 0: any (default: 1 for digits, else 0)")
     how.add_argument(
         "--input-noise", type=float, metavar="σ", help="noise on the training images (default: 0.2 for digits, else 0)"
     )
@@ -334,16 +329,10 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--out", metavar="DIR", default=None, help="the run's folder, new or empty (default: a new one under runs/)"
-    )
-    files.add_argument(
-        "--resume", action="store_true", default=False, help="go on with the run in --out from its last checkpoint"
-    )
+    files.add_argument("--out", metavar="DIR", default=None, help="the run's folder, new or empty (default: one under runs/)")
+    files.add_argument("--resume", action="store_true", default=False, help="go on with the run in --out from its checkpoint")
     files.add_argument("--checkpoint-every", type=int, metavar="N", help="epochs between two checkpoints")
-    files.add_argument(
-        "--config", metavar="FILE", default=None, help="a JSON object of settings, in the form of a run's config.json"
-    )
+    files.add_argument("--config", metavar="FILE", default=None, help="a JSON object of settings, as a run's config.json is")
     files.add_argument("--quiet", action="store_true", default=False, help="print errors only")
 
 

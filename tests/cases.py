@@ -80,6 +80,9 @@ def operator_samples() -> Iterator[tuple[str, tuple]]:
 
     yield from _stacked_samples()
     yield from _adam_samples()
+    for depth, momentum in ((4, 0.9), (9, 0.0)):
+        weights, roots, momenta, grads, *numbers = _step_arguments(1, momentum, nesterov=momentum != 0)
+        yield "balanced_sgd_", (weights, roots, momenta, grads, *numbers[:2], depth, *numbers[2:])
 
 
 def _prox_samples() -> Iterator[tuple[str, tuple]]:

@@ -103,6 +103,15 @@ class Case:
         torch.ops.sparsenn.factorized_adam_(*kinds, grads, lr, lam, 0.9, 0.999, 1e-8, 1e-2, not amsgrad, False)
         return [x for kind in kinds for x in kind]
 
+    def balanced_sgd(self, count: int, momentum: float, scalars: str) -> list[Tensor]:
+        state = self.dtype if self.dtype == torch.float64 else torch.float32
+        weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
+        roots, momenta = self.draw(count, state, 3), self.draw(count, state, 4) if momentum else []
+        lr, lam = torch.tensor(0.5, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
+        options = (momentum, 0.0, 1e-2, momentum != 0, False)
+        torch.ops.sparsenn.balanced_sgd_(weights, roots, momenta, grads, lr, lam, self.depth, *options)
+        return weights + roots + momenta
+
     def threshold(self, kind: str) -> Tensor:
         """One number, here or on the device, one for each row, or one for each element."""
         if kind in ("cpu", "device"):
@@ -134,6 +143,7 @@ class Case:
         ]
         for momentum, scalars, count in ((0.9, "cpu", 3), (0.0, self.device, 1)):
             calls.append(("factorized_sgd_", lambda m=momentum, s=scalars, n=count: self.factorized_sgd(n, m, s)))
+            calls.append(("balanced_sgd_", lambda m=momentum, s=scalars, n=count: self.balanced_sgd(n, m, s)))
         for amsgrad, scalars, count in ((True, "cpu", 3), (False, self.device, 1)):
             calls.append(("factorized_adam_", lambda a=amsgrad, s=scalars, n=count: self.factorized_adam(n, a, s)))
         for kind in ("cpu", "device", "rows", "elements") if self.depth == 1 else ():

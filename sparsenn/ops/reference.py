@@ -99,14 +99,66 @@ def factorized_sgd_(
         if weight_decay:
             grad = grad.add(_product(own), alpha=weight_decay)
         for factor, buffer, other in zip(own, buffers, _leave_one_out(own), strict=True):
-            update = grad * other
-            if strength:
-                update = update.add(factor, alpha=strength)
-            if buffer is not None:
-                buffer.mul_(momentum).add_(update, alpha=1 - dampening)
-                update = update.add(buffer, alpha=momentum) if nesterov else buffer
-            factor.add_(update, alpha=-rate)
+            _sgd_step(factor, grad * other, buffer, rate, strength, momentum, dampening, nesterov)
         weight.copy_(_product(own))
+
+
+def _sgd_step(
+    x: Tensor,
+    update: Tensor,
+    buffer: Tensor | None,
+    lr: float,
+    decay: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+) -> None:
+    """A step of torch.optim.SGD for one tensor."""
+    if decay:
+        update = update.add(x, alpha=decay)
+    if buffer is not None:
+        buffer.mul_(momentum).add_(update, alpha=1 - dampening)
+        update = update.add(buffer, alpha=momentum) if nesterov else buffer
+    x.add_(update, alpha=-lr)
+
+
+def balanced_sgd_(
+    weights: Sequence[Tensor],
+    roots: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: Tensor,
+    lam: Tensor,
+    depth: int,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """The same for D factors r, |r|, ..., |r| of one magnitude, which they keep (Kolb et al. 2025, Lemma 4): w = r |r|^(D-1).
+
+    With all factors (and momenta) negated the product is the same at even D, so there a root that crosses 0 is turned back.
+    """
+    for i, (weight, root, weight_grad) in enumerate(zip(weights, roots, grads, strict=True)):
+        buffer = momenta[i] if momenta else None
+        others, before = _balanced_others(root, depth), root.signbit()
+        grad = weight_grad.to(root.dtype)
+        if maximize:
+            grad = -grad
+        if weight_decay:
+            grad = grad.add(root * others, alpha=weight_decay)
+        _sgd_step(root, grad * others, buffer, float(lr), 2 * float(lam) / depth, momentum, dampening, nesterov)
+        if depth % 2 == 0:
+            crossed = root.signbit() != before
+            for x in (root,) if buffer is None else (root, buffer):
+                x.copy_(torch.where(crossed, -x, x))
+        weight.copy_(root * _balanced_others(root, depth))
+
+
+def _balanced_others(root: Tensor, depth: int) -> Tensor:
+    """|r|^(D-1), with the roundings of the product of that many factors."""
+    return _product([torch.ones_like(root), *[root.abs()] * (depth - 1)])
 
 
 def _square_root(x: Tensor) -> Tensor:

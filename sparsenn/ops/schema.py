@@ -76,4 +76,10 @@ SCHEMAS = {
         "(Tensor(a!) weights, Tensor(b!) state, Tensor(c!) losses, Tensor x, Tensor y, Tensor codes, Tensor rates, "
         "Tensor active, int[] layers, int batch_size, int epoch, int first, int steps) -> ()"
     ),
+    # factorized_sgd_ for weights whose `depth` factors have one magnitude: w = r |r|^(depth - 1) of one signed root r a weight,
+    # with one momentum. At even depths a weight keeps its sign: a root that would cross 0 is reflected, with its momentum.
+    "balanced_sgd_": (
+        "(Tensor(a!)[] weights, Tensor(b!)[] roots, Tensor(c!)[] momenta, Tensor[] grads, Tensor lr, Tensor lam, int depth, "
+        "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
+    ),
 }

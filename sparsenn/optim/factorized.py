@@ -25,8 +25,8 @@ class Pieces:
     depth: int
     state: dict[str, Any]
     weight: Tensor
-    factors: list[Tensor]
-    moments: dict[str, list[Tensor]]  # by their names, one for each factor
+    factors: list[Tensor]  # or what stands for them: as many for every parameter of a batch
+    moments: dict[str, list[Tensor]]  # by their names, one for each of these
     version: int | None
 
 
@@ -37,6 +37,14 @@ class Batch(plans.Batch):
     pieces: list[Pieces] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
     moments: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def numbered(state: dict[str, Any], stem: str) -> list[Tensor]:
+    """The tensors ``stem_0``, ``stem_1`` ... of a parameter's state."""
+    found: list[Tensor] = []
+    while (name := f"{stem}_{len(found)}") in state:
+        found.append(state[name])
+    return found
 
 
 class Factorized(Optimizer):
@@ -73,9 +81,32 @@ class Factorized(Optimizer):
             known = ", ".join(init.FACTOR_INITS)
             raise ValueError(f"{owner}: factor_init is {group['factor_init']!r}; it takes one of {known}")
 
+    def _check_parameter(self, p: Tensor, group: dict[str, Any]) -> None:
+        """Refuse a parameter that can't be factorized with a group's options."""
+        common.check_parameter(self._owner, p)
+        if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
+            raise ValueError(f"{self._owner}: a parameter of shape {tuple(p.shape)} holds NaN or infinity")
+
     def _kept(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Those of ``moments`` that a group's options ask for."""
         raise NotImplementedError
+
+    def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter with factors that are still 0, and no moments."""
+        return {f"factor_{d}": staggered_zeros(p, common.state_dtype(p), d) for d in range(group["depth"])}
+
+    def _moved(self, state: dict[str, Any]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """What steps move: the factors in a state, or what stands for them, and by their names the moments that are there."""
+        moments = {moment: numbered(state, moment) for moment in self.moments}
+        return numbered(state, "factor"), {moment: tensors for moment, tensors in moments.items() if tensors}
+
+    def _depth_of(self, state: dict[str, Any]) -> int:
+        """How many factors a state has or stands for."""
+        return len(self._moved(state)[0])
+
+    def _product(self, factors: list[Tensor], depth: int) -> Tensor:
+        """The weight of what is moved."""
+        return hadamard_product(factors)
 
     def _dampening(self, group: dict[str, Any], state: dict[str, Any]) -> float:
         """That of a parameter's next step; parameters of one call have the same."""
@@ -89,6 +120,9 @@ class Factorized(Optimizer):
         """What is to be noted after the first step by a plan."""
         plan.fresh = False
 
+    def _step_done(self) -> None:
+        """What follows a step, but not one that is compiled."""
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with hyperparameters of their own where given; their weights are factorized at once."""
         self._check_options({**self.defaults, **param_group})
@@ -96,7 +130,7 @@ class Factorized(Optimizer):
         group = self.param_groups[-1]
         try:
             for p in group["params"]:
-                _check_parameter(self._owner, p)
+                self._check_parameter(p, group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -122,6 +156,8 @@ class Factorized(Optimizer):
                         pieces.version = pieces.weight._version
             if plan.fresh:
                 self._first_step_done(group, plan)
+        if not compiling:
+            self._step_done()
         return loss
 
     def factors(self, p: Tensor) -> tuple[Tensor, ...]:
@@ -133,7 +169,7 @@ class Factorized(Optimizer):
         """
         if not self.state.get(p):
             raise ValueError(f"{self._owner}.factors: the tensor is no parameter of this optimizer, or it has no factors yet")
-        return tuple(self.state[p][f"factor_{d}"] for d in range(self._group_of(p)["depth"]))
+        return tuple(self._moved(self.state[p])[0])
 
     @torch.no_grad()
     def resync(self, params: Iterable[Tensor] | None = None) -> None:
@@ -147,22 +183,24 @@ class Factorized(Optimizer):
 
         Raises:
             ValueError: for a tensor that is not one of the optimizer's factorized parameters.
+            RuntimeError: for a group whose depth was changed.
         """
-        for p in [q for q in common.parameters(self.param_groups) if self.state.get(q)] if params is None else params:
-            old = self.factors(p)
-            group = self._group_of(p)
-            weight = shards.local(p)
-            locals_ = [shards.local(factor) for factor in old]
-            changed = weight != hadamard_product(locals_).to(weight.dtype)
-            fresh = [torch.empty_like(factor) for factor in locals_]
-            method = "root" if group["factor_init"] == "root" else "preserve"
-            self._fill(fresh, p, method)
-            for factor, new in zip(locals_, fresh, strict=True):
+        chosen = self._factorized() if params is None else list(params)
+        for p in chosen:
+            self.factors(p)
+            self._check_depth(self.state[p], self._group_of(p)["depth"])
+        for p in chosen:
+            group, weight = self._group_of(p), shards.local(p)
+            own, moments = self._moved(self.state[p])
+            factors = [shards.local(factor) for factor in own]
+            changed = weight != self._product(factors, group["depth"]).to(weight.dtype)
+            fresh = [torch.empty_like(factor) for factor in factors]
+            self._fill(fresh, p, "root" if group["factor_init"] == "root" else "preserve")
+            for factor, new in zip(factors, fresh, strict=True):
                 factor.copy_(torch.where(changed, new, factor))
-            for name in (f"{moment}_{d}" for moment in self.restarted for d in range(group["depth"])):
-                if name in self.state[p]:
-                    shards.local(self.state[p][name]).masked_fill_(changed, 0.0)
-            weight.copy_(hadamard_product(locals_))
+            for tensor in (tensor for moment in self.restarted for tensor in moments.get(moment, ())):
+                shards.local(tensor).masked_fill_(changed, 0.0)
+            weight.copy_(self._product(factors, group["depth"]))
             self._pieces.pop(p, None)
         self._plans.clear()
 
@@ -206,6 +244,9 @@ class Factorized(Optimizer):
                 return group
         raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
 
+    def _factorized(self) -> list[Tensor]:
+        return [p for p in common.parameters(self.param_groups) if self.state.get(p)]
+
     def _position(self, p: Tensor) -> int:
         return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
 
@@ -216,13 +257,13 @@ class Factorized(Optimizer):
 
     @torch.no_grad()
     def _factorize(self, p: Tensor, group: dict[str, Any]) -> None:
-        depth = group["depth"]
-        factors = [staggered_zeros(p, common.state_dtype(p), d) for d in range(depth)]
-        self._fill([shards.local(factor) for factor in factors], p, group["factor_init"])
-        shards.local(p).copy_(hadamard_product([shards.local(factor) for factor in factors]))
-        self.state[p] = {f"factor_{d}": factor for d, factor in enumerate(factors)}
+        state = self._fresh_state(p, group)
+        factors = [shards.local(factor) for factor in self._moved(state)[0]]
+        self._fill(factors, p, group["factor_init"])
+        shards.local(p).copy_(self._product(factors, group["depth"]))
+        self.state[p] = state
         if moments := self._kept(group):
-            self._add_moments(p, depth, moments)
+            self._add_moments(p, group["depth"], moments)
 
     def _add_moments(self, p: Tensor, depth: int, moments: Iterable[str]) -> None:
         for moment in moments:
@@ -231,7 +272,7 @@ class Factorized(Optimizer):
             self.state[p].update(zeros)
 
     def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
-        """Factors of a parameter's shard, drawn as the same elements of the whole parameter are."""
+        """Factors of a parameter's shard, or what stands for them, drawn as the same elements of the whole parameter are."""
         weight = shards.local(p).to(factors[0].dtype)
         init.fill_(
             factors,
@@ -261,21 +302,15 @@ class Factorized(Optimizer):
         return plan, grads
 
     def _make_plan(self, group: dict[str, Any], shape: tuple[Any, ...]) -> plans.Plan:
-        batches: dict[tuple[torch.device, torch.dtype, float, bool], Batch] = {}
+        batches: dict[tuple[torch.device, torch.dtype, float, bool, int], Batch] = {}
         idle = []
-        depth, moments = group["depth"], self._kept(group)
-        compiling = torch.compiler.is_compiling()  # what is remembered would be guarded, and compiled anew when it changes
         for p in group["params"]:
             if p.grad is None:
                 idle.append(p)
                 continue
-            pieces = None if compiling else self._pieces.get(p)
-            if pieces is None or pieces.depth != depth or tuple(pieces.moments) != moments:
-                pieces = self._collect(p, group)
-                if not compiling:
-                    self._pieces[p] = pieces
+            pieces = self._pieces_of(p, group)
             damped, sharded = self._dampening(group, pieces.state), shards.is_sharded(p)
-            key = (p.device, p.dtype, damped, sharded)
+            key = (p.device, p.dtype, damped, sharded, len(pieces.factors))
             batch = batches.get(key)
             if batch is None:
                 batch = batches[key] = Batch(self._owner, damped, sharded, moments={m: [] for m in self.moments})
@@ -287,36 +322,49 @@ class Factorized(Optimizer):
                 batch.moments[moment] += tensors
         return plans.Plan(shape, list(group["params"]), self.state, len(self.state), idle, list(batches.values()))
 
+    def _pieces_of(self, p: Tensor, group: dict[str, Any]) -> Pieces:
+        compiling = torch.compiler.is_compiling()  # what is remembered would be guarded, and compiled anew when it changes
+        pieces = None if compiling else self._pieces.get(p)
+        if pieces is None or pieces.depth != group["depth"] or tuple(pieces.moments) != self._kept(group):
+            pieces = self._collect(p, group)
+            if not compiling:
+                self._pieces[p] = pieces
+        return pieces
+
     def _collect(self, p: Tensor, group: dict[str, Any]) -> Pieces:
-        depth = group["depth"]
+        depth, kept = group["depth"], self._kept(group)
         if not self.state.get(p):
             self._factorize(p, group)
-        state, moments = self.state[p], self._kept(group)
-        if missing := [moment for moment in moments if f"{moment}_0" not in state]:
+        state = self.state[p]
+        self._check_depth(state, depth)
+        if missing := [moment for moment in kept if moment not in self._moved(state)[1]]:
             self._add_moments(p, depth, missing)
-        if f"factor_{depth - 1}" not in state or f"factor_{depth}" in state:
-            raise RuntimeError(
-                f"{self._owner}.step: the depth of a group was changed to {depth} after its weights were factorized; make a "
-                "new optimizer, or add the parameters to a new group"
-            )
+        factors, moments = self._moved(state)
         return Pieces(
             p,
             depth,
             state,
             shards.local(p.detach()) if shards.is_sharded(p) else p,
-            [shards.local(state[f"factor_{d}"]) for d in range(depth)],
-            {moment: [shards.local(state[f"{moment}_{d}"]) for d in range(depth)] for moment in moments},
+            [shards.local(factor) for factor in factors],
+            {moment: [shards.local(tensor) for tensor in moments[moment]] for moment in kept},
             None,
         )
 
+    def _check_depth(self, state: dict[str, Any], depth: int) -> None:
+        if self._depth_of(state) != depth:
+            raise RuntimeError(
+                f"{self._owner}: the depth of a group was changed to {depth} after its weights were factorized; make a new "
+                "optimizer, or add the parameters to a new group"
+            )
+
     def _check_unchanged(self, pieces: Pieces) -> None:
-        product = hadamard_product(pieces.factors).to(pieces.weight.dtype)
+        product = self._product(pieces.factors, pieces.depth).to(pieces.weight.dtype)
         if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
             p = pieces.param
             raise RuntimeError(
-                f"{self._owner}.step: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer,"
-                " so it is no longer the product of its factors. To go on from the changed weights call opt.resync(), which "
-                "splits them anew and zeroes their momenta"
+                f"{self._owner}: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer, so "
+                "it is no longer the product of its factors. To go on from the changed weights call opt.resync(), which splits "
+                "them anew and zeroes their momenta"
             )
         pieces.version = pieces.weight._version
 
@@ -329,9 +377,3 @@ class Factorized(Optimizer):
         if found != names:
             raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {sorted(names)}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
-
-
-def _check_parameter(owner: str, p: Tensor) -> None:
-    common.check_parameter(owner, p)
-    if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
-        raise ValueError(f"{owner}: a parameter of shape {tuple(p.shape)} holds NaN or infinity")

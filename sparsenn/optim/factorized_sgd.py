@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsenn.optim import common, plans
+from sparsenn.ops import hadamard_product
+from sparsenn.optim import balance, common, plans, shards
+from sparsenn.optim.balance import BalanceSwitch
 from sparsenn.optim.factorized import Batch, Factorized
 
 _ops = torch.ops.sparsenn
+_log = logging.getLogger(__name__)
 
 
 class FactorizedSGD(Factorized):
@@ -49,6 +53,13 @@ class FactorizedSGD(Factorized):
         factor_init: "preserve" (default) and "root" keep the weights; "dwf", "variance_matching" and "standard" draw factors
             and set the weights to their product, as the paper does. See `sparsenn.init`.
         maximize: Maximize the objective instead.
+        balanced: Whether factors of one magnitude, which stay so (Lemma 4), are kept as one signed root r a weight,
+            :math:`w = r |r|^{D-1}`, with one momentum: 2 words of state a weight instead of 2D, and a quicker step. False keeps
+            the factors. True takes ``factor_init="root"``, from where nothing else changes: up to depth 4 the weights have the
+            same bits. ``"auto"`` starts so from "root"; from another start it looks every 100 steps whether the factors of a
+            whole parameter have become balanced to ``balance_tolerance``, and goes on with their root: see `balance`. It takes
+            parameters that are not sharded, and a compiled step does not look.
+        balance_tolerance: How far from balance, relative to their norm, factors and momenta of a parameter may be then.
         generator: Source of the seed for the factors. Factors are drawn per element from that seed, whatever the sharding.
             Without a generator the seed comes from torch's default one and is broadcast from rank 0 where a process group is
             initialized, so every rank must then construct the optimizer. With one, give every rank the same seed.
@@ -62,7 +73,7 @@ class FactorizedSGD(Factorized):
         Clipping the gradients of the model clips ∂ℓ/∂w, not the factors' gradients, which are that times products of the
         other factors. A change through ``p.data``, or before a step that is compiled, can't be noticed: call `resync` after it.
 
-    Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2; with "preserve" in place of their Algorithm 1.
+    Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2, Lemma 4; with "preserve" in place of their Algorithm 1.
 
     Example:
         >>> import torch, sparsenn
@@ -92,6 +103,8 @@ class FactorizedSGD(Factorized):
         weight_decay: float = 0.0,
         factor_init: str = "preserve",
         maximize: bool = False,
+        balanced: bool | str = False,
+        balance_tolerance: float = 1e-3,
         generator: torch.Generator | None = None,
     ) -> None:
         options = {
@@ -104,31 +117,148 @@ class FactorizedSGD(Factorized):
             "weight_decay": weight_decay,
             "factor_init": factor_init,
             "maximize": maximize,
+            "balanced": balanced,
+            "balance_tolerance": balance_tolerance,
+            "balance_steps": 0,  # since the construction, where balanced is "auto"
         }
         super().__init__(params, options, generator)
+
+    def factors(self, p: Tensor) -> tuple[Tensor, ...]:
+        """The D factors of a parameter, in its shape: the tensors that the optimizer moves, not copies.
+
+        Of a balanced parameter the first is the root that it moves; the others are one new tensor, the root's magnitude.
+
+        Raises:
+            ValueError: for a tensor that is not one of the optimizer's parameters, or not factorized yet (it never required
+                grad).
+        """
+        own, state = super().factors(p), self.state[p]
+        return tuple(balance.factors_of(own[0], balance.depth_of(state))) if balance.is_balanced(state) else own
+
+    @torch.no_grad()
+    def balance(self, params: Iterable[Tensor] | None = None, *, tolerance: float | None = None) -> list[BalanceSwitch]:
+        r"""Go on with one root a weight where the factors of a whole parameter, and their momenta, are balanced to a tolerance.
+
+        With :math:`\bar\omega = \frac1D \sum_d |\omega_d|` and
+        :math:`\bar v = \frac1D \sum_d \operatorname{sign}(\omega_d) v_d`, their distances from the nearest balanced ones are
+
+        .. math:: e_\omega^2 = \frac{\sum_d \||\omega_d| - \bar\omega\|^2}{\sum_d \|\omega_d\|^2}, \qquad
+            e_v^2 = \frac{\sum_d \|\operatorname{sign}(\omega_d) v_d - \bar v\|^2}{\sum_d \|v_d\|^2}
+
+        with norms over the parameter; 0/0 is 0. Where both are at most the tolerance, the root becomes
+        :math:`\operatorname{sign}(w) |w|^{1/D}`, which keeps the weights to rounding, its momentum
+        :math:`\operatorname{sign}(w)\, \bar v`, and the memory of factors and momenta is freed. From then on a weight that is 0
+        stays 0, and at even D the others keep their signs, as balanced factors do.
+
+        Args:
+            params: The parameters to look at; all that have factors by default.
+            tolerance: Instead of the group's ``balance_tolerance``; infinity takes all.
+
+        Returns:
+            One `BalanceSwitch` for each parameter that was switched now, which says by how much its weights have jumped; the
+            same is logged as INFO. See `switches` for all of them.
+
+        Raises:
+            ValueError: for a tensor that is not one of the optimizer's factorized parameters, and sharded ones with factors.
+            RuntimeError: where weights were changed behind the optimizer's back; see `resync`.
+
+        Example:
+            >>> import torch, sparsenn
+            >>> weight = torch.nn.Parameter(torch.tensor([0.5, -2.0]))
+            >>> optimizer = sparsenn.optim.FactorizedSGD([weight], lr=0.1, depth=2)
+            >>> optimizer.balance(), len(optimizer.balance(tolerance=2.0))
+            ([], 1)
+            >>> optimizer.switches()[0].jump < 1e-6
+            True
+        """
+        chosen = self._factorized() if params is None else list(params)
+        for p in chosen:
+            super().factors(p)
+        waiting = [p for p in chosen if not balance.is_balanced(self.state[p])]
+        for p in waiting:
+            balance.check_whole(f"{self._owner}.balance: parameter {self._position(p)}", p)
+        measured = [self._imbalance(p) for p in waiting]
+        found: list[BalanceSwitch] = []
+        for p, imbalance in zip(waiting, torch.stack(measured).tolist() if measured else [], strict=True):
+            if max(imbalance) <= (self._group_of(p)["balance_tolerance"] if tolerance is None else tolerance):
+                factors, moments = self._moved(self.state[p])
+                balance.switch(p, self.state[p], factors, moments.get("momentum", []), imbalance)
+                self._pieces.pop(p, None)
+                found += balance.report(self._position(p), p, self.state[p])
+                _log.info("%s: %s goes on with one root a weight", self._owner, found[-1])
+        if found:
+            self._plans.clear()
+        return found
+
+    def switches(self) -> list[BalanceSwitch]:
+        """What `balance`, or ``balanced="auto"``, has done so far, in the order of the parameters; a part of the state."""
+        return [found for p in self._factorized() for found in balance.report(self._position(p), p, self.state[p])]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a state from before there were these
+            for name, value in (("balanced", False), ("balance_tolerance", 1e-3), ("balance_steps", 0)):
+                group.setdefault(name, value)
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
         common.check_momentum(self._owner, group)
+        balance.check_options(self._owner, group)
+
+    def _check_parameter(self, p: Tensor, group: dict[str, Any]) -> None:
+        super()._check_parameter(p, group)
+        if group["balanced"] == "auto":
+            balance.check_whole(f"{self._owner}: balanced is 'auto' and a parameter of shape {tuple(p.shape)}", p)
 
     def _kept(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.moments if group["momentum"] else ()
 
+    def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        balanced = group["balanced"] and group["factor_init"] == "root"
+        return balance.fresh_state(p, group["depth"]) if balanced else super()._fresh_state(p, group)
+
+    def _moved(self, state: dict[str, Any]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        return balance.moved(state) if balance.is_balanced(state) else super()._moved(state)
+
+    def _depth_of(self, state: dict[str, Any]) -> int:
+        return balance.depth_of(state) if balance.is_balanced(state) else super()._depth_of(state)
+
+    def _product(self, factors: list[Tensor], depth: int) -> Tensor:
+        return balance.product(factors, depth)
+
+    def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
+        depth = self._group_of(p)["depth"]
+        if len(factors) == depth:
+            super()._fill(factors, p, method)
+            return
+        weight = shards.local(p)
+        if method != "root":
+            split = [torch.empty_like(factors[0]) for _ in range(depth)]
+            super()._fill(split, p, method)
+            weight = hadamard_product(split)  # lifted where it was 0
+        balance.fill_root_(factors[0], weight, depth)
+
     def _add_moments(self, p: Tensor, depth: int, moments: Iterable[str]) -> None:
-        super()._add_moments(p, depth, moments)
+        if balance.is_balanced(self.state[p]):
+            balance.add_momentum(p, self.state[p])
+        else:
+            super()._add_moments(p, depth, moments)
         self.state[p]["momentum_started"] = False
 
     def _dampening(self, group: dict[str, Any], state: dict[str, Any]) -> float:
         return common.current_dampening(group, state)
 
     def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor]) -> None:
-        _ops.factorized_sgd_.default(
+        roots = len(batch.factors) < group["depth"] * len(batch.weights)  # at depth 1 a root is the factor
+        operator = _ops.balanced_sgd_.default if roots else _ops.factorized_sgd_.default
+        operator(
             batch.weights,
             batch.factors,
             batch.moments["momentum"],
             grads,
             self._scalar(group["lr"]),
             self._scalar(group["lam"]),
+            *([group["depth"]] if roots else []),
             group["momentum"],
             batch.dampening,
             group["weight_decay"],
@@ -142,3 +272,27 @@ class FactorizedSGD(Factorized):
                 for pieces in batch.pieces:
                     pieces.state["momentum_started"] = True
         plan.first_step_done(group)
+
+    def _step_done(self) -> None:
+        for group in self.param_groups:
+            if group["balanced"] == "auto":
+                group["balance_steps"] += 1
+                if group["balance_steps"] % balance.EVERY == 0:
+                    self.balance([p for p in group["params"] if self.state.get(p)])
+
+    def _imbalance(self, p: Tensor) -> Tensor:
+        """That of a parameter's factors and momenta, when its weights are found to be those that the optimizer left."""
+        pieces = self._pieces_of(p, self._group_of(p))
+        if pieces.version != pieces.weight._version:
+            self._check_unchanged(pieces)
+        return balance.imbalances(pieces.factors, pieces.moments.get("momentum", []))
+
+    def _is_ours(self, name: str) -> bool:
+        return super()._is_ours(name) or balance.is_tensor_of(name)
+
+    def _check_state(self, p: Tensor, depth: int, entries: dict[str, Any]) -> None:
+        if balance.is_balanced(entries):
+            balance.check_state(self._owner, depth, entries)
+            common.check_shapes(self._owner, p, entries, self._is_ours)
+        else:
+            super()._check_state(p, depth, entries)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.presets import (
+    BALANCED,
     DATASETS,
     DTYPES,
     FACTOR_INITS,
@@ -61,6 +62,8 @@ class TrainConfig:
             of the pixels' range [0, 1], of their standard deviation for colour images; 0 for none.
         augment: whether every training image is flipped, shifted and rotated anew in every epoch, by ``sparsenn.data.augment``.
         factor_init: how the factors start, see ``sparsenn.optim.FactorizedSGD``.
+        balanced: whether balanced factors are kept as one root a weight: ``never``, ``auto``, or ``always``, which takes
+            ``factor_init`` root; see ``sparsenn.optim.FactorizedSGD``.
         seed: of the initial weights, the factors and the order of the images.
         device: where to train, ``cpu``, ``cuda`` or ``cuda:<index>``.
         threads: CPU threads; 0 leaves PyTorch its choice.
@@ -91,6 +94,7 @@ class TrainConfig:
     input_noise: float
     augment: bool
     factor_init: str
+    balanced: str = "never"  # runs from before there was a choice have none
     seed: int
     device: str
     threads: int
@@ -167,6 +171,7 @@ def configure(**given: Any) -> TrainConfig:
         "input_noise": preset.input_noise,
         "augment": preset.augment,
         "factor_init": "preserve",
+        "balanced": "never",
         "seed": 0,
         "device": "cpu",
         "threads": preset.threads,
@@ -251,6 +256,8 @@ def _neutral(method: Any) -> dict[str, Any]:
         neutral |= _NO_MASKS
     if method not in FACTORIZED:
         neutral |= {"depth": 1, "factor_init": "preserve"}
+    if method != "dwf":
+        neutral["balanced"] = "never"
     if method == "dense" or method in PRUNERS:
         neutral |= {"lam": 0.0, "lam_schedule": "constant", "target_sparsity": None}
     if method == "dense":
@@ -287,6 +294,8 @@ def _check_together(config: TrainConfig) -> None:
         if getattr(config, key) != value:
             raise ConfigError(f"method {config.method} takes {key.replace('_', '-')} {value!r} alone")
     _check_masks(config)
+    if config.balanced == "always" and config.factor_init != "root":
+        raise ConfigError(f"balanced always takes factor-init root, not {config.factor_init}; balanced auto waits for balance")
     if config.target_sparsity is not None and (config.lam_schedule != "constant" or config.lam == 0):
         raise ConfigError("target-sparsity finds λ by itself: it takes lam-schedule constant and a lam above 0 to start from")
 
@@ -351,6 +360,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "input_noise": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
     "augment": lambda value: "" if isinstance(value, bool) else "true or false",
     "factor_init": _one_of(*FACTOR_INITS),
+    "balanced": _one_of(*BALANCED),
     "seed": lambda value: "" if is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
     "device": check_device,
     "threads": _int_from(0),

@@ -21,6 +21,8 @@ from sparsenn.training.presets import FACTORIZED
 # float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its authors count as zero.
 COLLAPSE_AT = {**dict.fromkeys(FACTORIZED, torch.finfo(torch.float32).eps), "l1-subgradient": 1e-4}
 
+_BALANCED: dict[str, bool | str] = {"never": False, "auto": "auto", "always": True}
+
 CONTROL_UPDATES = 300  # of λ in a run, where it is sought
 
 
@@ -31,7 +33,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         factors: dict[str, Any] = {"depth": config.depth, "lam": config.lam, "factor_init": config.factor_init}
         factors["generator"] = torch.Generator().manual_seed(config.seed)
         if config.method == "dwf":
-            return FactorizedSGD(model.parameters(), **factors, **common)
+            return FactorizedSGD(model.parameters(), **factors, **common, balanced=_BALANCED[config.balanced])
         return FactorizedAdam(model.parameters(), lr=config.lr, betas=(config.momentum, 0.999), **factors)
     if config.method == "prox":
         return ProxSGD(model.parameters(), lam=config.lam, **common)

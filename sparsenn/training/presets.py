@@ -11,6 +11,7 @@ FACTORIZED = ("dwf", "dwf-adam")
 METHODS = (*FACTORIZED, "prox", "l1-subgradient", "dense", *PRUNERS)
 SCHEDULES = ("cosine", "constant", "step")
 DTYPES = ("float32", "float64", "bfloat16")
+BALANCED = ("never", "auto", "always")
 FACTOR_INITS = ("preserve", "root", "dwf", "variance_matching", "standard")
 
 

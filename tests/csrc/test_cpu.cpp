@@ -1,5 +1,6 @@
 // The launchers of csrc/cpu.
 #include "adam_cases.h"
+#include "balanced_cases.h"
 #include "launcher_cases.h"
 #include "prox_cases.h"
 #include "ridge_cases.h"
@@ -11,6 +12,7 @@ using namespace sparsenn;
 namespace {
 
 LAUNCHER_TESTS(Cpu)
+BALANCED_LAUNCHER_TESTS(Cpu)
 PROX_LAUNCHER_TESTS(Cpu)
 SPECTRAL_TESTS(Cpu)
 RIDGE_TESTS(Cpu)

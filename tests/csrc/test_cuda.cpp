@@ -1,6 +1,7 @@
 // The CUDA launchers, compiled for the host: all but the hardware. tests/csrc/emulation stands for
 // csrc/cuda/launch.cuh.
 #include "adam_cases.h"
+#include "balanced_cases.h"
 #include "cuda/launch.cuh"
 #include "launcher_cases.h"
 #include "prox_cases.h"
@@ -14,6 +15,7 @@ using cuda::emulation;
 namespace {
 
 LAUNCHER_TESTS(Cuda)
+BALANCED_LAUNCHER_TESTS(Cuda)
 PROX_LAUNCHER_TESTS(Cuda)
 SPECTRAL_TESTS(Cuda)
 RIDGE_TESTS(Cuda)

@@ -31,7 +31,10 @@ def net() -> nn.Module:
 
 
 def make(model: nn.Module, **options) -> FactorizedSGD:
-    return FactorizedSGD(model.parameters(), 0.05, depth=3, lam=1e-3, momentum=0.9, **options)
+    """The first layer by three factors a weight, the second by one root."""
+    first, last = (list(layer.parameters()) for layer in (getattr(model, "module", model)[i] for i in (0, 2)))
+    groups = [{"params": first}, {"params": last, "factor_init": "root", "balanced": True}]
+    return FactorizedSGD(groups, 0.05, depth=3, lam=1e-3, momentum=0.9, **options)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps, rank: int = 0, world: int = 1) -> None:
@@ -106,6 +109,10 @@ def _fsdp(rank: int, world: int, folder: Path) -> None:
                 assert value.shape == p.shape, name
                 assert value.placements == p.placements, name
         state.append([p.full_tensor().detach(), *(f.full_tensor() for f in optimizer.factors(p))])
+    with pytest.raises(ValueError, match="sharded; balance is looked for in whole parameters"):
+        make(model, balanced="auto")
+    with pytest.raises(ValueError, match="parameter 0 is sharded; balance is"):
+        optimizer.balance()
     if rank == 0:
         torch.save(state, folder / f"world-{world}.pt")
 
