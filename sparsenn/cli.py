@@ -30,8 +30,7 @@ Without flags it trains LeNet-300-100 on the digits that come with scikit-learn,
 minute. A larger --lam means fewer weights; the methods are
 
   dwf             every weight and bias is a product of D factors, loss + (λ/D) Σ‖ω_d‖², which is loss + λ‖w‖_{2/D}^{2/D}; a
-                  learning rate just short of instability works best, and more --depth means fewer weights
-  dwf-adam        the same by Adam on the factors, with a learning rate of Adam's
+                  learning rate just short of instability works best, and more --depth means fewer weights; dwf-adam: by Adam
   prox            loss + λ‖w‖₁ by proximal steps: exact zeros at every step
   l1-subgradient  loss + λ‖w‖₁ by adding λ sign(w) to the gradient: weights hover near 0, for comparison
   dense           no penalty
