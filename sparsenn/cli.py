@@ -277,9 +277,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     sparsity = parser.add_argument_group("how sparse")
-    sparsity.add_argument(
-        "--depth", type=int, metavar="D", help="factors a weight, for dwf(-adam): 2 is L1, 3 is L_2/3, 4 L_1/2"
-    )
+    sparsity.add_argument("--depth", type=int, metavar="D", help="factors a weight, for dwf: 2 is L1, 3 is L_2/3, 4 is L_1/2")
     sparsity.add_argument("--lam", type=float, metavar="λ", help="strength of the penalty")
     sparsity.add_argument(
         "--lam-schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0, for digits, else constant)"
@@ -299,9 +297,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument(
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
-    sparsity.add_argument(
-        "--factor-init", metavar="NAME", help=f"for dwf(-adam): {', '.join(FACTOR_INITS)} (default: preserve)"
-    )
+    sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")
