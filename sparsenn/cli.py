@@ -30,8 +30,7 @@ Without flags it trains LeNet-300-100 on the digits that come with scikit-learn,
 minute. A larger --lam means fewer weights; the methods are
 
   dwf             every weight and bias is a product of D factors, loss + (λ/D) Σ‖ω_d‖², which is loss + λ‖w‖_{2/D}^{2/D}; a
-                  learning rate just short of instability works best, and more --depth means fewer weights
-  dwf-adam        the same by Adam on the factors, with a learning rate of Adam's
+                  learning rate just short of instability works best, and more --depth means fewer weights; dwf-adam: by Adam
   prox            loss + λ‖w‖₁ by proximal steps: exact zeros at every step
   l1-subgradient  loss + λ‖w‖₁ by adding λ sign(w) to the gradient: weights hover near 0, for comparison
   dense           no penalty
@@ -279,7 +278,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     sparsity = parser.add_argument_group("how sparse")
-    sparsity.add_argument("--depth", type=int, metavar="D", help="factors a weight, for dwf(-adam): 2 is L1, 3 L_2/3, 4 L_1/2")
+    sparsity.add_argument("--depth", type=int, metavar="D", help="factors a weight, for dwf: 2 is L1, 3 is L_2/3, 4 is L_1/2")
     sparsity.add_argument("--lam", type=float, metavar="λ", help="strength of the penalty")
     sparsity.add_argument(
         "--lam-schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0, for digits, else constant)"
@@ -297,10 +296,8 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument(
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
-    sparsity.add_argument(
-        "--factor-init", metavar="NAME", help=f"for dwf(-adam): {', '.join(FACTOR_INITS)} (default: preserve)"
-    )
-    sparsity.add_argument("--balanced", metavar="WHEN", help=f"one root for dwf's balanced factors: {', '.join(BALANCED)}")
+    sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
+    sparsity.add_argument("--balanced", metavar="WHEN", help=f"for dwf by SGD, one root for balanced factors: {', '.join(BALANCED)}")
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")
@@ -308,7 +305,9 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
     how.add_argument("--batch-size", type=int, metavar="N", help="images a step")
     how.add_argument("--momentum", type=float, metavar="M", help="momentum of SGD (default: 0.9)")
-    how.add_argument("--clip-norm", type=float, metavar="C", help="longest gradient; 0: any (default: 1 for digits, else 0)")
+    how.add_argument(
+        "--clip-norm", type=float, metavar="C", help="longest gradient; 0: no limit (default: 1 for digits, else 0)"
+    )
     how.add_argument(
         "--input-noise", type=float, metavar="σ", help="noise on the training images (default: 0.2 for digits, else 0)"
     )

@@ -42,7 +42,7 @@ class Preset:
     depth: int = 3
     lam: float = 6e-4
     lr: float | tuple[float, float, float] = 0.15
-    adam_lr: float = 0.003
+    adam_lr: float = 0.01
     lam_schedule: str = "constant"
     l1_lam: float = 1e-4
     dense_lr: float = 0.15

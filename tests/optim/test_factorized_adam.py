@@ -44,7 +44,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("depth", "rule"), [*CASES, (9, "plain"), (9, "weight_decay")])
+@pytest.mark.parametrize(("depth", "rule"), [*CASES, (9, "weight_decay")])
 def test_equals_adam_on_explicit_factors(backend, depth, rule):
     options = dict(RULES[rule])
     lam, decay, lr = 0.02, options.get("weight_decay", 0.0), 0.02
