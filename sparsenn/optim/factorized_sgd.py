@@ -264,9 +264,10 @@ class FactorizedSGD(Optimizer):
         waiting = [self._unchanged(p) for p in chosen if not balance.is_balanced(self.state[p])]
         measured = [balance.imbalances(pieces.factors, pieces.momenta) for pieces in waiting]
         found: list[BalanceSwitch] = []
-        for pieces, imbalance in zip(waiting, torch.stack(measured).tolist() if measured else [], strict=True):
-            p, limit = pieces.param, self._group_of(pieces.param)["balance_tolerance"] if tolerance is None else tolerance
-            if max(imbalance) <= limit:
+        for pieces, measurement in zip(waiting, measured, strict=True):
+            p, imbalance = pieces.param, measurement.tolist()
+            limit = self._group_of(p)["balance_tolerance"] if tolerance is None else tolerance
+            if all(x <= limit for x in imbalance):  # no NaN either
                 balance.switch(p, self.state[p], pieces.depth, imbalance)
                 self._pieces.pop(p, None)
                 found += balance.report(self._position(p), p, self.state[p])
