@@ -297,7 +297,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
     sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
-    sparsity.add_argument("--balanced", metavar="WHEN", help=f"for dwf by SGD, one root for balanced factors: {', '.join(BALANCED)}")
+    sparsity.add_argument("--balanced", metavar="WHEN", help=f"one root for SGD's balanced factors: {', '.join(BALANCED)}")
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")

@@ -179,8 +179,10 @@ class FactorizedSGD(Factorized):
             balance.check_whole(f"{self._owner}.balance: parameter {self._position(p)}", p)
         measured = [self._imbalance(p) for p in waiting]
         found: list[BalanceSwitch] = []
-        for p, imbalance in zip(waiting, torch.stack(measured).tolist() if measured else [], strict=True):
-            if max(imbalance) <= (self._group_of(p)["balance_tolerance"] if tolerance is None else tolerance):
+        for p, measurement in zip(waiting, measured, strict=True):
+            imbalance = measurement.tolist()
+            limit = self._group_of(p)["balance_tolerance"] if tolerance is None else tolerance
+            if all(x <= limit for x in imbalance):  # no NaN either
                 factors, moments = self._moved(self.state[p])
                 balance.switch(p, self.state[p], factors, moments.get("momentum", []), imbalance)
                 self._pieces.pop(p, None)

@@ -115,6 +115,10 @@ def test_unbalanced_factors_are_kept(backend):
     momentum.mul_(1.5)  # balanced factors alone are not enough
     assert optimizer.balance(tolerance=1e-2) == []
     momentum.div_(1.5)
+    kept = momentum[0, 0].clone()
+    momentum[0, 0] = torch.inf
+    assert optimizer.balance(tolerance=float("inf")) == []
+    momentum[0, 0] = kept
     assert len(optimizer.balance(tolerance=1e-2)) == 1
     assert optimizer.balance(tolerance=1e-2) == []
 
