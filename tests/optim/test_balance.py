@@ -146,6 +146,20 @@ def test_a_restored_run_goes_on_to_the_bit(backend, tmp_path, dtype):
         assert all(torch.equal(a, b) for a, b in zip(other.factors(q), optimizer.factors(p), strict=True))
 
 
+def test_a_state_from_before_there_were_roots_goes_on():
+    (p, optimizer), (q, other) = pulled(False), pulled("auto")
+    pull(p, optimizer, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    for name in ("balanced", "balance_tolerance", "balance_steps"):
+        del state["param_groups"][0][name]
+    other.load_state_dict(state)
+    q.data.copy_(p.data)
+    pull(p, optimizer, range(3, 6))
+    pull(q, other, range(3, 6))
+    assert torch.equal(p, q)
+    assert len(other.balance(tolerance=float("inf"))) == 1
+
+
 def test_changed_weights_are_noticed_and_resynced(backend):
     for factor_init, balanced in (("root", True), ("preserve", False)):
         p, optimizer = pulled(balanced, factor_init=factor_init, depth=2)
@@ -169,6 +183,22 @@ def test_changed_weights_are_noticed_and_resynced(backend):
         pull(p, optimizer, [3])
 
 
+def test_a_root_and_factors_step_together_as_each_alone(backend):
+    drawn = torch.randn(2, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    together, alone = ([nn.Parameter(x.clone()) for x in drawn] for _ in range(2))
+    options = {"depth": 3, "lam": 0.01, "momentum": 0.9, "factor_init": "root"}
+    optimizers = [FactorizedSGD(params, 0.1, **options) for params in (together, *([p] for p in alone))]
+    optimizers[0].balance([together[1]])
+    optimizers[2].balance()
+    for step in range(5):
+        for p in (*together, *alone):
+            p.grad = p.detach() - step
+        for optimizer in optimizers:
+            optimizer.step()
+    assert ["root" in optimizers[0].state[p] for p in together] == [False, True]
+    assert all(torch.equal(p, q) for p, q in zip(together, alone, strict=True))
+
+
 def test_groups_differ_and_what_does_not_fit_is_refused(backend):
     model = net()
     layers = [list(model[i].parameters()) for i in (0, 2)]
@@ -180,6 +210,8 @@ def test_groups_differ_and_what_does_not_fit_is_refused(backend):
     optimizer.param_groups[0]["depth"] = 2
     with pytest.raises(RuntimeError, match="depth of a group was changed to 2"):
         train(model, optimizer, [3])
+    with pytest.raises(RuntimeError, match="depth of a group was changed to 2"):
+        optimizer.resync()
     optimizer.param_groups[0]["depth"] = 3
     state = copy.deepcopy(optimizer.state_dict())
     state["state"][0]["root_depth"] = 2
