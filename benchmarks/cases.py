@@ -73,33 +73,27 @@ class Case:
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
     @property
-    def tensors(self) -> int:
-        """How many tensors of `numel` elements the operation touches: its footprint."""
+    def tensors(self) -> tuple[int, int, int]:
+        """How many tensors of `numel` elements the operation touches, reads and writes; factors' steps don't read weights."""
+        d = self.depth
         return {
-            "forward": self.depth + 1,  # factors, product
-            "backward": 2 * self.depth + 1,  # gradient, factors, their gradients
-            "step": 2 * self.depth + 2,  # gradient, factors, momenta, weight
-            "proximal": 3,  # gradient, momentum, weight
+            "forward": (d + 1, d, 1),  # factors, product
+            "backward": (2 * d + 1, d + 1, d),  # gradient, factors, their gradients
+            "step": (2 * d + 2, 2 * d + 1, 2 * d + 1),  # gradient, factors, momenta, weight
+            "adam": (3 * d + 2, 3 * d + 1, 3 * d + 1),  # gradient, factors, their two means, weight
+            "balanced": (4, 3, 3),  # gradient, root, momentum, weight
+            "proximal": (3, 3, 2),  # gradient, momentum, weight, which is read too
         }[self.direction]
-
-    @property
-    def reads(self) -> int:
-        return {"forward": self.depth, "backward": self.depth + 1, "step": 2 * self.depth + 1, "proximal": 3}[self.direction]
-
-    @property
-    def writes(self) -> int:
-        """The step writes factors, momenta and the weight, which it does not read."""
-        return {"forward": 1, "backward": self.depth, "step": 2 * self.depth + 1, "proximal": 2}[self.direction]
 
     @property
     def footprint(self) -> int:
         """Bytes of the tensors that the operation touches."""
-        return self.tensors * self.numel * FLOAT
+        return self.tensors[0] * self.numel * FLOAT
 
     @property
     def bytes(self) -> int:
         """What the operation must move, each element once."""
-        return (self.reads + self.writes) * self.numel * FLOAT
+        return sum(self.tensors[1:]) * self.numel * FLOAT
 
 
 @dataclass(frozen=True)
@@ -193,7 +187,7 @@ def add_limit(inputs: Inputs) -> Run:
 
 
 def _halves(case: Case) -> tuple[Tensor, Tensor]:
-    n = case.numel * case.tensors // 2
+    n = case.numel * case.tensors[0] // 2
     return torch.full((n,), 2.0**-20, device=case.device), torch.ones(n, device=case.device)
 
 

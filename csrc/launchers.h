@@ -36,6 +36,12 @@ struct FactorizedSgdOptions {
   bool nesterov, maximize;
 };
 
+struct FactorizedAdamOptions {
+  Scalar lr, lam;
+  double beta1, beta2, eps, weight_decay;
+  bool decoupled, maximize;
+};
+
 struct ProxSgdOptions {
   Scalar lr;
   double momentum, dampening, weight_decay;
@@ -75,6 +81,27 @@ template <class Device>
 void factorized_sgd(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
                     const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
                     void* stream);
+
+// The same for weights whose factors all have one magnitude: roots holds one signed root for each, of depth `depth`,
+// and momenta one momentum.
+template <class Device>
+void balanced_sgd(const TensorView* weights, const TensorView* roots, const TensorView* momenta,
+                  const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
+                  void* stream);
+
+// The tensors of a step of Adam on the factors of `count` weights. Where there are `depth` views for a weight, those of
+// one weight are together, of the weights' dtype or float32 for half types; largest is null without AMSGrad. steps are
+// single float32 numbers on the device: how many there were.
+struct AdamTensors {
+  const TensorView *weights, *factors, *means, *squares, *largest, *steps, *grads;
+  int64_t count, depth;
+};
+
+// `workspace` has room for factorized_adam_workspace(count) bytes.
+template <class Device>
+int64_t factorized_adam_workspace(int64_t count);
+template <class Device>
+void factorized_adam(const AdamTensors& tensors, const FactorizedAdamOptions& options, void* workspace, void* stream);
 
 // One proximal step for `count` weights, in place. momenta are of the weights' dtype or float32 for half types, and
 // null where momentum is 0. lams holds one for each weight; zeros gets the number of exact zeros in each.

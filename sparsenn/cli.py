@@ -19,7 +19,7 @@ from sparsenn.runtime.container import read
 from sparsenn.runtime.report import describe
 from sparsenn.training import config as settings
 from sparsenn.training.grid import config as sweep_settings
-from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
+from sparsenn.training.presets import BALANCED, DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
 
 _DESCRIPTION = "Train sparse neural networks by principled means."
 _TRAIN = """\
@@ -30,7 +30,7 @@ Without flags it trains LeNet-300-100 on the digits that come with scikit-learn,
 minute. A larger --lam means fewer weights; the methods are
 
   dwf             every weight and bias is a product of D factors, loss + (λ/D) Σ‖ω_d‖², which is loss + λ‖w‖_{2/D}^{2/D}; a
-                  learning rate just short of instability works best, and more --depth means fewer weights
+                  learning rate just short of instability works best, and more --depth means fewer weights; dwf-adam: by Adam
   prox            loss + λ‖w‖₁ by proximal steps: exact zeros at every step
   l1-subgradient  loss + λ‖w‖₁ by adding λ sign(w) to the gradient: weights hover near 0, for comparison
   dense           no penalty
@@ -292,13 +292,12 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     sparsity.add_argument(
         "--prune-epoch", type=int, metavar="N", help="epochs before pruning (default: half for magnitude, else 0)"
     )
-    sparsity.add_argument(
-        "--retrain-lr", type=float, metavar="LR", help="initial learning rate after that (default: that of --lr)"
-    )
+    sparsity.add_argument("--retrain-lr", type=float, metavar="LR", help="learning rate after that (default: that of --lr)")
     sparsity.add_argument(
         "--prune-biases", action=argparse.BooleanOptionalAction, help="prune biases and normalization too (default: no)"
     )
     sparsity.add_argument("--factor-init", metavar="NAME", help=f"for dwf: {', '.join(FACTOR_INITS)} (default: preserve)")
+    sparsity.add_argument("--balanced", metavar="WHEN", help=f"one root for SGD's balanced factors: {', '.join(BALANCED)}")
 
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")
@@ -329,16 +328,10 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--out", metavar="DIR", default=None, help="the run's folder, new or empty (default: a new one under runs/)"
-    )
-    files.add_argument(
-        "--resume", action="store_true", default=False, help="go on with the run in --out from its last checkpoint"
-    )
+    files.add_argument("--out", metavar="DIR", default=None, help="the run's folder, new or empty (default: one under runs/)")
+    files.add_argument("--resume", action="store_true", default=False, help="go on with the run in --out from its checkpoint")
     files.add_argument("--checkpoint-every", type=int, metavar="N", help="epochs between two checkpoints")
-    files.add_argument(
-        "--config", metavar="FILE", default=None, help="a JSON object of settings, in the form of a run's config.json"
-    )
+    files.add_argument("--config", metavar="FILE", default=None, help="a JSON object of settings, as a run's config.json is")
     files.add_argument("--quiet", action="store_true", default=False, help="print errors only")
 
 

@@ -79,6 +79,10 @@ def operator_samples() -> Iterator[tuple[str, tuple]]:
     yield from _ridge_samples()
 
     yield from _stacked_samples()
+    yield from _adam_samples()
+    for depth, momentum in ((4, 0.9), (9, 0.0)):
+        weights, roots, momenta, grads, *numbers = _step_arguments(1, momentum, nesterov=momentum != 0)
+        yield "balanced_sgd_", (weights, roots, momenta, grads, *numbers[:2], depth, *numbers[2:])
 
 
 def _prox_samples() -> Iterator[tuple[str, tuple]]:
@@ -153,3 +157,17 @@ def _stacked_samples() -> Iterator[tuple[str, tuple]]:
         y = values((2, 7, 3), dtype) if dtype == torch.float64 else torch.randint(3, (2, 7))
         losses, x, active = torch.zeros(4, 2, dtype=torch.float64), values((2, 7, 6), dtype), torch.tensor([3, 0, 1, 2])
         yield "stacked_steps_", (weights, state, losses, x, y, codes, rates, active, layers, 4, 1, 0, 2)
+
+
+def _adam_samples() -> Iterator[tuple[str, tuple]]:
+    """With and without the largest squares, lam as a part of the gradient and beside it."""
+    shapes = [(4, 3), (3,), (0, 2)]
+    lr, lam = (torch.tensor(x, dtype=torch.float64) for x in (0.1, 0.01))
+    for depth, amsgrad in ((1, False), (3, True), (9, False)):
+        factors, means, squares, largest = (
+            [values(s, torch.float32, zeros=k < 2) ** (1 + k // 2) for s in shapes for _ in range(depth)] for k in range(4)
+        )
+        weights, grads = ([values(s, torch.float32) for s in shapes] for _ in range(2))
+        steps = [torch.tensor(float(n)) for n in range(len(shapes))]
+        state = (weights, factors, means, squares, largest if amsgrad else [], steps)
+        yield "factorized_adam_", (*state, grads, lr, lam, 0.9, 0.99, 1e-8, 0.1, not amsgrad, amsgrad)

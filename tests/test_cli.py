@@ -127,7 +127,7 @@ def test_a_run_without_out_makes_its_own_folder_each_time(tmp_path, monkeypatch,
     [
         (["--dataset", "cifar"], "dataset: unknown name 'cifar'; known are digits, mnist, fashion-mnist"),
         (["--model", "vgg"], "model: unknown name 'vgg'; known are lenet-300-100, lenet-5"),
-        (["--method", "proxy"], "method is 'proxy'; it takes one of dwf, prox, l1-subgradient, dense"),
+        (["--method", "proxy"], "method is 'proxy'; it takes one of dwf, dwf-adam, prox, l1-subgradient, dense"),
         (["--epochs", "0"], "epochs is 0; it takes a whole number, 1 or more"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--lamda", "1"], "unrecognized arguments: --lamda 1"),

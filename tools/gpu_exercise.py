@@ -92,6 +92,26 @@ class Case:
         torch.ops.sparsenn.factorized_sgd_(weights, factors, momenta, grads, lr, lam, momentum, 0.0, 1e-2, momentum != 0, False)
         return weights + factors + momenta
 
+    def factorized_adam(self, count: int, amsgrad: bool, scalars: str) -> list[Tensor]:
+        state = self.dtype if self.dtype == torch.float64 else torch.float32
+        weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
+        factors, means = (self.draw(count * self.depth, state, seed) for seed in (3, 4))
+        squares, largest = ([x.square_().add_(0.1) for x in self.draw(count * self.depth, state, seed)] for seed in (5, 6))
+        steps = [torch.full((), n // 2, dtype=torch.float32, device=self.device) for n in range(count)]
+        lr, lam = torch.tensor(0.1, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
+        kinds = (weights, factors, means, squares, largest if amsgrad else [], steps)
+        torch.ops.sparsenn.factorized_adam_(*kinds, grads, lr, lam, 0.9, 0.999, 1e-8, 1e-2, not amsgrad, False)
+        return [x for kind in kinds for x in kind]
+
+    def balanced_sgd(self, count: int, momentum: float, scalars: str) -> list[Tensor]:
+        state = self.dtype if self.dtype == torch.float64 else torch.float32
+        weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
+        roots, momenta = self.draw(count, state, 3), self.draw(count, state, 4) if momentum else []
+        lr, lam = torch.tensor(0.5, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
+        options = (momentum, 0.0, 1e-2, momentum != 0, False)
+        torch.ops.sparsenn.balanced_sgd_(weights, roots, momenta, grads, lr, lam, self.depth, *options)
+        return weights + roots + momenta
+
     def threshold(self, kind: str) -> Tensor:
         """One number, here or on the device, one for each row, or one for each element."""
         if kind in ("cpu", "device"):
@@ -123,6 +143,9 @@ class Case:
         ]
         for momentum, scalars, count in ((0.9, "cpu", 3), (0.0, self.device, 1)):
             calls.append(("factorized_sgd_", lambda m=momentum, s=scalars, n=count: self.factorized_sgd(n, m, s)))
+            calls.append(("balanced_sgd_", lambda m=momentum, s=scalars, n=count: self.balanced_sgd(n, m, s)))
+        for amsgrad, scalars, count in ((True, "cpu", 3), (False, self.device, 1)):
+            calls.append(("factorized_adam_", lambda a=amsgrad, s=scalars, n=count: self.factorized_adam(n, a, s)))
         for kind in ("cpu", "device", "rows", "elements") if self.depth == 1 else ():
             for momentum, count in ((0.9, 3), (0.0, 1)):
                 calls.append(("prox_sgd_", lambda m=momentum, n=count, k=kind: self.prox_sgd(n, m, k)))
@@ -267,6 +290,24 @@ def check_streams() -> int:
     if not torch.equal(results[0], torch.cat([value.flatten() for value in start])) or torch.equal(*results):
         sys.exit("gpu_exercise: a captured step does not follow lr")
 
+    # Adam counts its steps on the device, so that replays do too.
+    starts = [case.draw(n, torch.float32, 5 + n) for n in (1, 3, 3, 3)]
+    kinds = [[x.abs() + 0.1 if k == 3 else x.clone() for x in own] for k, own in enumerate(starts)]
+    eager = [[x.clone() for x in own] for own in kinds]
+    taken, counted = torch.zeros((), device=device), torch.zeros((), device=device)
+    rest = (lr, lam, 0.9, 0.999, 1e-8, 0.0, False, False)
+    with torch.cuda.device(device):
+        adam = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(adam):
+            torch.ops.sparsenn.factorized_adam_(*kinds, [], [taken], grads, *rest)
+        for _ in range(3):
+            adam.replay()
+            torch.ops.sparsenn.factorized_adam_(*eager, [], [counted], grads, *rest)
+        torch.cuda.synchronize(device)
+    for a, b in zip(itertools.chain(*kinds), itertools.chain(*eager), strict=True):
+        if not torch.equal(a, b) or taken.item() != 3:
+            sys.exit(f"gpu_exercise: captured steps of Adam are not those of three calls: {taken.item():g} are counted")
+
     # A step that waited for the device, or allocated, could not be captured.
     weights, momenta = case.draw(1, torch.float32, 4), case.draw(1, torch.float32, 5)
     lam, zeros = torch.tensor(0.0, device=device), torch.zeros(1, dtype=torch.int64, device=device)
@@ -282,7 +323,7 @@ def check_streams() -> int:
             counts.append(zeros.item())
     if not counts[0] < counts[1] == weights[0].numel():
         sys.exit(f"gpu_exercise: a captured proximal step does not follow lam: {counts} zeros")
-    return 3
+    return 4
 
 
 def main() -> None:

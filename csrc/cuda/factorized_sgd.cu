@@ -1,6 +1,6 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
+#include "cuda/factorized_rule.h"
 #include "cuda/launch.cuh"
-#include "cuda/scalar.h"
 #include "cuda/specialize.h"
 #include "math/factorized_sgd.h"
 
@@ -9,29 +9,8 @@ namespace {
 
 using cuda::Pack;
 
-// The rule as far as the host knows it. What lies on the device is read when the kernel runs: a captured graph follows
-// a schedule.
 template <class T>
-struct Rule {
-  FactorizedSgdOptions options;
-  int64_t depth;
-  FactorizedSgd<T> known;
-
-  Rule(const FactorizedSgdOptions& options, int64_t depth)
-      : options(options), depth(depth), known(options, options.lr.value, options.lam.value, depth) {}
-
-  SPARSENN_INLINE Rule prepared() const {
-    Rule rule = *this;
-    if (options.lr.device || options.lam.device) {
-      const FactorizedSgd<T> read(options, cuda::value_of(options.lr), cuda::value_of(options.lam), depth);
-      // These alone: the others stay constants, which take no registers.
-      rule.known.factor.lr = read.factor.lr;
-      rule.known.factor.decay = read.factor.decay;
-      rule.known.factor.decays = read.factor.decays;
-    }
-    return rule;
-  }
-};
+using Rule = cuda::FactorizedRule<FactorizedSgd<T>>;
 
 // W: the weights and their gradients; their factors and momenta have the accumulator's type.
 // Operands: weight, gradient, D factors, D momenta.

@@ -110,7 +110,11 @@ class StridedElement<0> {
  public:
   template <class Table>
   SPARSENN_INLINE StridedElement(const Table& table, Entry entry, int64_t index)
-      : entry_(entry), rows_(entry.rows(table.operands)), operands_(table.operands), dim_(table.dim), index_(index) {}
+      : entry_(entry),
+        rows_(entry.rows(table.operands + table.extras)),
+        operands_(table.operands),
+        dim_(table.dim),
+        index_(index) {}
 
   template <class T>
   SPARSENN_INLINE T* pointer(int k) const {
@@ -122,6 +126,7 @@ class StridedElement<0> {
     }
     return entry_.operand<T>(k) + offset;
   }
+  SPARSENN_INLINE uint64_t word(int k) const { return entry_.word(k); }
 
  private:
   Entry entry_;

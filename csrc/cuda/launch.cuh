@@ -100,9 +100,17 @@ inline bool has_large_parameters() {
 }
 
 // Left alone, the compiler rounds registers down to a better occupancy. For the common kernels it need not spill for
-// that; the others are told that one block on a multiprocessor is enough.
+// that; the others, and operations that say so, are told that one block on a multiprocessor is enough.
+template <class Op>
+constexpr bool would_spill() {
+  if constexpr (requires { Op::kWouldSpill; }) {
+    return Op::kWouldSpill;
+  } else {
+    return false;
+  }
+}
 template <class Walk, class Op>
-constexpr int kMinBlocks = std::is_same_v<Walk, Flat> && Op::kOperands > 0 ? 0 : 1;
+constexpr int kMinBlocks = std::is_same_v<Walk, Flat> && Op::kOperands > 0 && !would_spill<Op>() ? 0 : 1;
 
 template <class Walk, class Table, class Op>
 __global__ void __launch_bounds__(kThreads, (kMinBlocks<Walk, Op>))

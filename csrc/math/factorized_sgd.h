@@ -21,13 +21,6 @@ struct FactorizedSgd {
         decays_weight(weight_decay != T(0)) {}
 };
 
-// The gradient of the product as the factors see it.
-template <class T>
-SPARSENN_INLINE T weight_gradient(T grad, T weight, const FactorizedSgd<T>& rule) {
-  grad *= rule.sign;
-  return rule.decays_weight.choose(multiply_add(weight, rule.weight_decay, grad), grad);
-}
-
 // Moves the factors and momenta of one weight and returns their new product.
 template <int D, bool kMomentum, class T>
 SPARSENN_INLINE T factorized_sgd_step(T grad, T (&factors)[D], T (&momenta)[D], const FactorizedSgd<T>& rule) {

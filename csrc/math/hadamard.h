@@ -30,4 +30,11 @@ SPARSENN_INLINE void leave_one_out(const T (&factors)[D], T (&others)[D]) {
   }
 }
 
+// The gradient of the product as the factors see it, by a rule that decays the product and may maximize.
+template <class T, class Rule>
+SPARSENN_INLINE T weight_gradient(T grad, T weight, const Rule& rule) {
+  grad *= rule.sign;
+  return rule.decays_weight.choose(multiply_add(weight, rule.weight_decay, grad), grad);
+}
+
 }  // namespace sparsenn

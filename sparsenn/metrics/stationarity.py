@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsenn.optim import FactorizedSGD, Proximal, ProxSGD
+from sparsenn.optim import Proximal, ProxSGD
+from sparsenn.optim.factorized import Factorized
 from sparsenn.optim.gradients import gradients
 from sparsenn.optim.groups import NamedParameter, Selector, assign, named_parameters
 from sparsenn.penalties import L0_5, L1, L2_3, ElasticNet, Penalty
@@ -111,8 +112,8 @@ def kkt_residual(
             normalization, in the mode in which the training loss is meant.
         penalty: What the model was trained with: a penalty for all parameters; a number λ, for `L1`; a mapping of selectors to
             penalties as `sparsenn.optim.param_groups` takes it, without exclusions; or the optimizer itself (`ProxSGD`,
-            `Proximal`, or `FactorizedSGD` of depth up to 4), with its groups, strengths, and a weight decay that is a part of
-            the gradient (the decoupled decay of AdamW is left out).
+            `Proximal`, or `FactorizedSGD` or `FactorizedAdam` of depth up to 4), with its groups, strengths, and a weight
+            decay that is a part of the gradient (the decoupled decay of AdamW is left out).
         per_layer: Whether to keep a row for every parameter.
 
     Raises:
@@ -183,12 +184,14 @@ def _of_optimizer(optimizer: Optimizer) -> dict[int, tuple[Penalty | None, float
         penalties = list(optimizer.penalties)
     elif isinstance(optimizer, ProxSGD):
         penalties = [L1(group["lam"]) for group in optimizer.param_groups]
-    elif isinstance(optimizer, FactorizedSGD):
+    elif isinstance(optimizer, Factorized):
+        if any(group.get("decoupled") for group in optimizer.param_groups):
+            raise ValueError("kkt_residual: the optimizer's lam is decoupled, which no penalty has as its stationary points")
         penalties = [_induced(group["depth"], group["lam"]) for group in optimizer.param_groups]
     else:
         raise ValueError(
-            f"kkt_residual: penalty is a {type(optimizer).__name__}, which has none; it takes ProxSGD, Proximal or"
-            " FactorizedSGD"
+            f"kkt_residual: penalty is a {type(optimizer).__name__}, which has none; it takes ProxSGD, Proximal,"
+            " FactorizedSGD or FactorizedAdam"
         )
     return {
         id(p): (penalty, 0.0 if _decoupled(optimizer, group) else float(group.get("weight_decay", 0.0)), _sign(group))

@@ -22,6 +22,14 @@ SCHEMAS = {
         "(Tensor(a!)[] weights, Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor[] grads, Tensor lr, Tensor lam, "
         "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
     ),
+    # The same by Adam. means and squares, one for each factor, are the running means of its gradient and of that squared;
+    # largest, with AMSGrad, the largest squares so far, else empty. steps, 0-d float32 tensors on the weights' device, count
+    # those of each weight: this one is added. decoupled: lam shrinks the factors beside the gradient.
+    "factorized_adam_": (
+        "(Tensor(a!)[] weights, Tensor(b!)[] factors, Tensor(c!)[] means, Tensor(d!)[] squares, Tensor(e!)[] largest, "
+        "Tensor(f!)[] steps, Tensor[] grads, Tensor lr, Tensor lam, float beta1, float beta2, float eps, float weight_decay, "
+        "bool decoupled, bool maximize) -> ()"
+    ),
     # One proximal SGD step for many weights, in place: a gradient step with momentum, then soft thresholding. lams holds one
     # 0-d tensor for all weights, or one tensor for each that broadcasts to it. momenta is empty where momentum is 0. zeros,
     # int64, is empty or has one element for each weight: it gets the number of exact zeros that the step has left there. lr is
@@ -67,5 +75,11 @@ SCHEMAS = {
     "stacked_steps_": (
         "(Tensor(a!) weights, Tensor(b!) state, Tensor(c!) losses, Tensor x, Tensor y, Tensor codes, Tensor rates, "
         "Tensor active, int[] layers, int batch_size, int epoch, int first, int steps) -> ()"
+    ),
+    # factorized_sgd_ for weights whose `depth` factors have one magnitude: w = r |r|^(depth - 1) of one signed root r a weight,
+    # with one momentum. At even depths a weight keeps its sign: a root that would cross 0 is reflected, with its momentum.
+    "balanced_sgd_": (
+        "(Tensor(a!)[] weights, Tensor(b!)[] roots, Tensor(c!)[] momenta, Tensor[] grads, Tensor lr, Tensor lam, int depth, "
+        "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
     ),
 }

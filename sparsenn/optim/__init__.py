@@ -1,5 +1,7 @@
 """Optimizers that make networks sparse while they train, and who is penalised by how much."""
 
+from sparsenn.optim.balance import BalanceSwitch
+from sparsenn.optim.factorized_adam import FactorizedAdam
 from sparsenn.optim.factorized_sgd import FactorizedSGD
 from sparsenn.optim.groups import param_groups
 from sparsenn.optim.path import PathPoint, lambda_max, lambda_path, regularization_path
@@ -9,6 +11,8 @@ from sparsenn.optim.ridge import ridge_proximal
 from sparsenn.optim.target_sparsity import TargetSparsity
 
 __all__ = [
+    "BalanceSwitch",
+    "FactorizedAdam",
     "FactorizedSGD",
     "PathPoint",
     "ProxSGD",

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from sparsenn import init
 from sparsenn.ops import hadamard_product
-from sparsenn.optim import common, plans, shards
-from sparsenn.optim.memory import staggered_zeros
-from sparsenn.optim.stepping import quiet_step
+from sparsenn.optim import balance, common, plans, shards
+from sparsenn.optim.balance import BalanceSwitch
+from sparsenn.optim.factorized import Batch, Factorized
 
 _ops = torch.ops.sparsenn
-_NAME = "FactorizedSGD"
+_log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Pieces:
-    """One parameter as the kernel takes it: local shards, and the weight's version after the last step (None: check first)."""
-
-    param: Tensor
-    depth: int
-    state: dict[str, Any]
-    weight: Tensor
-    factors: list[Tensor]
-    momenta: list[Tensor]
-    version: int | None
-
-
-@dataclass(slots=True)
-class _Batch(plans.Batch):
-    pieces: list[_Pieces] = field(default_factory=list)
-    factors: list[Tensor] = field(default_factory=list)
-    momenta: list[Tensor] = field(default_factory=list)
-
-
-class FactorizedSGD(Optimizer):
+class FactorizedSGD(Factorized):
     r"""SGD with momentum on a depth-D factorization of every weight; the induced penalty is :math:`\lambda \|w\|_{2/D}^{2/D}`.
 
     The model keeps its dense parameters :math:`w = \omega_1 \odot \dots \odot \omega_D`; the factors and their momenta are
@@ -75,6 +53,13 @@ class FactorizedSGD(Optimizer):
         factor_init: "preserve" (default) and "root" keep the weights; "dwf", "variance_matching" and "standard" draw factors
             and set the weights to their product, as the paper does. See `sparsenn.init`.
         maximize: Maximize the objective instead.
+        balanced: Whether factors of one magnitude, which stay so (Lemma 4), are kept as one signed root r a weight,
+            :math:`w = r |r|^{D-1}`, with one momentum: 2 words of state a weight instead of 2D, and a quicker step. False keeps
+            the factors. True takes ``factor_init="root"``, from where nothing else changes: up to depth 4 the weights have the
+            same bits. ``"auto"`` starts so from "root"; from another start it looks every 100 steps whether the factors of a
+            whole parameter have become balanced to ``balance_tolerance``, and goes on with their root: see `balance`. It takes
+            parameters that are not sharded, and a compiled step does not look.
+        balance_tolerance: How far from balance, relative to their norm, factors and momenta of a parameter may be then.
         generator: Source of the seed for the factors. Factors are drawn per element from that seed, whatever the sharding.
             Without a generator the seed comes from torch's default one and is broadcast from rank 0 where a process group is
             initialized, so every rank must then construct the optimizer. With one, give every rank the same seed.
@@ -88,7 +73,7 @@ class FactorizedSGD(Optimizer):
         Clipping the gradients of the model clips ∂ℓ/∂w, not the factors' gradients, which are that times products of the
         other factors. A change through ``p.data``, or before a step that is compiled, can't be noticed: call `resync` after it.
 
-    Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2; with "preserve" in place of their Algorithm 1.
+    Source: Kolb et al. 2025, Equation 3, Theorem 1, Algorithm 2, Lemma 4; with "preserve" in place of their Algorithm 1.
 
     Example:
         >>> import torch, sparsenn
@@ -100,6 +85,10 @@ class FactorizedSGD(Optimizer):
         >>> torch.equal(model.weight, w1 * w2 * w3)
         True
     """
+
+    identified_by = ("depth", "seed", "momentum")
+    moments = ("momentum",)
+    restarted = ("momentum",)
 
     def __init__(
         self,
@@ -114,10 +103,11 @@ class FactorizedSGD(Optimizer):
         weight_decay: float = 0.0,
         factor_init: str = "preserve",
         maximize: bool = False,
+        balanced: bool | str = False,
+        balance_tolerance: float = 1e-3,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._forget()
-        defaults = {
+        options = {
             "lr": lr,
             "depth": depth,
             "lam": lam,
@@ -127,282 +117,184 @@ class FactorizedSGD(Optimizer):
             "weight_decay": weight_decay,
             "factor_init": factor_init,
             "maximize": maximize,
-            "seed": shards.shared_seed(generator),  # a part of the state: a resumed run splits weights as the first would have
+            "balanced": balanced,
+            "balance_tolerance": balance_tolerance,
+            "balance_steps": 0,  # since the construction, where balanced is "auto"
         }
-        self._constructing = True
-        super().__init__(params, defaults)
-        self._constructing = False
-        for group in self.param_groups:
-            self._factorize_group(group)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with hyperparameters of their own where given; their weights are factorized at once."""
-        _check_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            for p in group["params"]:
-                _check_parameter(p)
-        except ValueError:
-            self.param_groups.pop()
-            raise
-        if not self._constructing:  # when all groups are found to be right, none is left half-way
-            self._factorize_group(group)
-
-    @quiet_step
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move the factors of every parameter that has a gradient, and set the parameters to their new products."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        compiling = torch.compiler.is_compiling()
-        # Everything is gathered, and so checked, before anything is written.
-        work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
-        for group, plan, grads in work:
-            lr, lam = self._scalar(group["lr"]), self._scalar(group["lam"])
-            for batch, own in zip(plan.batches, grads, strict=True):
-                _ops.factorized_sgd_.default(
-                    batch.weights,
-                    batch.factors,
-                    batch.momenta,
-                    own,
-                    lr,
-                    lam,
-                    group["momentum"],
-                    batch.dampening,
-                    group["weight_decay"],
-                    group["nesterov"],
-                    group["maximize"],
-                )
-                if not compiling:
-                    torch.autograd.graph.increment_version(batch.weights)
-                    for pieces in batch.pieces:
-                        pieces.version = pieces.weight._version
-            if plan.fresh:
-                if group["momentum"]:
-                    for batch in plan.batches:
-                        for pieces in batch.pieces:
-                            pieces.state["momentum_started"] = True
-                plan.first_step_done(group)
-        return loss
+        super().__init__(params, options, generator)
 
     def factors(self, p: Tensor) -> tuple[Tensor, ...]:
         """The D factors of a parameter, in its shape: the tensors that the optimizer moves, not copies.
+
+        Of a balanced parameter the first is the root that it moves; the others are one new tensor, the root's magnitude.
 
         Raises:
             ValueError: for a tensor that is not one of the optimizer's parameters, or not factorized yet (it never required
                 grad).
         """
-        if not self.state.get(p):
-            raise ValueError("FactorizedSGD.factors: the tensor is no parameter of this optimizer, or it has no factors yet")
-        return tuple(self.state[p][f"factor_{d}"] for d in range(self._group_of(p)["depth"]))
+        own, state = super().factors(p), self.state[p]
+        return tuple(balance.factors_of(own[0], balance.depth_of(state))) if balance.is_balanced(state) else own
 
     @torch.no_grad()
-    def resync(self, params: Iterable[Tensor] | None = None) -> None:
-        """Split weights anew that were changed from outside (pruned, averaged, loaded), and zero their momenta.
+    def balance(self, params: Iterable[Tensor] | None = None, *, tolerance: float | None = None) -> list[BalanceSwitch]:
+        r"""Go on with one root a weight where the factors of a whole parameter, and their momenta, are balanced to a tolerance.
 
-        Element by element: a weight that still is the product of its factors keeps them and their momenta. A weight that was
-        set to 0 is lifted to ±1e-4 (a zero could never move), as at construction; at ``factor_init="root"`` it stays 0.
+        With :math:`\bar\omega = \frac1D \sum_d |\omega_d|` and
+        :math:`\bar v = \frac1D \sum_d \operatorname{sign}(\omega_d) v_d`, their distances from the nearest balanced ones are
+
+        .. math:: e_\omega^2 = \frac{\sum_d \||\omega_d| - \bar\omega\|^2}{\sum_d \|\omega_d\|^2}, \qquad
+            e_v^2 = \frac{\sum_d \|\operatorname{sign}(\omega_d) v_d - \bar v\|^2}{\sum_d \|v_d\|^2}
+
+        with norms over the parameter; 0/0 is 0. Where both are at most the tolerance, the root becomes
+        :math:`\operatorname{sign}(w) |w|^{1/D}`, which keeps the weights to rounding, its momentum
+        :math:`\operatorname{sign}(w)\, \bar v`, and the memory of factors and momenta is freed. From then on a weight that is 0
+        stays 0, and at even D the others keep their signs, as balanced factors do.
 
         Args:
-            params: The parameters to look at; all by default. Under FSDP2 every rank must call with the same ones.
+            params: The parameters to look at; all that have factors by default.
+            tolerance: Instead of the group's ``balance_tolerance``; infinity takes all.
+
+        Returns:
+            One `BalanceSwitch` for each parameter that was switched now, which says by how much its weights have jumped; the
+            same is logged as INFO. See `switches` for all of them.
 
         Raises:
-            ValueError: for a tensor that is not one of the optimizer's factorized parameters.
+            ValueError: for a tensor that is not one of the optimizer's factorized parameters, and sharded ones with factors.
+            RuntimeError: where weights were changed behind the optimizer's back; see `resync`.
+
+        Example:
+            >>> import torch, sparsenn
+            >>> weight = torch.nn.Parameter(torch.tensor([0.5, -2.0]))
+            >>> optimizer = sparsenn.optim.FactorizedSGD([weight], lr=0.1, depth=2)
+            >>> optimizer.balance(), len(optimizer.balance(tolerance=2.0))
+            ([], 1)
+            >>> optimizer.switches()[0].jump < 1e-6
+            True
         """
-        for p in [q for q in common.parameters(self.param_groups) if self.state.get(q)] if params is None else params:
-            old = self.factors(p)
-            group = self._group_of(p)
-            weight = shards.local(p)
-            locals_ = [shards.local(factor) for factor in old]
-            changed = weight != hadamard_product(locals_).to(weight.dtype)
-            fresh = [torch.empty_like(factor) for factor in locals_]
-            method = "root" if group["factor_init"] == "root" else "preserve"
-            self._fill(fresh, p, method)
-            for factor, new in zip(locals_, fresh, strict=True):
-                factor.copy_(torch.where(changed, new, factor))
-            for d in range(group["depth"]):
-                if f"momentum_{d}" in self.state[p]:
-                    shards.local(self.state[p][f"momentum_{d}"]).masked_fill_(changed, 0.0)
-            weight.copy_(hadamard_product(locals_))
-            self._pieces.pop(p, None)
-        self._plans.clear()
+        chosen = self._factorized() if params is None else list(params)
+        for p in chosen:
+            super().factors(p)
+        waiting = [p for p in chosen if not balance.is_balanced(self.state[p])]
+        for p in waiting:
+            balance.check_whole(f"{self._owner}.balance: parameter {self._position(p)}", p)
+        measured = [self._imbalance(p) for p in waiting]
+        found: list[BalanceSwitch] = []
+        for p, measurement in zip(waiting, measured, strict=True):
+            imbalance = measurement.tolist()
+            limit = self._group_of(p)["balance_tolerance"] if tolerance is None else tolerance
+            if all(x <= limit for x in imbalance):  # no NaN either
+                factors, moments = self._moved(self.state[p])
+                balance.switch(p, self.state[p], factors, moments.get("momentum", []), imbalance)
+                self._pieces.pop(p, None)
+                found += balance.report(self._position(p), p, self.state[p])
+                _log.info("%s: %s goes on with one root a weight", self._owner, found[-1])
+        if found:
+            self._plans.clear()
+        return found
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; factors and momenta stay float32 for half-precision parameters.
-
-        The model may be loaded before or after: the next step checks that its weights are the products of the factors.
-
-        Raises:
-            ValueError: where the groups don't fit, or a parameter's factors are not of its shape or not ``depth`` many.
-        """
-        saved_groups = state_dict["param_groups"]
-        if not all("depth" in group and "seed" in group for group in saved_groups):
-            raise ValueError("FactorizedSGD.load_state_dict: the state is that of another optimizer (its groups have no depth)")
-        saved = common.saved_parameters(self, state_dict)
-        depths = {index: g["depth"] for g in saved_groups for index in g["params"]}
-        for index, entries in state_dict["state"].items():
-            if index in saved:
-                _check_state(saved[index], depths[index], entries)
-        super().load_state_dict(state_dict)
-        common.restore_precision(self, saved, state_dict, _is_ours)
-        self._forget()
+    def switches(self) -> list[BalanceSwitch]:
+        """What `balance`, or ``balanced="auto"``, has done so far, in the order of the parameters; a part of the state."""
+        return [found for p in self._factorized() for found in balance.report(self._position(p), p, self.state[p])]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget()
-        self._constructing = False
+        for group in self.param_groups:  # of a state from before there were these
+            for name, value in (("balanced", False), ("balance_tolerance", 1e-3), ("balance_steps", 0)):
+                group.setdefault(name, value)
 
-    def _forget(self) -> None:
-        """Drop what was derived from the groups and the state."""
-        self._pieces: dict[Tensor, _Pieces] = {}
-        self._plans: dict[int, plans.Plan] = {}
-        self._scalar = common.Scalars()
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
+        common.check_momentum(self._owner, group)
+        balance.check_options(self._owner, group)
 
-    def _group_of(self, p: Tensor) -> dict[str, Any]:
-        for group in self.param_groups:
-            if any(p is q for q in group["params"]):
-                return group
-        raise ValueError("FactorizedSGD: the tensor is no parameter of this optimizer")
+    def _check_parameter(self, p: Tensor, group: dict[str, Any]) -> None:
+        super()._check_parameter(p, group)
+        if group["balanced"] == "auto":
+            balance.check_whole(f"{self._owner}: balanced is 'auto' and a parameter of shape {tuple(p.shape)}", p)
 
-    def _position(self, p: Tensor) -> int:
-        return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
+    def _kept(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self.moments if group["momentum"] else ()
 
-    def _factorize_group(self, group: dict[str, Any]) -> None:
-        for p in group["params"]:
-            if p.requires_grad:
-                self._factorize(p, group)
+    def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        balanced = group["balanced"] and group["factor_init"] == "root"
+        return balance.fresh_state(p, group["depth"]) if balanced else super()._fresh_state(p, group)
 
-    @torch.no_grad()
-    def _factorize(self, p: Tensor, group: dict[str, Any]) -> None:
-        depth = group["depth"]
-        factors = [staggered_zeros(p, common.state_dtype(p), d) for d in range(depth)]
-        self._fill([shards.local(factor) for factor in factors], p, group["factor_init"])
-        shards.local(p).copy_(hadamard_product([shards.local(factor) for factor in factors]))
-        self.state[p] = {f"factor_{d}": factor for d, factor in enumerate(factors)}
-        if group["momentum"]:
-            self._add_momenta(p, depth)
+    def _moved(self, state: dict[str, Any]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        return balance.moved(state) if balance.is_balanced(state) else super()._moved(state)
 
-    def _add_momenta(self, p: Tensor, depth: int) -> None:
-        state = self.state[p]
-        state.update({f"momentum_{d}": staggered_zeros(p, common.state_dtype(p), depth + d) for d in range(depth)})
-        state["momentum_started"] = False
+    def _depth_of(self, state: dict[str, Any]) -> int:
+        return balance.depth_of(state) if balance.is_balanced(state) else super()._depth_of(state)
+
+    def _product(self, factors: list[Tensor], depth: int) -> Tensor:
+        return balance.product(factors, depth)
 
     def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
-        """Factors of a parameter's shard, drawn as the same elements of the whole parameter are."""
-        weight = shards.local(p).to(factors[0].dtype)
-        init.fill_(
-            factors,
-            weight,
-            method,
-            std=max(shards.root_mean_square(p), init.MIN_WEIGHT) if shards.is_sharded(p) else None,
-            seed=(self._group_of(p)["seed"] + self._position(p) * 0x9E3779B97F4A7C15) % 2**63,
-            index=shards.global_index(p),
+        depth = self._group_of(p)["depth"]
+        if len(factors) == depth:
+            super()._fill(factors, p, method)
+            return
+        weight = shards.local(p)
+        if method != "root":
+            split = [torch.empty_like(factors[0]) for _ in range(depth)]
+            super()._fill(split, p, method)
+            weight = hadamard_product(split)  # lifted where it was 0
+        balance.fill_root_(factors[0], weight, depth)
+
+    def _add_moments(self, p: Tensor, depth: int, moments: Iterable[str]) -> None:
+        if balance.is_balanced(self.state[p]):
+            balance.add_momentum(p, self.state[p])
+        else:
+            super()._add_moments(p, depth, moments)
+        self.state[p]["momentum_started"] = False
+
+    def _dampening(self, group: dict[str, Any], state: dict[str, Any]) -> float:
+        return common.current_dampening(group, state)
+
+    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor]) -> None:
+        roots = len(batch.factors) < group["depth"] * len(batch.weights)  # at depth 1 a root is the factor
+        operator = _ops.balanced_sgd_.default if roots else _ops.factorized_sgd_.default
+        operator(
+            batch.weights,
+            batch.factors,
+            batch.moments["momentum"],
+            grads,
+            self._scalar(group["lr"]),
+            self._scalar(group["lam"]),
+            *([group["depth"]] if roots else []),
+            group["momentum"],
+            batch.dampening,
+            group["weight_decay"],
+            group["nesterov"],
+            group["maximize"],
         )
 
-    def _planned(self, index: int, group: dict[str, Any], compiling: bool) -> tuple[plans.Plan, list[list[Tensor]]]:
-        """A group's plan, a new one where the last doesn't hold any more, with the gradients of each batch."""
-        shape = (group["depth"], bool(group["momentum"]), group["dampening"])
-        plan = None if compiling else self._plans.get(index)
-        grads = None
-        if plan is not None and plan.shape == shape and plan.holds(group["params"], self.state):
-            grads = plan.gradients()
-        if plan is None or grads is None:
-            plan = self._make_plan(group, shape)
-            grads = plan.gradients() or []
-            if not compiling:
-                self._plans[index] = plan
-        for batch in () if compiling else plan.batches:
-            for pieces in batch.pieces:
-                if pieces.version != pieces.weight._version:
-                    self._check_unchanged(pieces)
-        return plan, grads
+    def _first_step_done(self, group: dict[str, Any], plan: plans.Plan) -> None:
+        if group["momentum"]:
+            for batch in plan.batches:
+                for pieces in batch.pieces:
+                    pieces.state["momentum_started"] = True
+        plan.first_step_done(group)
 
-    def _make_plan(self, group: dict[str, Any], shape: tuple[Any, ...]) -> plans.Plan:
-        batches: dict[tuple[torch.device, torch.dtype, float, bool], _Batch] = {}
-        idle = []
-        depth, momentum = group["depth"], group["momentum"]
-        compiling = torch.compiler.is_compiling()  # what is remembered would be guarded, and compiled anew when it changes
-        for p in group["params"]:
-            if p.grad is None:
-                idle.append(p)
-                continue
-            pieces = None if compiling else self._pieces.get(p)
-            if pieces is None or pieces.depth != depth or bool(momentum) != bool(pieces.momenta):
-                pieces = self._collect(p, group)
-                if not compiling:
-                    self._pieces[p] = pieces
-            damped, sharded = common.current_dampening(group, pieces.state), shards.is_sharded(p)
-            key = (p.device, p.dtype, damped, sharded)
-            batch = batches.get(key)
-            if batch is None:
-                batch = batches[key] = _Batch(_NAME, damped, sharded)
-            batch.params.append(p)
-            batch.weights.append(pieces.weight)
-            batch.pieces.append(pieces)
-            batch.factors += pieces.factors
-            batch.momenta += pieces.momenta
-        return plans.Plan(shape, list(group["params"]), self.state, len(self.state), idle, list(batches.values()))
+    def _step_done(self) -> None:
+        for group in self.param_groups:
+            if group["balanced"] == "auto":
+                group["balance_steps"] += 1
+                if group["balance_steps"] % balance.EVERY == 0:
+                    self.balance([p for p in group["params"] if self.state.get(p)])
 
-    def _collect(self, p: Tensor, group: dict[str, Any]) -> _Pieces:
-        depth = group["depth"]
-        if not self.state.get(p):
-            self._factorize(p, group)
-        elif group["momentum"] and "momentum_0" not in self.state[p]:
-            self._add_momenta(p, depth)
-        state = self.state[p]
-        if f"factor_{depth - 1}" not in state or f"factor_{depth}" in state:
-            raise RuntimeError(
-                f"FactorizedSGD.step: the depth of a group was changed to {depth} after its weights were factorized; make a "
-                "new optimizer, or add the parameters to a new group"
-            )
-        return _Pieces(
-            p,
-            depth,
-            state,
-            shards.local(p.detach()) if shards.is_sharded(p) else p,
-            [shards.local(state[f"factor_{d}"]) for d in range(depth)],
-            [shards.local(state[f"momentum_{d}"]) for d in range(depth)] if group["momentum"] else [],
-            None,
-        )
+    def _imbalance(self, p: Tensor) -> Tensor:
+        """That of a parameter's factors and momenta, when its weights are found to be those that the optimizer left."""
+        pieces = self._pieces_of(p, self._group_of(p))
+        if pieces.version != pieces.weight._version:
+            self._check_unchanged(pieces)
+        return balance.imbalances(pieces.factors, pieces.moments.get("momentum", []))
 
-    def _check_unchanged(self, pieces: _Pieces) -> None:
-        product = hadamard_product(pieces.factors).to(pieces.weight.dtype)
-        if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
-            p = pieces.param
-            raise RuntimeError(
-                f"FactorizedSGD.step: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer,"
-                " so it is no longer the product of its factors. To go on from the changed weights call opt.resync(), which "
-                "splits them anew and zeroes their momenta"
-            )
-        pieces.version = pieces.weight._version
+    def _is_ours(self, name: str) -> bool:
+        return super()._is_ours(name) or balance.is_tensor_of(name)
 
-
-def _check_options(group: dict[str, Any]) -> None:
-    for name in ("lr", "lam"):
-        common.check_number(_NAME, name, group[name], may_be_tensor=True)
-    common.check_momentum(_NAME, group)
-    if not isinstance(group["depth"], int) or isinstance(group["depth"], bool) or group["depth"] < 1:
-        raise ValueError(f"FactorizedSGD: depth is {group['depth']!r}; it takes an integer >= 1")
-    if group["factor_init"] not in init.FACTOR_INITS:
-        known = ", ".join(init.FACTOR_INITS)
-        raise ValueError(f"FactorizedSGD: factor_init is {group['factor_init']!r}; it takes one of {known}")
-
-
-def _check_parameter(p: Tensor) -> None:
-    common.check_parameter(_NAME, p)
-    if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
-        raise ValueError(f"FactorizedSGD: a parameter of shape {tuple(p.shape)} holds NaN or infinity")
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(("factor_", "momentum_"))
-
-
-def _check_state(p: Tensor, depth: int, entries: dict[str, Any]) -> None:
-    names = {f"factor_{d}" for d in range(depth)}
-    found = {name for name in entries if name.startswith("factor_")}
-    if found != names:
-        raise ValueError(f"FactorizedSGD.load_state_dict: depth {depth} needs {sorted(names)}; the state has {sorted(found)}")
-    common.check_shapes(_NAME, p, entries, _is_ours)
+    def _check_state(self, p: Tensor, depth: int, entries: dict[str, Any]) -> None:
+        if balance.is_balanced(entries):
+            balance.check_state(self._owner, depth, entries)
+            common.check_shapes(self._owner, p, entries, self._is_ours)
+        else:
+            super()._check_state(p, depth, entries)

@@ -54,8 +54,8 @@ def param_groups(
     """Parameter groups that say who is penalised: biases and normalization layers are not, unless asked for.
 
     With ``lam``, two groups: the penalised parameters with that ``"lam"``, and the others with ``"lam": 0.0``, for
-    `FactorizedSGD`, `ProxSGD` and `Proximal`. With ``penalties``, one group for each penalty, with ``"penalty"`` and its
-    ``"lam"``, and one for the others, for `Proximal`.
+    `FactorizedSGD`, `FactorizedAdam`, `ProxSGD` and `Proximal`. With ``penalties``, one group for each penalty, with
+    ``"penalty"`` and its ``"lam"``, and one for the others, for `Proximal`.
 
     A selector is
 

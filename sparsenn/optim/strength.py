@@ -21,8 +21,8 @@ class Strength:
         groups = optimizer.param_groups
         if not all("lam" in group for group in groups):
             raise ValueError(
-                f"{where}: a group of the optimizer has no 'lam'; it takes ProxSGD, FactorizedSGD, Proximal, or another one"
-                " that reads its penalty's strength there"
+                f"{where}: a group of the optimizer has no 'lam'; it takes ProxSGD, FactorizedSGD, FactorizedAdam, Proximal, or"
+                " another one that reads its penalty's strength there"
             )
         whole = max(_largest(group["lam"]) for group in groups)
         if not whole > 0:

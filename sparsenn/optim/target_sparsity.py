@@ -37,8 +37,8 @@ class TargetSparsity:
     What λ starts from matters little, as long as it is not so large that everything dies at once.
 
     Args:
-        optimizer: `ProxSGD`, `FactorizedSGD`, `Proximal`, or another one that reads λ from ``group["lam"]``. Groups with
-            ``lam`` above 0 are penalised, counted and adjusted, in proportion to each other.
+        optimizer: `ProxSGD`, `FactorizedSGD`, `FactorizedAdam`, `Proximal`, or another one that reads λ from ``group["lam"]``.
+            Groups with ``lam`` above 0 are penalised, counted and adjusted, in proportion to each other.
         target: The share s of penalised weights to be at most ``threshold`` in magnitude, in (0, 1).
         updates: K ≥ 1, the number of calls of `step` until the threshold is the final one.
         threshold: τ > 0. The default, the spacing of float32 at 1, counts what `sparsenn.collapse` makes zero.

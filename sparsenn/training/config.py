@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from sparsenn.training.errors import ConfigError
-from sparsenn.training.presets import DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, PRUNERS, SCHEDULES, Preset
+from sparsenn.training.presets import (
+    BALANCED,
+    DATASETS,
+    DTYPES,
+    FACTOR_INITS,
+    FACTORIZED,
+    METHODS,
+    MODELS,
+    PRESETS,
+    PRUNERS,
+    SCHEDULES,
+    Preset,
+)
 
 FREE_ON_RESUME = ("data_root", "checkpoint_every")
 
@@ -24,11 +36,11 @@ class TrainConfig:
     Attributes:
         dataset: name of the data set.
         model: name of the network.
-        method: ``dwf`` trains D factors for every weight; ``prox`` the weights, with λ‖w‖₁ by proximal steps;
-            ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without a penalty;
-            ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps, without a
-            penalty, see ``sparsenn.prune``.
-        depth: the number D of factors; 1 for all methods but ``dwf``.
+        method: ``dwf`` trains D factors for every weight, by SGD, and ``dwf-adam`` by Adam; ``prox`` the weights, with λ‖w‖₁ by
+            proximal steps; ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without
+            a penalty; ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps,
+            without a penalty, see ``sparsenn.prune``.
+        depth: the number D of factors; 1 for all methods but these two.
         lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense`` and the pruning methods.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
@@ -43,13 +55,15 @@ class TrainConfig:
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
         epochs: passes over the training set.
         batch_size: images a step.
-        momentum: momentum of SGD.
+        momentum: momentum of SGD, and β₁ of Adam.
         clip_norm: largest norm of the gradient of the loss by the weights (all of them as one vector; a longer one is scaled
             down); 0 for no limit. It does not see the factors' gradients nor the penalty.
         input_noise: standard deviation σ of the Gaussian noise that every training image is given anew in every epoch, in units
             of the pixels' range [0, 1], of their standard deviation for colour images; 0 for none.
         augment: whether every training image is flipped, shifted and rotated anew in every epoch, by ``sparsenn.data.augment``.
         factor_init: how the factors start, see ``sparsenn.optim.FactorizedSGD``.
+        balanced: whether balanced factors are kept as one root a weight: ``never``, ``auto``, or ``always``, which takes
+            ``factor_init`` root; see ``sparsenn.optim.FactorizedSGD``.
         seed: of the initial weights, the factors and the order of the images.
         device: where to train, ``cpu``, ``cuda`` or ``cuda:<index>``.
         threads: CPU threads; 0 leaves PyTorch its choice.
@@ -80,6 +94,7 @@ class TrainConfig:
     input_noise: float
     augment: bool
     factor_init: str
+    balanced: str = "never"  # runs from before there was a choice have none
     seed: int
     device: str
     threads: int
@@ -130,21 +145,24 @@ def configure(**given: Any) -> TrainConfig:
     model = given.get("model", next((fitting for known, fitting in PRESETS if known == dataset), "lenet-300-100"))
     preset, method = _preset(dataset, model), given.get("method", "dwf")
     _refuse_without_effect(given, method)
-    depth = given.get("depth", preset.depth) if method == "dwf" else 1
+    depth = given.get("depth", preset.depth) if method in FACTORIZED else 1
     epochs = given.get("epochs", 2 * preset.epochs if method == "magnitude" else preset.epochs)
     defaults: dict[str, Any] = {
         "dataset": dataset,
         "model": model,
         "method": method,
         "depth": depth,
-        "lam": {"dwf": preset.lam, **dict.fromkeys(("dense", *PRUNERS), 0.0)}.get(method, preset.l1_lam),
+        "lam": {**dict.fromkeys(FACTORIZED, preset.lam), **dict.fromkeys(("dense", *PRUNERS), 0.0)}.get(method, preset.l1_lam),
         "lam_schedule": "constant" if "lam" in _neutral(method) or given.get("target_sparsity") else preset.lam_schedule,
         "target_sparsity": None,
         "compression": preset.compression if method in PRUNERS else None,
         "prune_epoch": epochs // 2 if method == "magnitude" and is_int(epochs) else 0,
         "retrain_lr": None,
         "prune_biases": False,
-        "lr": preset.lr_at(depth if is_int(depth) else preset.depth) if method == "dwf" else preset.dense_lr,
+        "lr": {
+            "dwf": preset.lr_at(depth if is_int(depth) else preset.depth),
+            "dwf-adam": preset.adam_lr,
+        }.get(method, preset.dense_lr),
         "schedule": "cosine",
         "epochs": epochs,
         "batch_size": preset.batch_size,
@@ -153,6 +171,7 @@ def configure(**given: Any) -> TrainConfig:
         "input_noise": preset.input_noise,
         "augment": preset.augment,
         "factor_init": "preserve",
+        "balanced": "never",
         "seed": 0,
         "device": "cpu",
         "threads": preset.threads,
@@ -235,8 +254,10 @@ def _neutral(method: Any) -> dict[str, Any]:
     neutral: dict[str, Any] = {}
     if method not in PRUNERS:
         neutral |= _NO_MASKS
-    if method != "dwf":
+    if method not in FACTORIZED:
         neutral |= {"depth": 1, "factor_init": "preserve"}
+    if method != "dwf":
+        neutral["balanced"] = "never"
     if method == "dense" or method in PRUNERS:
         neutral |= {"lam": 0.0, "lam_schedule": "constant", "target_sparsity": None}
     if method == "dense":
@@ -273,6 +294,8 @@ def _check_together(config: TrainConfig) -> None:
         if getattr(config, key) != value:
             raise ConfigError(f"method {config.method} takes {key.replace('_', '-')} {value!r} alone")
     _check_masks(config)
+    if config.balanced == "always" and config.factor_init != "root":
+        raise ConfigError(f"balanced always takes factor-init root, not {config.factor_init}; balanced auto waits for balance")
     if config.target_sparsity is not None and (config.lam_schedule != "constant" or config.lam == 0):
         raise ConfigError("target-sparsity finds λ by itself: it takes lam-schedule constant and a lam above 0 to start from")
 
@@ -337,6 +360,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "input_noise": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
     "augment": lambda value: "" if isinstance(value, bool) else "true or false",
     "factor_init": _one_of(*FACTOR_INITS),
+    "balanced": _one_of(*BALANCED),
     "seed": lambda value: "" if is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
     "device": check_device,
     "threads": _int_from(0),

@@ -11,7 +11,7 @@ from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 from sparsenn import metrics
-from sparsenn.optim import FactorizedSGD
+from sparsenn.optim.factorized import Factorized
 from sparsenn.prune.masks import entries
 
 Shares = dict[Tensor, float]
@@ -19,7 +19,7 @@ Shares = dict[Tensor, float]
 
 def misalignments(optimizer: Optimizer) -> Shares:
     """The misalignment of each parameter's factors, Σ over its weights; empty for an optimizer without factors."""
-    if not isinstance(optimizer, FactorizedSGD):
+    if not isinstance(optimizer, Factorized):
         return {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {p: float(metrics.misalignment(optimizer.factors(p))) for p in parameters}
@@ -78,7 +78,7 @@ def _penalty(optimizer: Optimizer) -> float:
     for group in optimizer.param_groups:
         if lam := float(group.get("lam", 0.0)):
             for p in group["params"]:
-                if isinstance(optimizer, FactorizedSGD):
+                if isinstance(optimizer, Factorized):
                     squares = [float(vector_norm(factor, dtype=torch.float64)) ** 2 for factor in optimizer.factors(p)]
                     total += lam * sum(squares) / len(squares)
                 else:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sparsenn.training.config import TrainConfig, resumed
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import remove_parts, write_json
+from sparsenn.training.presets import FACTORIZED
 
 CONFIG = "config.json"
 SWEEP = "sweep.json"
@@ -77,7 +78,7 @@ def open_again(folder: str | Path, given: dict[str, Any]) -> tuple[Path, TrainCo
 
 def fresh_name(root: str | Path, config: TrainConfig) -> Path:
     """A folder under ``root`` that does not exist yet, named after the run."""
-    method = f"{config.method}{config.depth}" if config.method == "dwf" else config.method
+    method = f"{config.method}{config.depth}" if config.method in FACTORIZED else config.method
     return fresh(Path(root) / f"{config.dataset}-{config.model}-{method}-seed{config.seed}")
 
 

@@ -10,15 +10,18 @@ from torch.optim import SGD, Optimizer
 
 from sparsenn import prune
 from sparsenn.data import ImageData
-from sparsenn.optim import FactorizedSGD, ProxSGD, TargetSparsity
+from sparsenn.optim import FactorizedAdam, FactorizedSGD, ProxSGD, TargetSparsity
 from sparsenn.training.batches import epoch_order
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.evaluate import loss_of
+from sparsenn.training.presets import FACTORIZED
 
 # A weight of at most this magnitude becomes exactly 0 at the end; proximal steps leave nothing to do. Factors come near zero by
 # float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its authors count as zero.
-COLLAPSE_AT = {"dwf": torch.finfo(torch.float32).eps, "l1-subgradient": 1e-4}
+COLLAPSE_AT = {**dict.fromkeys(FACTORIZED, torch.finfo(torch.float32).eps), "l1-subgradient": 1e-4}
+
+_BALANCED: dict[str, bool | str] = {"never": False, "auto": "auto", "always": True}
 
 CONTROL_UPDATES = 300  # of λ in a run, where it is sought
 
@@ -26,16 +29,12 @@ CONTROL_UPDATES = 300  # of λ in a run, where it is sought
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     """The optimizer of ``config.method`` over all weights and biases."""
     common: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum}
-    if config.method == "dwf":
-        generator = torch.Generator().manual_seed(config.seed)
-        return FactorizedSGD(
-            model.parameters(),
-            depth=config.depth,
-            lam=config.lam,
-            factor_init=config.factor_init,
-            generator=generator,
-            **common,
-        )
+    if config.method in FACTORIZED:
+        factors: dict[str, Any] = {"depth": config.depth, "lam": config.lam, "factor_init": config.factor_init}
+        factors["generator"] = torch.Generator().manual_seed(config.seed)
+        if config.method == "dwf":
+            return FactorizedSGD(model.parameters(), **factors, **common, balanced=_BALANCED[config.balanced])
+        return FactorizedAdam(model.parameters(), lr=config.lr, betas=(config.momentum, 0.999), **factors)
     if config.method == "prox":
         return ProxSGD(model.parameters(), lam=config.lam, **common)
     optimizer = SGD([{"params": [*model.parameters()], "lam": config.lam}], **common)

@@ -11,6 +11,7 @@ import numpy as np
 from sparsenn.training.figures import new_axes, new_figure, png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.logging import Record
+from sparsenn.training.presets import FACTORIZED
 from sparsenn.training.result import Outcome, Result
 
 _NET, _TWIN = "#1f5fa8", "#9a9a9a"
@@ -30,7 +31,7 @@ def write_pictures(result: Result, folder: Path) -> list[Path]:
         MissingExtraError: if matplotlib is not installed.
     """
     drawings = {"accuracy.png": _accuracy(result), "compression.png": _compression(result), "weights.png": _weights(result.net)}
-    if result.net.config.method == "dwf":
+    if result.net.config.method in FACTORIZED:
         drawings["misalignment.png"] = _misalignment(result)
     for name, figure in drawings.items():
         write_atomic(folder / name, png(figure))

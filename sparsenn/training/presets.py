@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 DATASETS = ("digits", "mnist", "fashion-mnist", "kuzushiji-mnist", "cifar-10", "cifar-100", "tiny-imagenet")
 MODELS = ("lenet-300-100", "lenet-5", "vgg-16", "vgg-19", "resnet-18", "resnet-34", "wide-resnet-16-8", "row-transformer")
 PRUNERS = ("magnitude", "snip", "synflow", "random")
-METHODS = ("dwf", "prox", "l1-subgradient", "dense", *PRUNERS)
+FACTORIZED = ("dwf", "dwf-adam")
+METHODS = (*FACTORIZED, "prox", "l1-subgradient", "dense", *PRUNERS)
 SCHEDULES = ("cosine", "constant", "step")
 DTYPES = ("float32", "float64", "bfloat16")
+BALANCED = ("never", "auto", "always")
 FACTOR_INITS = ("preserve", "root", "dwf", "variance_matching", "standard")
 
 
@@ -18,9 +20,10 @@ class Preset:
     """What a run takes where nothing else is said.
 
     Attributes:
-        depth: factors a weight, for ``dwf``.
-        lam: λ of the penalty for ``dwf``.
+        depth: factors a weight, for ``dwf`` and ``dwf-adam``.
+        lam: λ of the penalty for these two.
         lr: initial learning rate for ``dwf``; three of them are those of depths 2, 3 and 4.
+        adam_lr: initial learning rate for ``dwf-adam``.
         lam_schedule: how λ falls.
         l1_lam: λ of the two methods whose penalty is λ‖w‖₁.
         dense_lr: initial learning rate of the methods that train the weights themselves, and so of the dense twin.
@@ -39,6 +42,7 @@ class Preset:
     depth: int = 3
     lam: float = 6e-4
     lr: float | tuple[float, float, float] = 0.15
+    adam_lr: float = 0.01
     lam_schedule: str = "constant"
     l1_lam: float = 1e-4
     dense_lr: float = 0.15

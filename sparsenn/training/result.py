@@ -18,6 +18,7 @@ from sparsenn.training.evaluate import evaluate
 from sparsenn.training.fit import Fit
 from sparsenn.training.logging import Record
 from sparsenn.training.methods import COLLAPSE_AT
+from sparsenn.training.presets import FACTORIZED
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def outcome(fit: Fit) -> Outcome:
 
 
 def _title(config: TrainConfig) -> str:
-    factors = f"D = {config.depth}, " if config.method == "dwf" else ""
+    factors = f"D = {config.depth}, " if config.method in FACTORIZED else ""
     if config.target_sparsity is not None:
         penalty = f"target sparsity {100 * config.target_sparsity:g} %, "
     elif config.compression is not None:

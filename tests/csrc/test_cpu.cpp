@@ -1,4 +1,6 @@
 // The launchers of csrc/cpu.
+#include "adam_cases.h"
+#include "balanced_cases.h"
 #include "launcher_cases.h"
 #include "prox_cases.h"
 #include "ridge_cases.h"
@@ -10,10 +12,12 @@ using namespace sparsenn;
 namespace {
 
 LAUNCHER_TESTS(Cpu)
+BALANCED_LAUNCHER_TESTS(Cpu)
 PROX_LAUNCHER_TESTS(Cpu)
 SPECTRAL_TESTS(Cpu)
 RIDGE_TESTS(Cpu)
 STACKED_TESTS(Cpu)
+ADAM_LAUNCHER_TESTS(Cpu)
 
 // Large tensors are written past the cache, in spans: the same bits as in pieces too small for that.
 template <class T>

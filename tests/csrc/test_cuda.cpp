@@ -1,5 +1,7 @@
 // The CUDA launchers, compiled for the host: all but the hardware. tests/csrc/emulation stands for
 // csrc/cuda/launch.cuh.
+#include "adam_cases.h"
+#include "balanced_cases.h"
 #include "cuda/launch.cuh"
 #include "launcher_cases.h"
 #include "prox_cases.h"
@@ -13,10 +15,12 @@ using cuda::emulation;
 namespace {
 
 LAUNCHER_TESTS(Cuda)
+BALANCED_LAUNCHER_TESTS(Cuda)
 PROX_LAUNCHER_TESTS(Cuda)
 SPECTRAL_TESTS(Cuda)
 RIDGE_TESTS(Cuda)
 STACKED_TESTS(Cuda)
+ADAM_LAUNCHER_TESTS(Cuda)
 
 // Weights and states have the CPU's bits, whatever there is room for in the memory that threads share.
 template <class T>
@@ -384,6 +388,57 @@ TEST(no_proximal_step_is_launched_for_empty_tensors) {
   prox_sgd<Cuda>(nullptr, nullptr, nullptr, nullptr, {nullptr, 0}, 0, test::prox_options(0), nullptr);
   CHECK(emulation.launches == 0, emulation.launches, " launches");
   for (int n = 0; n < 3; ++n) CHECK(run.zeros[2 * n] == 0, "an empty weight has no zeros");
+}
+
+// One launch counts the steps of all weights, and those that are flat share another.
+TEST(many_adam_steps_in_few_launches) {
+  for (const int64_t depth : {1, 2, 4, 5, 9}) {
+    const auto before = test::many_adam<float>(450, depth, true);
+    auto run = before;
+    emulation.launches = 0;
+    run.step<Cuda>(test::adam_options(1));
+    run.check_step_from(before, test::adam_options(1), "450 weights");
+    const int64_t words = 2 + 1 + 2 + 4 * depth, room = depth <= 4 ? cuda::kLargeTable : cuda::kSmallTable;
+    const int64_t counting = 1, strided = 9, flat = (450 * words + room - words - 1) / (room - words + 1) + 1;
+    CHECK(emulation.launches <= counting + strided + flat, emulation.launches, " launches at depth ", depth);
+  }
+  emulation.launches = 0;
+  factorized_adam<Cuda>({nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 2}, test::adam_options(0),
+                        nullptr, nullptr);
+  CHECK(emulation.launches == 0, emulation.launches, " launches for no weights");
+}
+
+TEST(adam_refuses_before_it_counts_a_step) {
+  const test::Shape sizes(13, 2);
+  const test::Form form{"deep and strided",
+                        sizes,
+                        {test::row_major(sizes), test::strides_of(sizes, {0, 2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11})}};
+  test::AdamCase<float> run;
+  run.add({"flat", {7}, {{1}}}, 9, true, 1), run.add(form, 9, true, 2);
+  const std::string dimensions = refusal([&] { run.step<Cuda>(test::adam_options(0)); });
+  CHECK(dimensions.find("factorized_adam_: the CUDA kernel can't take 38 tensors") != std::string::npos, dimensions);
+  CHECK(run.steps[0] == 0 && run.steps[1] == 1, "steps were counted");
+}
+
+// lr and lam in device memory (here the host's) count, for decay and shrinkage too, and the host's values do not.
+TEST(adams_scalars_on_the_device_are_read) {
+  const float lr32 = 0.3f, lam32 = 2e-3f;
+  const double lr64 = 0.3, lam64 = 2e-3;
+  for (int form = 1; form < 9; ++form) {
+    for (const int variant : {0, 1}) {
+      FactorizedAdamOptions options = test::adam_options(variant), host = options;
+      if (form % 3 == 1) options.lr = {-1, &lr32, false}, host.lr.value = lr32;
+      if (form % 3 == 2) options.lr = {-1, &lr64, true}, host.lr.value = lr64;
+      if (form / 3 == 1) options.lam = {0, &lam32, false}, host.lam.value = lam32;
+      if (form / 3 == 2) options.lam = {0, &lam64, true}, host.lam.value = lam64;
+      for (const int64_t depth : {1, 3, 9}) {
+        const auto before = test::many_adam<double>(9, depth, false);
+        auto run = before;
+        run.step<Cuda>(options);
+        run.check_step_from(before, host, "scalars on the device, form " + std::to_string(form));
+      }
+    }
+  }
 }
 
 }  // namespace

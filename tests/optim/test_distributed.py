@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-from sparsenn.optim import FactorizedSGD, ProxSGD
+from sparsenn.optim import FactorizedAdam, FactorizedSGD, ProxSGD
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -31,7 +31,10 @@ def net() -> nn.Module:
 
 
 def make(model: nn.Module, **options) -> FactorizedSGD:
-    return FactorizedSGD(model.parameters(), 0.05, depth=3, lam=1e-3, momentum=0.9, **options)
+    """The first layer by three factors a weight, the second by one root."""
+    first, last = (list(layer.parameters()) for layer in (getattr(model, "module", model)[i] for i in (0, 2)))
+    groups = [{"params": first}, {"params": last, "factor_init": "root", "balanced": True}]
+    return FactorizedSGD(groups, 0.05, depth=3, lam=1e-3, momentum=0.9, **options)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps, rank: int = 0, world: int = 1) -> None:
@@ -106,6 +109,10 @@ def _fsdp(rank: int, world: int, folder: Path) -> None:
                 assert value.shape == p.shape, name
                 assert value.placements == p.placements, name
         state.append([p.full_tensor().detach(), *(f.full_tensor() for f in optimizer.factors(p))])
+    with pytest.raises(ValueError, match="sharded; balance is looked for in whole parameters"):
+        make(model, balanced="auto")
+    with pytest.raises(ValueError, match="parameter 0 is sharded; balance is"):
+        optimizer.balance()
     if rank == 0:
         torch.save(state, folder / f"world-{world}.pt")
 
@@ -205,11 +212,14 @@ def test_fsdp_shrinks_local_shards_as_one_process_does(tmp_path, world):
         assert 0 < sparsity == optimizer.sparsity() < 1
 
 
-# checkpoints of both
+# checkpoints of all
 
 
 def seeded(model: nn.Module, kind: str, seed: int) -> torch.optim.Optimizer:
-    return make_proximal(model) if kind == "proximal" else make(model, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "adam":
+        return FactorizedAdam(model.parameters(), 0.05, depth=3, lam=1e-3, amsgrad=True, generator=generator)
+    return make_proximal(model) if kind == "proximal" else make(model, generator=generator)
 
 
 def _save(rank: int, world: int, folder: Path, kind: str) -> None:
@@ -239,10 +249,14 @@ def _restore(rank: int, world: int, folder: Path, kind: str) -> None:
         torch.save(whole, folder / f"restored-{world}.pt")
 
 
-@pytest.mark.parametrize("kind", ["factorized", "proximal"])
+@pytest.mark.parametrize("kind", ["factorized", "proximal", "adam"])
 def test_a_distributed_checkpoint_goes_on_under_another_sharding(tmp_path, kind):
     run(2, tmp_path, partial(_save, kind=kind))
     expected = torch.load(tmp_path / "expected.pt")
+    model = net()
+    train(model, seeded(model, kind, 5), range(20))
+    for a, b in zip(expected, model.parameters(), strict=True):  # as one process does
+        torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-12)
     for world in (1, 2):
         run(world, tmp_path, partial(_restore, kind=kind))
         for a, b in zip(torch.load(tmp_path / f"restored-{world}.pt"), expected, strict=True):

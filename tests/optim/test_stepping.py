@@ -4,7 +4,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import sparsenn
 
-OPTIMIZERS = (sparsenn.optim.FactorizedSGD, sparsenn.optim.ProxSGD)
+OPTIMIZERS = (sparsenn.optim.FactorizedSGD, sparsenn.optim.FactorizedAdam, sparsenn.optim.ProxSGD)
 
 
 @pytest.fixture(params=OPTIMIZERS, ids=lambda kind: kind.__name__)

@@ -133,7 +133,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
 @pytest.mark.parametrize(
     ("key", "value", "takes"),
     [
-        ("method", "magic", "one of dwf, prox, l1-subgradient, dense, magnitude, snip"),
+        ("method", "magic", "one of dwf, dwf-adam, prox, l1-subgradient, dense, magnitude, snip"),
         ("depth", 0, "1 or more"),
         ("depth", 2.5, "a whole number"),
         ("depth", True, "a whole number"),
@@ -159,6 +159,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
         ("input_noise", -0.1, "0 or more"),
         ("momentum", 1.0, "up to, but not, 1"),
         ("factor_init", "zeros", "preserve, root, dwf, variance_matching, standard"),
+        ("balanced", True, "never, auto, always"),
         ("seed", -1, "from 0"),
         ("seed", 2**63, "from 0"),
         ("device", "gpu", "cpu, cuda or cuda:<index>"),
@@ -192,7 +193,8 @@ def test_a_network_that_does_not_fit_the_images_is_refused_with_those_that_do():
     ("method", "given"),
     [("dense", {"lam": 0.1}), ("dense", {"twin": True}), ("dense", {"target_sparsity": 0.5})]
     + [("snip", {"lam": 0.1}), ("magnitude", {"target_sparsity": 0.5})]
-    + [(method, given) for method in presets.METHODS[1:] for given in ({"depth": 3}, {"factor_init": "root"})],
+    + [(method, given) for method in presets.METHODS[2:] for given in ({"depth": 3}, {"factor_init": "root"})]
+    + [(method, {"balanced": "auto"}) for method in presets.METHODS[1:]],
 )
 def test_settings_that_a_method_cannot_use_are_refused(method, given):
     with pytest.raises(ConfigError, match=f"drop {next(iter(given)).replace('_', '-')}, or take method dwf"):
@@ -207,6 +209,12 @@ def test_a_wanted_sparsity_needs_a_lambda_to_move(given):
     assert configure(target_sparsity=0.9).lam_schedule == "constant"
     with pytest.raises(ConfigError, match="target-sparsity finds λ by itself"):
         configure(target_sparsity=0.9, **given)
+
+
+def test_factors_that_are_always_balanced_start_so():
+    assert configure(balanced="always", factor_init="root").balanced == "always"
+    with pytest.raises(ConfigError, match="balanced always takes factor-init root, not preserve"):
+        configure(balanced="always")
 
 
 def test_a_resumed_run_keeps_its_settings():

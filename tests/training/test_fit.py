@@ -24,6 +24,8 @@ RUNS = {
     "dense": {"method": "dense"},
     "dense-noisy": {"method": "dense", "input_noise": 0.3},
     "dwf2-clipped": {"depth": 2, "clip_norm": 0.05},
+    "dwf2-adam": {"method": "dwf-adam", "depth": 2, "lr": 0.01},
+    "dwf3-balanced": {"depth": 3, "factor_init": "root", "balanced": "always"},
 }
 
 
@@ -55,6 +57,14 @@ def same_bits(a: Fit, b: Fit) -> bool:
 
 def steps_behind(fit: Fit) -> int:
     return fit.epoch * fit.batches + fit.batch
+
+
+def test_balanced_factors_train_and_count_as_all_of_them(shapes):
+    fits = [finish(make(shapes, depth=3, factor_init="root", balanced=when)) for when in ("always", "never")]
+    assert ["root" in next(iter(fit.optimizer.state.values())) for fit in fits] == [True, False]
+    one, full = (fit.history[-1] for fit in fits)
+    assert one == full
+    assert one["misalignment"] == 0
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 7], ids=lambda n: f"step{n}")

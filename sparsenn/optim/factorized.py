@@ -1,0 +1,379 @@
+"""Weights that are products of factors, which the optimizer owns: what the factorized optimizers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparsenn import init
+from sparsenn.ops import hadamard_product
+from sparsenn.optim import common, plans, shards
+from sparsenn.optim.memory import staggered_zeros
+from sparsenn.optim.stepping import quiet_step
+
+
+@dataclass(slots=True)
+class Pieces:
+    """One parameter as the kernel takes it: local shards, and the weight's version after the last step (None: check first)."""
+
+    param: Tensor
+    depth: int
+    state: dict[str, Any]
+    weight: Tensor
+    factors: list[Tensor]  # or what stands for them: as many for every parameter of a batch
+    moments: dict[str, list[Tensor]]  # by their names, one for each of these
+    version: int | None
+
+
+@dataclass(slots=True)
+class Batch(plans.Batch):
+    """The parameters of one call, with the factors and moments of one after the other."""
+
+    pieces: list[Pieces] = field(default_factory=list)
+    factors: list[Tensor] = field(default_factory=list)
+    moments: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def numbered(state: dict[str, Any], stem: str) -> list[Tensor]:
+    """The tensors ``stem_0``, ``stem_1`` ... of a parameter's state."""
+    found: list[Tensor] = []
+    while (name := f"{stem}_{len(found)}") in state:
+        found.append(state[name])
+    return found
+
+
+class Factorized(Optimizer):
+    """An optimizer of the factors of every weight; the model keeps the products. A subclass says how factors move.
+
+    The state of a parameter has ``factor_0`` ... and, of the subclass's ``moments``, ``momentum_0`` ... in the same way.
+    """
+
+    identified_by: ClassVar[tuple[str, ...]]  # options by which a saved state is known to be of this optimizer
+    moments: ClassVar[tuple[str, ...]]  # what a factor may have beside it
+    restarted: ClassVar[tuple[str, ...]]  # of these, what a factor that was set anew loses
+
+    def __init__(self, params: Iterable[Any], options: dict[str, Any], generator: torch.Generator | None) -> None:
+        self._forget()
+        seed = shards.shared_seed(generator)  # a part of the state: a resumed run splits weights as the first would have
+        self._constructing = True
+        super().__init__(params, {**options, "seed": seed})
+        self._constructing = False
+        for group in self.param_groups:
+            self._factorize_group(group)
+
+    @property
+    def _owner(self) -> str:
+        return type(self).__name__  # for errors
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """Refuse options out of their range; a subclass has more of them."""
+        owner = self._owner
+        for name in ("lr", "lam"):
+            common.check_number(owner, name, group[name], may_be_tensor=True)
+        if not isinstance(group["depth"], int) or isinstance(group["depth"], bool) or group["depth"] < 1:
+            raise ValueError(f"{owner}: depth is {group['depth']!r}; it takes an integer >= 1")
+        if group["factor_init"] not in init.FACTOR_INITS:
+            known = ", ".join(init.FACTOR_INITS)
+            raise ValueError(f"{owner}: factor_init is {group['factor_init']!r}; it takes one of {known}")
+
+    def _check_parameter(self, p: Tensor, group: dict[str, Any]) -> None:
+        """Refuse a parameter that can't be factorized with a group's options."""
+        common.check_parameter(self._owner, p)
+        if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
+            raise ValueError(f"{self._owner}: a parameter of shape {tuple(p.shape)} holds NaN or infinity")
+
+    def _kept(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Those of ``moments`` that a group's options ask for."""
+        raise NotImplementedError
+
+    def _fresh_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter with factors that are still 0, and no moments."""
+        return {f"factor_{d}": staggered_zeros(p, common.state_dtype(p), d) for d in range(group["depth"])}
+
+    def _moved(self, state: dict[str, Any]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """What steps move: the factors in a state, or what stands for them, and by their names the moments that are there."""
+        moments = {moment: numbered(state, moment) for moment in self.moments}
+        return numbered(state, "factor"), {moment: tensors for moment, tensors in moments.items() if tensors}
+
+    def _depth_of(self, state: dict[str, Any]) -> int:
+        """How many factors a state has or stands for."""
+        return len(self._moved(state)[0])
+
+    def _product(self, factors: list[Tensor], depth: int) -> Tensor:
+        """The weight of what is moved."""
+        return hadamard_product(factors)
+
+    def _dampening(self, group: dict[str, Any], state: dict[str, Any]) -> float:
+        """That of a parameter's next step; parameters of one call have the same."""
+        return 0.0
+
+    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor]) -> None:
+        """One step of a batch."""
+        raise NotImplementedError
+
+    def _first_step_done(self, group: dict[str, Any], plan: plans.Plan) -> None:
+        """What is to be noted after the first step by a plan."""
+        plan.fresh = False
+
+    def _step_done(self) -> None:
+        """What follows a step, but not one that is compiled."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with hyperparameters of their own where given; their weights are factorized at once."""
+        self._check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for p in group["params"]:
+                self._check_parameter(p, group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        if not self._constructing:  # when all groups are found to be right, none is left half-way
+            self._factorize_group(group)
+
+    @quiet_step
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the factors of every parameter that has a gradient, and set the parameters to their new products."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        compiling = torch.compiler.is_compiling()
+        # Everything is gathered, and so checked, before anything is written.
+        work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
+        for group, plan, grads in work:
+            for batch, own in zip(plan.batches, grads, strict=True):
+                self._move(group, batch, own)
+                if not compiling:
+                    torch.autograd.graph.increment_version(batch.weights)
+                    for pieces in batch.pieces:
+                        pieces.version = pieces.weight._version
+            if plan.fresh:
+                self._first_step_done(group, plan)
+        if not compiling:
+            self._step_done()
+        return loss
+
+    def factors(self, p: Tensor) -> tuple[Tensor, ...]:
+        """The D factors of a parameter, in its shape: the tensors that the optimizer moves, not copies.
+
+        Raises:
+            ValueError: for a tensor that is not one of the optimizer's parameters, or not factorized yet (it never required
+                grad).
+        """
+        if not self.state.get(p):
+            raise ValueError(f"{self._owner}.factors: the tensor is no parameter of this optimizer, or it has no factors yet")
+        return tuple(self._moved(self.state[p])[0])
+
+    @torch.no_grad()
+    def resync(self, params: Iterable[Tensor] | None = None) -> None:
+        """Split weights anew that were changed from outside (pruned, averaged, loaded), and zero their momenta.
+
+        Element by element: a weight that still is the product of its factors keeps them and their momenta. A weight that was
+        set to 0 is lifted to ±1e-4 (a zero could never move), as at construction; at ``factor_init="root"`` it stays 0.
+
+        Args:
+            params: The parameters to look at; all by default. Under FSDP2 every rank must call with the same ones.
+
+        Raises:
+            ValueError: for a tensor that is not one of the optimizer's factorized parameters.
+            RuntimeError: for a group whose depth was changed.
+        """
+        chosen = self._factorized() if params is None else list(params)
+        for p in chosen:
+            self.factors(p)
+            self._check_depth(self.state[p], self._group_of(p)["depth"])
+        for p in chosen:
+            group, weight = self._group_of(p), shards.local(p)
+            own, moments = self._moved(self.state[p])
+            factors = [shards.local(factor) for factor in own]
+            changed = weight != self._product(factors, group["depth"]).to(weight.dtype)
+            fresh = [torch.empty_like(factor) for factor in factors]
+            self._fill(fresh, p, "root" if group["factor_init"] == "root" else "preserve")
+            for factor, new in zip(factors, fresh, strict=True):
+                factor.copy_(torch.where(changed, new, factor))
+            for tensor in (tensor for moment in self.restarted for tensor in moments.get(moment, ())):
+                shards.local(tensor).masked_fill_(changed, 0.0)
+            weight.copy_(self._product(factors, group["depth"]))
+            self._pieces.pop(p, None)
+        self._plans.clear()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; factors and momenta stay float32 for half-precision parameters.
+
+        The model may be loaded before or after: the next step checks that its weights are the products of the factors.
+
+        Raises:
+            ValueError: where the groups don't fit, or a parameter's factors are not of its shape or not ``depth`` many.
+        """
+        saved_groups = state_dict["param_groups"]
+        for name in self.identified_by:
+            if not all(name in group for group in saved_groups):
+                raise ValueError(
+                    f"{self._owner}.load_state_dict: the state is that of another optimizer (its groups have no {name})"
+                )
+        saved = common.saved_parameters(self, state_dict)
+        depths = {index: g["depth"] for g in saved_groups for index in g["params"]}
+        for index, entries in state_dict["state"].items():
+            if index in saved:
+                self._check_state(saved[index], depths[index], entries)
+        super().load_state_dict(state_dict)
+        common.restore_precision(self, saved, state_dict, self._is_ours)
+        self._forget()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+        self._constructing = False
+
+    def _forget(self) -> None:
+        """Drop what was derived from the groups and the state."""
+        self._pieces: dict[Tensor, Pieces] = {}
+        self._plans: dict[int, plans.Plan] = {}
+        self._scalar = common.Scalars()
+
+    def _group_of(self, p: Tensor) -> dict[str, Any]:
+        for group in self.param_groups:
+            if any(p is q for q in group["params"]):
+                return group
+        raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
+
+    def _factorized(self) -> list[Tensor]:
+        return [p for p in common.parameters(self.param_groups) if self.state.get(p)]
+
+    def _position(self, p: Tensor) -> int:
+        return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
+
+    def _factorize_group(self, group: dict[str, Any]) -> None:
+        for p in group["params"]:
+            if p.requires_grad:
+                self._factorize(p, group)
+
+    @torch.no_grad()
+    def _factorize(self, p: Tensor, group: dict[str, Any]) -> None:
+        state = self._fresh_state(p, group)
+        factors = [shards.local(factor) for factor in self._moved(state)[0]]
+        self._fill(factors, p, group["factor_init"])
+        shards.local(p).copy_(self._product(factors, group["depth"]))
+        self.state[p] = state
+        if moments := self._kept(group):
+            self._add_moments(p, group["depth"], moments)
+
+    def _add_moments(self, p: Tensor, depth: int, moments: Iterable[str]) -> None:
+        for moment in moments:
+            slot = (1 + self.moments.index(moment)) * depth
+            zeros = {f"{moment}_{d}": staggered_zeros(p, common.state_dtype(p), slot + d) for d in range(depth)}
+            self.state[p].update(zeros)
+
+    def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
+        """Factors of a parameter's shard, or what stands for them, drawn as the same elements of the whole parameter are."""
+        weight = shards.local(p).to(factors[0].dtype)
+        init.fill_(
+            factors,
+            weight,
+            method,
+            std=max(shards.root_mean_square(p), init.MIN_WEIGHT) if shards.is_sharded(p) else None,
+            seed=(self._group_of(p)["seed"] + self._position(p) * 0x9E3779B97F4A7C15) % 2**63,
+            index=shards.global_index(p),
+        )
+
+    def _planned(self, index: int, group: dict[str, Any], compiling: bool) -> tuple[plans.Plan, list[list[Tensor]]]:
+        """A group's plan, a new one where the last doesn't hold any more, with the gradients of each batch."""
+        shape = (group["depth"], self._kept(group), group.get("dampening"))
+        plan = None if compiling else self._plans.get(index)
+        grads = None
+        if plan is not None and plan.shape == shape and plan.holds(group["params"], self.state):
+            grads = plan.gradients()
+        if plan is None or grads is None:
+            plan = self._make_plan(group, shape)
+            grads = plan.gradients() or []
+            if not compiling:
+                self._plans[index] = plan
+        for batch in () if compiling else plan.batches:
+            for pieces in batch.pieces:
+                if pieces.version != pieces.weight._version:
+                    self._check_unchanged(pieces)
+        return plan, grads
+
+    def _make_plan(self, group: dict[str, Any], shape: tuple[Any, ...]) -> plans.Plan:
+        batches: dict[tuple[torch.device, torch.dtype, float, bool, int], Batch] = {}
+        idle = []
+        for p in group["params"]:
+            if p.grad is None:
+                idle.append(p)
+                continue
+            pieces = self._pieces_of(p, group)
+            damped, sharded = self._dampening(group, pieces.state), shards.is_sharded(p)
+            key = (p.device, p.dtype, damped, sharded, len(pieces.factors))
+            batch = batches.get(key)
+            if batch is None:
+                batch = batches[key] = Batch(self._owner, damped, sharded, moments={m: [] for m in self.moments})
+            batch.params.append(p)
+            batch.weights.append(pieces.weight)
+            batch.pieces.append(pieces)
+            batch.factors += pieces.factors
+            for moment, tensors in pieces.moments.items():
+                batch.moments[moment] += tensors
+        return plans.Plan(shape, list(group["params"]), self.state, len(self.state), idle, list(batches.values()))
+
+    def _pieces_of(self, p: Tensor, group: dict[str, Any]) -> Pieces:
+        compiling = torch.compiler.is_compiling()  # what is remembered would be guarded, and compiled anew when it changes
+        pieces = None if compiling else self._pieces.get(p)
+        if pieces is None or pieces.depth != group["depth"] or tuple(pieces.moments) != self._kept(group):
+            pieces = self._collect(p, group)
+            if not compiling:
+                self._pieces[p] = pieces
+        return pieces
+
+    def _collect(self, p: Tensor, group: dict[str, Any]) -> Pieces:
+        depth, kept = group["depth"], self._kept(group)
+        if not self.state.get(p):
+            self._factorize(p, group)
+        state = self.state[p]
+        self._check_depth(state, depth)
+        if missing := [moment for moment in kept if moment not in self._moved(state)[1]]:
+            self._add_moments(p, depth, missing)
+        factors, moments = self._moved(state)
+        return Pieces(
+            p,
+            depth,
+            state,
+            shards.local(p.detach()) if shards.is_sharded(p) else p,
+            [shards.local(factor) for factor in factors],
+            {moment: [shards.local(tensor) for tensor in moments[moment]] for moment in kept},
+            None,
+        )
+
+    def _check_depth(self, state: dict[str, Any], depth: int) -> None:
+        if self._depth_of(state) != depth:
+            raise RuntimeError(
+                f"{self._owner}: the depth of a group was changed to {depth} after its weights were factorized; make a new "
+                "optimizer, or add the parameters to a new group"
+            )
+
+    def _check_unchanged(self, pieces: Pieces) -> None:
+        product = self._product(pieces.factors, pieces.depth).to(pieces.weight.dtype)
+        if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
+            p = pieces.param
+            raise RuntimeError(
+                f"{self._owner}: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer, so "
+                "it is no longer the product of its factors. To go on from the changed weights call opt.resync(), which splits "
+                "them anew and zeroes their momenta"
+            )
+        pieces.version = pieces.weight._version
+
+    def _is_ours(self, name: str) -> bool:
+        return name.startswith(tuple(f"{stem}_" for stem in ("factor", *self.moments)))
+
+    def _check_state(self, p: Tensor, depth: int, entries: dict[str, Any]) -> None:
+        owner, names = self._owner, {f"factor_{d}" for d in range(depth)}
+        found = {name for name in entries if name.startswith("factor_")}
+        if found != names:
+            raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {sorted(names)}; the state has {sorted(found)}")
+        common.check_shapes(owner, p, entries, self._is_ours)
