@@ -52,6 +52,7 @@ def _process(rank: int, world: int, port: int, folder: str, work) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world)
     try:
         work(rank, world, Path(folder))
+        dist.barrier()  # no rank takes its threads down while another still sends
     except BaseException:
         (Path(folder) / f"error-{rank}").write_text(traceback.format_exc())
         raise
@@ -65,8 +66,8 @@ def run(world: int, folder: Path, work) -> None:
         port = probe.getsockname()[1]
     try:
         mp.start_processes(_process, (world, port, str(folder), work), nprocs=world, start_method="spawn")
-    except Exception:
-        pytest.fail("\n".join(path.read_text() for path in folder.glob("error-*")))
+    except Exception as error:
+        pytest.fail("\n".join(path.read_text() for path in folder.glob("error-*")) or str(error))
 
 
 def _ddp(rank: int, world: int, folder: Path) -> None:
