@@ -27,6 +27,9 @@ ITEMS = {
         "table1": "compression within 5 and 10 points of the dense net, and the published numbers beside",
         "table2": "test accuracy at sparsities of 90 to 99.9 %, pruning methods and the published numbers beside",
         "fig1": "accuracy against compression: vanilla L1, proximal L1 and factorization, as trained and after pruning",
+        "fig3": "a weight's factors and their penalty",
+        "fig4": "starts of the factors: densities, and accuracy against compression",
+        "fig5a": "weights that are dead from the start, D = 10 without a penalty",
         "fig5b": "a learning rate too small for sparsity",
         "fig6": "three phases of training, under three schedules and three strengths",
         "fig7": "compression and accuracy on the way, for every strength (fig15, fig16: the same for VGG-19)",
@@ -46,8 +49,12 @@ ITEMS = {
         "fig20": "the parts of the training loss on the way",
         "fig21": "factorized nets pruned further and trained on",
         "fig22": "depths on a wide ResNet, CIFAR-100",
+        "fig23": "starts of the factors, by depth",
+        "fig24": "fig6 for balanced factors from the start",
+        "fig25": "factors whose product is normal, and a Kolmogorov-Smirnov test",
         "fig26": "time of a sample against the batch size: dense, FactorizedSGD, factors under autograd",
         "fig27": "the same for memory at the peak of a step",
+        "starts": "beside the paper: starts of the factors from scratch and from a trained net, as a table",
         "transformer": "beside the paper: a small transformer under every means of this package, and pruned",
     },
     "l1": {
@@ -80,7 +87,13 @@ ITEMS = {
     },
 }
 _SHARED = {"dwf": "items", "l1": "items"}  # papers whose items are made by one module
-_APART = {("dwf", "fig26"): "cost", ("dwf", "fig27"): "cost", ("dwf", "transformer"): "transformer"}  # but for these
+_APART = {  # but for these
+    ("dwf", "fig3"): "starts",
+    ("dwf", "fig25"): "starts",
+    ("dwf", "fig26"): "cost",
+    ("dwf", "fig27"): "cost",
+    ("dwf", "transformer"): "transformer",
+}
 
 
 def reproduce(paper: str, item: str, **options: Any) -> Any:

@@ -57,21 +57,21 @@ class Fit:
         self.batches = batch_count(len(data.train_labels), config.batch_size)
         self.epoch = 0
         self.batch = 0
-        self._make_optimizer()
         self.control_every = max(config.epochs * self.batches // CONTROL_UPDATES, 1)
-        self.control = make_control(config, self.optimizer, config.epochs * self.batches // self.control_every)
+        self._make_optimizer()
         self.history: list[Record] = []
         self.seconds = 0.0
         self._clear_totals()
 
     def _make_optimizer(self) -> None:
-        """Optimizer and schedule of the part of the run that the net is in, before or after its masks."""
+        """Optimizer, schedule and control of the part of the run that the net is in, before or after its masks."""
         config = self.config
         epochs = config.prune_epoch if self.epoch < config.prune_epoch else config.epochs - config.prune_epoch
         if config.retrain_lr is not None and self.epoch >= config.prune_epoch:
             config = replace(config, lr=config.retrain_lr)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(self.optimizer, config.schedule, epochs * self.batches)
+        self.control = make_control(config, self.optimizer, config.epochs * self.batches // self.control_every)
 
     def _prune_if_due(self) -> None:
         config = self.config
@@ -88,10 +88,14 @@ class Fit:
         """Whether all epochs are behind."""
         return self.epoch >= self.config.epochs
 
-    def begin_at_masks(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Stand before epoch ``config.prune_epoch`` with a net's state, as if the epochs before it were trained here."""
+    def begin_with(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Begin with a trained net: factors start from its weights, masks go on at once.
+
+        A pruning method stands before epoch ``config.prune_epoch`` then, as if the epochs before it were trained here.
+        """
         self.model.load_state_dict(weights)
         self.epoch, self.batch = self.config.prune_epoch, 0
+        self._make_optimizer()
 
     def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end of the epoch, or to the first batch after which ``stop()``; returns whether the end was reached."""

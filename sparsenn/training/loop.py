@@ -45,7 +45,7 @@ def train_net(
         home: the run's folder; None keeps the run in memory.
         part: the net's place in it, for metrics and checkpoints.
         diagnose: as for :class:`Fit`.
-        start: the state of a net to begin with where the masks are put on, see ``Fit.begin_at_masks``; None for the start.
+        start: the state of a trained net to begin with, see ``Fit.begin_with``; None for one as ``config.seed`` draws it.
         checkpoint_seconds: write a checkpoint whenever so much time has gone by since the last, within an epoch too.
 
     Raises:
@@ -55,7 +55,7 @@ def train_net(
     """
     fit = Fit(config, data, diagnose=diagnose)
     if start is not None:
-        fit.begin_at_masks(start)
+        fit.begin_with(start)
     folder = home / part if home is not None else None
     if folder is not None:
         folder.mkdir(exist_ok=True)

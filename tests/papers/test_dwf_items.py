@@ -14,6 +14,7 @@ from sparsenn.papers.dwf.curves import accuracy_at, band, compression_at, front,
 from sparsenn.papers.dwf.phases import phases
 from sparsenn.papers.dwf.runs import Place, kept_state, rows_of, train
 from sparsenn.papers.dwf.settings import COMPRESSIONS, KEY, Given, fine_tuned, log_spaced, onset, source_of
+from sparsenn.papers.dwf.tables import starts as starts_table
 from sparsenn.papers.dwf.tables import table1, table2
 from sparsenn.papers.dwf.trajectories import excess
 from sparsenn.training import ConfigError, Fit, TrainingInterrupted, make_scheduler
@@ -178,11 +179,13 @@ def test_grids_share_their_nets():
 
 def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: pytest.fail("no data is needed"))
-    assert set(ITEMS["dwf"]) == set(items.ITEMS) | {"fig26", "fig27", "transformer"}
+    assert set(ITEMS["dwf"]) == set(items.ITEMS) | {"fig3", "fig25", "fig26", "fig27", "transformer"}
     points = ((10, 0.9), (100, 0.88), (1000, 0.8), (None, 0.1))
     each = [
         "table1",
         "fig1",
+        "fig4",
+        "fig5a",
         "fig6",
         "fig8",
         "fig10",
@@ -194,6 +197,7 @@ def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
         "fig19",
         "fig20",
         "fig21",
+        "starts",
     ]  # one of every kind
     given = {"seeds": 1, "points": 3, "lams": (1e-4, 1e-2)}
     for item, own in items.ITEMS.items():
@@ -207,7 +211,27 @@ def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
             (folder / "nets.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
             path = reproduce("dwf", item, out=folder, depths=own.depths[:1], no_train=True, **given)
             assert path.name.startswith(f"{item}-{own.model}-{own.dataset}.")
-            assert path.read_bytes().startswith(b"\x89PNG" if item.startswith("fig") else b"# Table")
+            assert path.read_bytes().startswith(b"\x89PNG" if item.startswith("fig") else b"# ")
+
+
+@pytest.mark.parametrize("item", ["fig3", "fig25"])
+def test_some_pictures_need_no_runs(tmp_path, item):
+    assert reproduce("dwf", item, out=tmp_path / "new").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=f"dwf {item} takes no epochs"):
+        reproduce("dwf", item, out=tmp_path, epochs=1)
+
+
+def test_the_table_of_starts_tells_what_a_net_began_with():
+    tuned = [row(key, 10.0, 0.85) for key in FASHION.tuned(3, "root", [0])[:1]]
+    tuned += [row({**tuned[0], "lam": 1.0}, 1000.0, 0.81)]
+    scratch = [row(FASHION.key("dwf", depth=3, lam=1e-3, factor_init="root"), c, a) for c, a in ((10.0, 0.88), (1000.0, 0.86))]
+    pruned = [row(FASHION.key("magnitude", prune_to=c, after_epochs=8), c, 0.7) for c in (10.0, 50.0)]
+    text = starts_table([row(FASHION.key("dense"), 1.0, 0.88), *tuned, *scratch, *pruned], "fashion-mnist", "lenet-300-100", 9)
+    assert "7 of 9 runs, 1 seeds; 0 diverged." in text
+    assert "| a random net | 75 | D = 3, root | 88.00 ± 0.00 | 87.70 ± 0.00 |" in text
+    assert "| a trained net | 8 | D = 3, root | 85.00 ± 0.00 | 84.40 ± 0.00 |" in text
+    assert text.count("| 100 ± 0 |") == 1  # where the curve of the tuned nets is at 83 %
+    assert "| a trained net | 8 | GMP | 70.00 ± 0.00 | 70.00 ± 0.00 | 70.00 ± 0.00 | – | – | – |" in text
 
 
 def test_a_row_says_what_training_once_more_says(place):
@@ -252,13 +276,35 @@ def test_a_pruned_run_begins_with_the_dense_net_and_is_that_of_one_piece(place):
     fit = Fit(type(config)(**plain), place.images(config))
     source = source_of(key)
     dense = type(config)(**{**runs.config_of(source, place).to_dict(), "input_noise": 0.0})
-    fit.begin_at_masks(train_once(dense, images=place.images(config)).net.model.state_dict())
+    fit.begin_with(train_once(dense, images=place.images(config)).net.model.state_dict())
     while not fit.done:
         fit.train_epoch()
         fit.end_epoch()
     assert all(torch.equal(p, q) for p, q in zip(runs.outcome(fit).model.parameters(), whole.model.parameters(), strict=True))
     assert made["compression"] == pytest.approx(8, rel=1e-3)
     assert [record["epoch"] for record in made["history"]] == [3, 4]
+
+
+def test_a_net_is_factorized_when_it_is_trained(place):
+    (key,) = Given("digits", "lenet-300-100", epochs=10, seeds=1, batch_size=20, points=1).tuned(3, "preserve")
+    (made,) = train([key], place)
+    dense, tuned = place.table.rows
+    assert [(r["method"], r["depth"], r["epochs"], r["after_epochs"]) for r in (dense, tuned)] == [
+        ("dense", 1, 10, 0),
+        ("dwf", 3, 10, 1),
+    ]
+    assert source_of(key) == {column: dense[column] for column in KEY}
+    assert [record["epoch"] for record in made["history"]] == [1]
+    config = runs.config_of(key, place)
+    assert (config.epochs, config.lr, config.depth) == (1, key["after_lr"], 3)
+    weights = kept_state(place.net_file(source_of(key)))
+    fit = Fit(config, place.images(config))
+    fit.begin_with(weights)
+    for name, p in fit.model.named_parameters():
+        a, b, c = fit.optimizer.factors(p)
+        floor = weights[name].abs() > 1e-4
+        assert floor.any()
+        assert torch.allclose((a * b * c)[floor], weights[name][floor], rtol=1e-6, atol=0)
 
 
 def test_interrupted_runs_end_in_the_same_table_and_nothing_is_trained_twice(place, monkeypatch, tmp_path):

@@ -56,10 +56,10 @@ def percent(axes: Any) -> None:
     axes.yaxis.set_major_formatter(require_extra("matplotlib.ticker", "drawing pictures").PercentFormatter(1, symbol=""))
 
 
-def tradeoff(axes: Any, rows: Sequence[Row], label: str, color: Any) -> None:
+def tradeoff(axes: Any, rows: Sequence[Row], label: str, color: Any, ls: str = "-") -> None:
     """The median over seeds as a line, the smallest accuracy as a shade."""
     own = band(select(rows))
-    axes.plot(own.compressions, own.medians, "o-", color=color, ms=3, lw=1.3, label=label)
+    axes.plot(own.compressions, own.medians, marker="o", ls=ls, color=color, ms=3, lw=1.3, label=label)
     axes.fill_between(own.compressions, own.lowest, own.medians, color=color, alpha=0.15, lw=0)
 
 
@@ -96,11 +96,11 @@ def methods(rows: Sequence[Row], title: str) -> bytes:
 def by(rows: Sequence[Row], title: str, panel: str, line: str) -> bytes:
     """Figures 11, 12b and 14: a panel for each value of one column, a curve for each of another."""
     values, lines = values_of(rows, panel), values_of(rows, line)
-    figure, axes = panels([f"{_column(panel)} {_shown(v)}" for v in values], title, "compression", "test accuracy (%)")
+    figure, axes = panels([f"{_column(panel)} {shown(v)}" for v in values], title, "compression", "test accuracy (%)")
     colors = ramp(len(lines))
     for pair, value in zip(axes, values, strict=False):
         for color, own in zip(colors, lines, strict=True):
-            tradeoff(pair, [row for row in rows if (row[panel], row[line]) == (value, own)], _shown(own), color)
+            tradeoff(pair, [row for row in rows if (row[panel], row[line]) == (value, own)], shown(own), color)
         accuracy_axes(pair, rows)
         pair.legend(title=_column(line), frameon=False, loc="lower left", fontsize=7, title_fontsize=8)
     return png(figure)
@@ -187,7 +187,8 @@ def _column(name: str) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a setting, as a legend has it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparsenn.data import require_extra
-from sparsenn.papers.dwf import figures, tables, trajectories
+from sparsenn.papers.dwf import figures, starts, tables, trajectories
 from sparsenn.papers.dwf.curves import select
 from sparsenn.papers.dwf.runs import Place, rows_of, train
-from sparsenn.papers.dwf.settings import POINTS, SEEDS, Given, fine_tuned
+from sparsenn.papers.dwf.settings import POINTS, SEEDS, Given, fine_tuned, tuning_epochs
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.files import write_atomic
 from sparsenn.training.presets import PRUNERS
@@ -21,6 +23,8 @@ _METHODS = ("dwf", *PRUNERS)
 _LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)  # eight from 1e-3 to 1, as Figure 12a has; 11 goes to 2
 _WIDE = (2e-5, 1e-2)  # λ where learning rates differ: small rates need large ones
 _STORIES = 3  # strengths in Figures 6, 17 and 18
+_ALL_STARTS = ("preserve", "dwf", "variance_matching", "root", "standard")
+_BEST_STARTS = ("preserve", "dwf", "root")  # that neither vanish nor explode
 _MEDIUM, _EXTREME = 100.0, 500.0  # compressions of Figure 10
 _FINE_TUNED = (2.0, 4.0, 8.0)  # times the compression that a net has by itself, Figure 21
 _FINE_TUNING = (50, 0.11)  # epochs and learning rate
@@ -87,16 +91,41 @@ def _rates(lrs: Sequence[float]) -> Callable[[Given, Choice], list[Row]]:
     return keys
 
 
-def _starts(given: Given, choice: Choice) -> list[Row]:
-    chosen = ("preserve", "dwf", "variance_matching", "root", "standard") if given.factor_init is None else (given.factor_init,)
-    return [key for start in chosen for depth in choice.depths for key in given.sweep(depth, factor_init=start)]
+def _starts(*names: str) -> Callable[[Given, Choice], list[Row]]:
+    """Curves over λ from several starts; a given one takes their place."""
+
+    def keys(given: Given, choice: Choice) -> list[Row]:
+        chosen = names if given.factor_init is None else (given.factor_init,)
+        return [key for start in chosen for depth in choice.depths for key in given.sweep(depth, factor_init=start)]
+
+    return keys
 
 
-def _schedules(given: Given, choice: Choice) -> list[Row]:
+def _starts_and_tuned(given: Given, choice: Choice) -> list[Row]:
+    """The same beside dense nets that are factorized, or pruned, when they are trained."""
+    epochs = tuning_epochs(given.key("dense")["epochs"])
+    pruned = given.pruned("magnitude", after_epochs=epochs)
+    chosen = _BEST_STARTS if given.factor_init is None else (given.factor_init,)
+    tuned = [key for start in chosen for depth in choice.depths for key in given.tuned(depth, start)]
+    return [*given.dense(), *tuned, *pruned, *_starts(*_BEST_STARTS)(given, choice)]
+
+
+def _dead(given: Given, choice: Choice) -> list[Row]:
+    """Without a penalty, from a start with many weights next to 0 and from one without."""
+    chosen = ("variance_matching", "dwf", "preserve") if given.factor_init is None else (given.factor_init,)
+    which = [(seed, depth, start) for seed in range(given.seeds) for depth in choice.depths for start in chosen]
+    return [given.key("dwf", seed, depth=depth, lam=0.0, factor_init=start) for seed, depth, start in which]
+
+
+def _schedules(**changes: Any) -> Callable[[Given, Choice], list[Row]]:
     """One run for each schedule at the middle strength, then the others of the sweep's λ under cosine."""
-    sweep = [key for depth in choice.depths for key in given.sweep(depth)]
-    middle = sweep[len(sweep) // 2]
-    return [middle, {**middle, "schedule": "constant"}, {**middle, "schedule": "step"}, *sweep]
+
+    def keys(given: Given, choice: Choice) -> list[Row]:
+        sweep = [key for depth in choice.depths for key in given.sweep(depth, **changes)]
+        middle = sweep[len(sweep) // 2]
+        return [middle, {**middle, "schedule": "constant"}, {**middle, "schedule": "step"}, *sweep]
+
+    return keys
 
 
 def _one_depth(given: Given, choice: Choice) -> list[Row]:
@@ -157,11 +186,19 @@ def _table(make: Callable[..., str]) -> Callable[[str, list[Row], Given, int], b
     return lambda item, rows, given, wanted: make(rows, given.dataset, given.model, wanted).encode()
 
 
+_BY_START = functools.partial(figures.by, panel="depth", line="factor_init")
 _CURVES = ("compression", "training accuracy (%)", "test accuracy (%)")
 ITEMS: dict[str, Item] = {
     "table1": Item(make=_table(tables.table1), keys=_compared, methods=("dwf", "magnitude", "snip", "synflow")),
     "table2": Item(make=_table(tables.table2), keys=_compared, methods=_METHODS),
     "fig1": Item(_beside_l1, _picture(figures.fig1), depths=(2, 3)),
+    "fig4": Item(_starts(*_ALL_STARTS), _picture(starts.trained), points=7, seeds=1),
+    "fig5a": Item(
+        _dead,
+        _trajectories("depth", "factor_init", "training accuracy (%)", "test accuracy (%)", "dead weights (%)"),
+        depths=(10,),
+        seeds=1,
+    ),
     "fig5b": Item(
         _rates((0.003, 0.03, 0.3)),
         _trajectories("depth", "lr", "compression", "test accuracy (%)"),
@@ -170,7 +207,7 @@ ITEMS: dict[str, Item] = {
         points=1,
         seeds=1,
     ),
-    "fig6": Item(_schedules, _phases, depths=(4,), seeds=1),
+    "fig6": Item(_schedules(), _phases, depths=(4,), seeds=1),
     "fig7": Item(_sweeps, _trajectories("depth", "lam", *_CURVES), seeds=1),
     "fig8": Item(_compared, _picture(figures.methods), methods=_METHODS),
     "fig9": Item(_compared, _picture(figures.methods), methods=_METHODS, dataset="cifar-10", model="resnet-18"),
@@ -179,7 +216,7 @@ ITEMS: dict[str, Item] = {
         _rates((*_LRS, 2.0)), _picture(figures.by, panel="depth", line="lr"), dataset="mnist", lams=_WIDE, points=7, seeds=1
     ),
     "fig12a": Item(_rates(_LRS), _picture(figures.pareto), dataset="mnist", lams=_WIDE, points=7, seeds=1),
-    "fig12b": Item(_starts, _picture(figures.by, panel="depth", line="factor_init"), model="lenet-5", points=7, seeds=1),
+    "fig12b": Item(_starts(*_ALL_STARTS), _picture(_BY_START), model="lenet-5", points=7, seeds=1),
     "fig13": Item(_sweeps, _picture(figures.strengths)),
     "fig14": Item(
         _rates((0.15, 0.3, 0.6)),
@@ -197,6 +234,9 @@ ITEMS: dict[str, Item] = {
     "fig20": Item(_one_depth, _components, depths=(3,), seeds=1),
     "fig21": Item(_one_depth, _picture(figures.fine_tuning), depths=(2,)),
     "fig22": Item(_sweeps, _picture(figures.methods), dataset="cifar-100", model="wide-resnet-16-8"),
+    "fig23": Item(_starts(*_ALL_STARTS), _picture(_BY_START), points=7, seeds=1),
+    "fig24": Item(_schedules(factor_init="root"), _phases, depths=(4,), points=7, seeds=1),
+    "starts": Item(_starts_and_tuned, _table(tables.starts), points=7),
 }
 
 

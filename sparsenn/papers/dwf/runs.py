@@ -85,8 +85,10 @@ def config_of(key: Row, place: Place) -> TrainConfig:
     Raises:
         ConfigError: for settings that training does not take.
     """
-    method, epochs = key["method"], key["epochs"] + key["after_epochs"]
-    given: dict[str, Any] = {name: key[name] for name in ("dataset", "model", "lr", "schedule", "batch_size", "seed")}
+    method, epochs, lr = key["method"], key["epochs"] + key["after_epochs"], key["lr"]
+    if method == "dwf" and key["after_epochs"]:
+        epochs, lr = key["after_epochs"], key["after_lr"]
+    given: dict[str, Any] = {name: key[name] for name in ("dataset", "model", "schedule", "batch_size", "seed")}
     if method == "dwf":
         given |= {"depth": key["depth"], "lam": key["lam"], "factor_init": key["factor_init"]}
     elif method in PRUNERS:
@@ -100,6 +102,7 @@ def config_of(key: Row, place: Place) -> TrainConfig:
         **given,
         method=method,
         epochs=epochs,
+        lr=lr,
         eval_every=-(-epochs // _RECORDS),
         checkpoint_every=epochs,  # they are written by the clock
         twin=False,

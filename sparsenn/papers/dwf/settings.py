@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sparsenn.training.config import configure
 from sparsenn.training.errors import ConfigError
-from sparsenn.training.presets import PRUNERS
+from sparsenn.training.presets import FACTOR_INITS, PRUNERS
 from sparsenn.training.table import Row
 
 KEY = (
@@ -118,9 +118,17 @@ class Given:
         lams = log_spaced(*(self.lams or self._lams(depth)), self.points)
         return [self.key("dwf", s, depth=depth, lam=lam, **changes) for s in self._seeds(seeds) for lam in lams]
 
-    def _lams(self, depth: int) -> tuple[float, float]:
+    def tuned(self, depth: int, factor_init: str, seeds: Iterable[int] | None = None) -> list[Row]:
+        """A curve over λ at a depth of nets that begin as a trained dense one, for ``tuning_epochs``."""
+        factorized = self.key("dwf", depth=depth, factor_init=factor_init)
+        epochs = tuning_epochs(factorized["epochs"])
+        how = {"depth": depth, "factor_init": factor_init, "after_epochs": epochs, "after_lr": factorized["lr"]}
+        lams = log_spaced(*(self.lams or self._lams(depth, epochs)), self.points)
+        return [{**self.key("dense", s), "method": "dwf", "lam": lam, **how} for s in self._seeds(seeds) for lam in lams]
+
+    def _lams(self, depth: int, epochs: int | None = None) -> tuple[float, float]:
         net = self.key("dwf", depth=depth)
-        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset] // net["batch_size"]))
+        begin = onset(net["lr"], (epochs or net["epochs"]) * -(-IMAGES[self.dataset] // net["batch_size"]))
         low, high = LAMS.get(depth, LAMS[4])
         return low * begin, high * begin
 
@@ -129,9 +137,9 @@ class Given:
         lams = log_spaced(*(self.lams or L1_LAMS), self.points)
         return [self.key(method, seed, lam=lam) for seed in self._seeds() for lam in lams]
 
-    def pruned(self, method: str, compressions: Sequence[float] = COMPRESSIONS) -> list[Row]:
+    def pruned(self, method: str, **changes: object) -> list[Row]:
         """A curve over compressions of a pruning method."""
-        return [self.key(method, seed, prune_to=c) for seed in self._seeds() for c in compressions]
+        return [self.key(method, seed, prune_to=c, **changes) for seed in self._seeds() for c in COMPRESSIONS]
 
     def dense(self) -> list[Row]:
         """The dense nets."""
@@ -160,8 +168,22 @@ def onset(lr: float, steps: int, momentum: float = 0.9) -> float:
     return math.log(0.05 / 2**-23) * (1 - momentum) / (steps * lr)
 
 
+def tuning_epochs(epochs: int) -> int:
+    """A tenth of the epochs, at least one.
+
+    Example:
+        >>> from sparsenn.papers.dwf.settings import tuning_epochs
+        >>> tuning_epochs(75), tuning_epochs(2)
+        (8, 1)
+    """
+    return max(round(epochs / 10), 1)
+
+
 def source_of(key: Row) -> Row | None:
-    """The run whose net a run begins with, or None: that of the same depth, λ and seed before anything is pruned.
+    """The run whose net a run begins with, or None.
+
+    For a net that is pruned it is that of the same depth, λ and seed before anything is pruned; for one that is
+    factorized when it is trained, the dense one.
 
     Example:
         >>> from sparsenn.papers.dwf.settings import Given, source_of
@@ -171,10 +193,19 @@ def source_of(key: Row) -> Row | None:
         >>> source_of(given.key("dense")) is None
         True
     """
-    if key["method"] != "magnitude":
-        return None
-    method = "dense" if key["depth"] == 1 else "dwf"
-    return {**key, "method": method, "prune_to": None, "after_epochs": 0, "after_lr": None}
+    before = {"prune_to": None, "after_epochs": 0, "after_lr": None}
+    if key["method"] == "magnitude":
+        return {**key, **before, "method": "dense" if key["depth"] == 1 else "dwf"}
+    if key["after_epochs"]:
+        return {
+            **key,
+            **before,
+            "method": "dense",
+            "depth": 1,
+            "lam": 0.0,
+            "factor_init": FACTOR_INITS[0],
+        }
+    return None
 
 
 def fine_tuned(key: Row, compression: float, epochs: int, lr: float) -> Row:

@@ -12,14 +12,18 @@ from sparsenn.training.table import Row
 NOTHING = "–"
 _FACTORIZED = tuple(("dwf", depth) for depth in LAMS)
 _METHODS = (*_FACTORIZED, *PRUNING)
+_SHOWN = (90.0, 95.0, 98.0, 99.0, 99.5)  # percent of sparsity, of the table of starts
 
 
 def census(rows: Sequence[Row], wanted: int) -> str:
     """How many runs the item is made of."""
-    diverged = sum(row["status"] == "diverged" for row in rows)
-    text = f"{len(rows)} of {wanted} runs, {len(seeds_in(rows))} seeds; {diverged} diverged."
+    text = f"{len(rows)} of {wanted} runs, {len(seeds_in(rows))} seeds; {_diverged(rows)} diverged."
     how = [f"{NAMES[which]}: {_settings([row for row in rows if kind(row) == which])}" for which in _kinds(rows)]
     return "\n".join([text, "", *(f"- {line}" for line in how), ""])
+
+
+def _diverged(rows: Sequence[Row]) -> int:
+    return sum(row["status"] == "diverged" for row in rows)
 
 
 def _kinds(rows: Sequence[Row]) -> list[tuple[str, int]]:
@@ -82,6 +86,27 @@ def table2(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("higher", "alike", "lower"))
     if verdicts:
         lines += ["", f"Of the {len(verdicts)} accuracies of factorized nets that are in both tables ours are: {counts}."]
+    return "\n".join([*lines, ""])
+
+
+def starts(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
+    """Starts of the factors, from scratch and from a trained net: accuracy at a sparsity, and compression at a tolerance."""
+    dense = [row for row in rows if kind(row) == ("dense", 1)]
+    lines = [
+        f"# Starts of the factors. {model} on {dataset}: test accuracy in percent at a sparsity, compression at a tolerance\n",
+        f"{len(rows)} of {wanted} runs, {len(seeds_in(rows))} seeds; {_diverged(rows)} diverged.",
+        f"Dense: {_mean(accuracies(rows, ('dense', 1))[0.0], 2)}.\n",
+        f"| begins with | epochs | start | {' | '.join(f'{s:g} %' for s in _SHOWN)} | within {TOLERANCES[0]} points |",
+        f"|---|---|---|{'---|' * (len(_SHOWN) + 1)}",
+    ]
+    groups = {(row["after_epochs"], row["depth"], row["factor_init"]): kind(row) for row in rows if row not in dense}
+    for (after, depth, start), which in sorted(groups.items()):
+        own = [row for row in rows if kind(row) == which and (row["after_epochs"], row["factor_init"]) == (after, start)]
+        at, ratio = accuracies(own, which), ratios([*dense, *own], which, TOLERANCES[0])
+        name = NAMES[which] if which == ("magnitude", 1) else f"D = {depth}, {start}"
+        head = f"a trained net | {after}" if after else f"a random net | {own[0]['epochs']}"
+        cells = [*(_mean(at[s], 2) for s in _SHOWN), _mean(ratio.at if ratio is not None else None, 0)]
+        lines.append(f"| {head} | {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sparsenn.papers.dwf.figures import panels, percent, ramp, values_of
+from sparsenn.papers.dwf.figures import panels, percent, ramp, shown, values_of
 from sparsenn.papers.dwf.phases import phases
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.logging import Record
@@ -19,11 +19,12 @@ _QUANTITIES: dict[str, tuple[str, Callable[[Row, Record], float | None]]] = {
     "training accuracy (%)": ("percent", lambda row, record: record["train_accuracy"]),
     "test accuracy (%)": ("percent", lambda row, record: record["test_accuracy"]),
     "misalignment": ("log", lambda row, record: record["misalignment"] or None),
+    "dead weights (%)": ("percent", lambda row, record: 1 - record["weights"] / row["parameters"]),
 }
 
 
 def lines(rows: Sequence[Row], title: str, columns: str, label: str, quantities: Sequence[str]) -> bytes:
-    """Figures 5b, 7, 15, 16 and 19: a column of panels for each value of one setting, a curve for each of another."""
+    """Figures 5, 7, 15, 16 and 19: a column of panels for each value of one setting, a curve for each of another."""
     values = values_of(rows, columns)
     titles = [f"{_NAMES[columns]} = {value:g}" if i == 0 else "" for i in range(len(quantities)) for value in values]
     figure, axes = panels(titles, title, "epoch", "", rows=len(quantities))
@@ -34,7 +35,7 @@ def lines(rows: Sequence[Row], title: str, columns: str, label: str, quantities:
             marks = values_of(own, label)
             for color, mark in zip(ramp(len(marks)), marks, strict=True):
                 for row in [row for row in own if row[label] == mark]:
-                    _curve(pair, row, figure_of, color=color, label=f"{mark:g}")
+                    _curve(pair, row, figure_of, color=color, label=shown(mark))
             pair.set_ylabel(quantity if j == 0 else "")
             percent(pair) if scale == "percent" else pair.set_yscale("log")
             if i == 0 and marks:
@@ -42,7 +43,7 @@ def lines(rows: Sequence[Row], title: str, columns: str, label: str, quantities:
     return png(figure)
 
 
-_NAMES = {"depth": "D", "lam": "λ", "lr": "learning rate"}
+_NAMES = {"depth": "D", "lam": "λ", "lr": "learning rate", "factor_init": "start"}
 
 
 def _curve(axes: Any, row: Row, figure_of: Callable[[Row, Record], float | None], **style: Any) -> None:
