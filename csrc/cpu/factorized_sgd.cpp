@@ -9,8 +9,6 @@
 namespace sparsenn {
 namespace {
 
-using cpu::kBlock;
-
 // W: the weights and their gradients. Their factors and momenta have the accumulator's type.
 template <class W>
 struct Step {
@@ -53,26 +51,13 @@ SPARSENN_INLINE void step_unrolled(const Step<W>& block) {
       });
 }
 
-// Any depth: factor d is moved when the prefix of the old factors before it is known and those behind it are still old.
 template <bool kMomentum, class W>
 SPARSENN_INLINE void step_deep(const Step<W>& block) {
   using T = accumulator_t<W>;
-  T grad[kBlock], prefix[kBlock], suffix[kBlock];
-  cpu::product_of(prefix, block.factors, block.depth, block.size);
-  for (int64_t i = 0; i < block.size; ++i) grad[i] = weight_gradient(load(block.grad[i]), prefix[i], block.rule);
-  std::fill_n(prefix, block.size, T(1));
-  for (int64_t d = 0; d < block.depth; ++d) {
-    cpu::product_behind(suffix, block.factors, block.depth, d, block.size);
-    T* const factor = block.factors[d];
-    T* const momentum = kMomentum ? block.momenta[d] : suffix;
-    for (int64_t i = 0; i < block.size; ++i) {
-      const T old = factor[i];
-      factor[i] = sgd_step<kMomentum>(old, grad[i] * (prefix[i] * suffix[i]), momentum[i], block.rule.factor);
-      prefix[i] *= old;
-    }
-  }
-  cpu::product_of(prefix, block.factors, block.depth, block.size);
-  for (int64_t i = 0; i < block.size; ++i) block.weight[i] = store<W>(prefix[i]);
+  cpu::step_deep(block, [&](int64_t d, int64_t i, T old, T grad) SPARSENN_INLINED {
+    T none{};
+    return sgd_step<kMomentum>(old, grad, kMomentum ? block.momenta[d][i] : none, block.rule.factor);
+  });
 }
 
 template <class W>

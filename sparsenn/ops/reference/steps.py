@@ -31,14 +31,18 @@ def factorized_sgd_(
     for i, (weight, weight_grad) in enumerate(zip(weights, grads, strict=True)):
         own = factors[i * depth : (i + 1) * depth]
         buffers: Sequence[Tensor | None] = momenta[i * depth : (i + 1) * depth] or [None] * depth
-        grad = weight_grad.to(own[0].dtype)
-        if maximize:
-            grad = -grad
-        if weight_decay:
-            grad = grad.add(unrounded_product(own), alpha=weight_decay)
+        grad = _product_gradient(weight_grad, own, weight_decay, maximize)
         for factor, buffer, other in zip(own, buffers, leave_one_out(own), strict=True):
             _sgd_step(factor, grad * other, buffer, rate, strength, momentum, dampening, nesterov)
         weight.copy_(unrounded_product(own))
+
+
+def _product_gradient(weight_grad: Tensor, factors: Sequence[Tensor], weight_decay: float, maximize: bool) -> Tensor:
+    """The gradient of a product as its factors see it."""
+    grad = weight_grad.to(factors[0].dtype)
+    if maximize:
+        grad = -grad
+    return grad.add(unrounded_product(factors), alpha=weight_decay) if weight_decay else grad
 
 
 def _sgd_step(
@@ -81,11 +85,7 @@ def balanced_sgd_(
     for i, (weight, root, weight_grad) in enumerate(zip(weights, roots, grads, strict=True)):
         buffer = momenta[i] if momenta else None
         others, before = _balanced_others(root, depth), root.signbit()
-        grad = weight_grad.to(root.dtype)
-        if maximize:
-            grad = -grad
-        if weight_decay:
-            grad = grad.add(root * others, alpha=weight_decay)
+        grad = _product_gradient(weight_grad, (root, others), weight_decay, maximize)
         _sgd_step(root, grad * others, buffer, float(lr), 2 * float(lam) / depth, momentum, dampening, nesterov)
         if depth % 2 == 0:
             crossed = root.signbit() != before
@@ -130,11 +130,7 @@ def factorized_adam_(
         count = float(step.add_(1))
         pace, root = rate / (1 - beta1**count), (1 - beta2**count) ** 0.5
         own = factors[i * depth : (i + 1) * depth]
-        grad = weight_grad.to(own[0].dtype)
-        if maximize:
-            grad = -grad
-        if weight_decay:
-            grad = grad.add(unrounded_product(own), alpha=weight_decay)
+        grad = _product_gradient(weight_grad, own, weight_decay, maximize)
         for k, (factor, other) in enumerate(zip(own, leave_one_out(own), strict=True), i * depth):
             update = grad * other
             if strength and not decoupled:
@@ -185,12 +181,7 @@ def prox_sgd_(
         value, update = accumulator(weight), accumulator(weight_grad)
         if maximize:
             update = -update
-        if weight_decay:
-            update = update.add(value, alpha=weight_decay)
-        if momenta:
-            momenta[i].mul_(momentum).add_(update, alpha=1 - dampening)
-            update = update.add(momenta[i], alpha=momentum) if nesterov else momenta[i]
-        value = value.add(update, alpha=-rate)
+        _sgd_step(value, update, momenta[i] if momenta else None, rate, weight_decay, momentum, dampening, nesterov)
         lam = lams[i if len(lams) > 1 else 0].to(value)
         if lam.dim() or lam:  # without a penalty the step is that of SGD to the last bit, negative zeros included
             value = _rounded(soft_thresholded(value, lam * reach), weight.dtype)
