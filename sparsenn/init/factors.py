@@ -96,8 +96,9 @@ def root_(factors: Sequence[Tensor], weight: Tensor) -> None:
     .. math:: \omega_1 = \operatorname{sign}(w) |w|^{1/D}, \qquad \omega_2 = \dots = \omega_D = |w|^{1/D}
 
     The start is balanced, and SGD keeps it so, with L2 or without: the magnitudes stay equal, so the factors reach 0 only
-    together and then stay there. **A balanced start can never change the sign of a weight**, nor move a weight that is 0. (At
-    even D this holds for steps of any size; at odd D a single step that is large enough to jump over 0 escapes it.)
+    together and then stay there. **A balanced start can't move a weight that is 0, nor, at even D, change the sign of any**,
+    whatever the steps. At odd D small steps of gradient descent can't either, but momentum or a large step may carry all of
+    them over 0 at once.
 
     Args:
         factors: D ≥ 1 tensors of the weight's shape, to be overwritten. With one, it becomes the weight.

@@ -80,10 +80,14 @@ def _checked(factors: Sequence[Tensor], weight: Tensor, dim: int, min_gain: floa
     factors = list(factors)
     if not factors:
         raise ValueError("split_groups_: factors must hold at least one tensor; got none")
+    if weight.dim() == 0:
+        raise ValueError("split_groups_: a weight without dimensions has no groups")
     if not isinstance(dim, int) or not 0 <= dim < weight.dim():
         raise ValueError(
             f"split_groups_: dim is {dim!r}; a weight of shape {tuple(weight.shape)} takes 0 to {weight.dim() - 1}"
         )
+    if weight.dtype not in DTYPES:
+        raise ValueError(f"split_groups_: weight is {weight.dtype}; it takes {', '.join(map(str, DTYPES))}")
     if not 0 <= min_gain <= 1:
         raise ValueError(f"split_groups_: min_gain must be in [0, 1]; got {min_gain}")
     wanted = [weight.shape, *[torch.Size([weight.shape[dim]])] * (len(factors) - 1)]

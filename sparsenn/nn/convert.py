@@ -66,8 +66,8 @@ def factorize(
         depth: D, the number of factors, an int ≥ 1.
         factor_init: How a weight becomes factors, one of :data:`sparsenn.init.FACTOR_INITS`. ``"preserve"`` and ``"root"`` keep
             the function of the model (``"preserve"`` but for a floor of 1e-4 on |w| at D ≥ 2, so that zeros can learn); for the
-            others each weight becomes the product of what was drawn. A balanced start (``"root"``) never changes the sign of a
-            weight, and a zero stays zero.
+            others each weight becomes the product of what was drawn. After a balanced start (``"root"``) a zero stays zero
+            and, at even D, a weight keeps its sign.
         include: What to factorize: a pattern as in ``fnmatch`` for the qualified name of a parameter (``"encoder.*"``,
             ``"*.bias"``), a module type (everything inside a module of that type), or a sequence of these. None means all but
             frozen parameters (``requires_grad=False``), which are factorized only where ``include`` selects them. Only floating
@@ -81,11 +81,12 @@ def factorize(
 
     Raises:
         ValueError: for a depth that is not an int ≥ 1; an unknown ``factor_init``, or one that groups do not take; unknown
-            groups; a rule that is neither a pattern nor a module type; an ``include`` that selects nothing; a tied parameter of
-            which only some names are selected; a selected parameter that is already factorized or parametrized otherwise, is
-            not initialized yet (lazy modules), has another dtype than float64, float32, bfloat16 and float16, belongs to an
-            embedding with ``sparse`` or ``max_norm`` (which need the stored weight itself) or to a scripted module, or has a
-            name that a parametrization cannot carry; a weight that ``factor_init`` refuses, such as one that holds NaN.
+            groups, or a model without a weight that has such; a rule that is neither a pattern nor a module type; an
+            ``include`` that selects nothing; a tied parameter of which only some names are selected; a selected parameter that
+            is already factorized or parametrized otherwise, is not initialized yet (lazy modules), has another dtype than
+            float64, float32, bfloat16 and float16, belongs to an embedding with ``sparse`` or ``max_norm`` (which need the
+            stored weight itself) or to a scripted module, or has a name that a parametrization cannot carry; a weight that
+            ``factor_init`` refuses, such as one that holds NaN.
 
     Source: Kolb et al. 2025, Definition 2.
 
@@ -101,6 +102,9 @@ def factorize(
     make = functools.partial(_product_of, depth, factor_init, groups)
     make()
     slots = [slot for slot in _slots(model) if slot.may_have(groups)]
+    if groups is not None and not slots:
+        dims = " or ".join(map(str, GROUPS[groups][0]))
+        raise ValueError(f"factorize: the model has no weight with {groups}; these take {dims} dimensions")
     selected = _select(slots, rules("factorize", "include", include), rules("factorize", "exclude", exclude) or ())
     for slot in selected:
         if reason := _refusal(slot):

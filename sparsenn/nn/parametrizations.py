@@ -101,7 +101,8 @@ class GroupProduct(HadamardProduct):
     Args:
         depth: D, the number of factors, an int ≥ 1. At 1 the weight is its only factor.
         groups: "rows" (a linear layer's outputs) or "columns" (its inputs) of a matrix; "filters" (dimension 0: a convolution's
-            output channels) or "channels" (dimension 1: its input channels) of a weight with 3 to 5 dimensions.
+            output channels) or "channels" (dimension 1: its input channels; a transposed convolution has them the other way
+            round) of a weight with 3 to 5 dimensions.
         factor_init: ``"preserve"`` or ``"root"``: how a weight becomes factors, and both keep its values.
             ``"root"`` balances all groups, so that one of zeros stays 0; ``"preserve"`` all but the small ones, which then can
             learn (:func:`sparsenn.init.split_groups_`).
@@ -130,7 +131,7 @@ class GroupProduct(HadamardProduct):
 
     def __init__(self, depth: int, groups: str = "rows", factor_init: str = "preserve") -> None:
         super().__init__(depth, factor_init)
-        if groups not in GROUPS:
+        if not isinstance(groups, str) or groups not in GROUPS:
             raise ValueError(f"groups is {groups!r}; it takes one of {', '.join(map(repr, GROUPS))}")
         if factor_init not in _GROUP_INITS:
             raise ValueError(f"factor_init is {factor_init!r}; factors of groups take 'preserve' or 'root'")

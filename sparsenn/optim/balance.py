@@ -10,8 +10,7 @@ negated, would: reflected at 0.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +160,20 @@ def switch(
     state.update(fresh)
 
 
+@torch.no_grad()
+def switch_back(state: dict[str, Any]) -> None:
+    """Put the factors that a root stands for in its place, and the momenta that are theirs."""
+    root, depth = state.pop(_ROOT), state.pop(_DEPTH)
+    factors = [factor.clone() for factor in factors_of(root, depth)]
+    state.update({f"factor_{d}": factor for d, factor in enumerate(factors)})
+    if _MOMENTUM in state:
+        # s u for a root s m; the factors are s m and |m|, and each wants its own sign times u
+        magnitude = _signed(state.pop(_MOMENTUM), root)
+        state.update({f"momentum_{d}": _signed(magnitude, factor).clone() for d, factor in enumerate(factors)})
+    for name in _FIGURES:
+        state.pop(f"switch_{name}", None)
+
+
 def report(number: int, p: Tensor, state: dict[str, Any]) -> list[BalanceSwitch]:
     """What a state says of its switch; nothing where there was none."""
     if f"switch_{_FIGURES[0]}" not in state:
@@ -195,6 +208,11 @@ def check_options(owner: str, group: dict[str, Any]) -> None:
             f"{owner}: balanced=True with factor_init {group['factor_init']!r}, whose factors are not balanced; it takes"
             " factor_init='root', or balanced='auto' to wait until they are"
         )
-    tolerance = group["balance_tolerance"]
-    if isinstance(tolerance, Tensor) or not isinstance(tolerance, int | float) or not tolerance >= 0 or math.isnan(tolerance):
-        raise ValueError(f"{owner}: balance_tolerance is {tolerance!r}; it takes a number >= 0")
+    check_tolerances(owner, [group["balance_tolerance"]])
+
+
+def check_tolerances(owner: str, tolerances: Iterable[Any]) -> None:
+    """Refuse what no imbalance can be compared with."""
+    for tolerance in tolerances:
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:  # nor NaN
+            raise ValueError(f"{owner}: balance_tolerance is {tolerance!r}; it takes a number >= 0")

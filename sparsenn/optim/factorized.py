@@ -84,7 +84,11 @@ class Factorized(Optimizer):
     def _check_parameter(self, p: Tensor, group: dict[str, Any]) -> None:
         """Refuse a parameter that can't be factorized with a group's options."""
         common.check_parameter(self._owner, p)
-        if p.requires_grad and not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
+        if p.requires_grad:
+            self._check_finite(p)
+
+    def _check_finite(self, p: Tensor) -> None:
+        if not p.is_meta and not bool(torch.isfinite(shards.local(p.detach())).all()):
             raise ValueError(f"{self._owner}: a parameter of shape {tuple(p.shape)} holds NaN or infinity")
 
     def _kept(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -145,7 +149,7 @@ class Factorized(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         compiling = torch.compiler.is_compiling()
-        # Everything is gathered, and so checked, before anything is written.
+        # All gradients and weights are gathered, and checked, before anything is moved.
         work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
         for group, plan, grads in work:
             for batch, own in zip(plan.batches, grads, strict=True):
@@ -167,8 +171,7 @@ class Factorized(Optimizer):
             ValueError: for a tensor that is not one of the optimizer's parameters, or not factorized yet (it never required
                 grad).
         """
-        if not self.state.get(p):
-            raise ValueError(f"{self._owner}.factors: the tensor is no parameter of this optimizer, or it has no factors yet")
+        self._chosen([p], "factors")
         return tuple(self._moved(self.state[p])[0])
 
     @torch.no_grad()
@@ -176,24 +179,28 @@ class Factorized(Optimizer):
         """Split weights anew that were changed from outside (pruned, averaged, loaded), and zero their momenta.
 
         Element by element: a weight that still is the product of its factors keeps them and their momenta. A weight that was
-        set to 0 is lifted to ±1e-4 (a zero could never move), as at construction; at ``factor_init="root"`` it stays 0.
+        set to 0 is lifted to ±1e-4 (a zero could never move), as at construction; at ``factor_init="root"`` it stays 0. A
+        parameter that `FactorizedSGD` went on with as one root gets factors again, unless it began so.
 
         Args:
             params: The parameters to look at; all by default. Under FSDP2 every rank must call with the same ones.
 
         Raises:
-            ValueError: for a tensor that is not one of the optimizer's factorized parameters.
+            ValueError: for a tensor that is not one of the optimizer's factorized parameters, and weights that are not finite;
+                before anything is changed.
             RuntimeError: for a group whose depth was changed.
         """
-        chosen = self._factorized() if params is None else list(params)
+        chosen = self._chosen(params, "resync")
         for p in chosen:
-            self.factors(p)
             self._check_depth(self.state[p], self._group_of(p)["depth"])
+            self._check_finite(p)
         for p in chosen:
             group, weight = self._group_of(p), shards.local(p)
+            factors = [shards.local(factor) for factor in self._moved(self.state[p])[0]]
+            changed = weight != self._product(factors, group["depth"]).to(weight.dtype)
+            self._before_split(p, changed)
             own, moments = self._moved(self.state[p])
             factors = [shards.local(factor) for factor in own]
-            changed = weight != self._product(factors, group["depth"]).to(weight.dtype)
             fresh = [torch.empty_like(factor) for factor in factors]
             self._fill(fresh, p, "root" if group["factor_init"] == "root" else "preserve")
             for factor, new in zip(factors, fresh, strict=True):
@@ -245,7 +252,20 @@ class Factorized(Optimizer):
         raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
 
     def _factorized(self) -> list[Tensor]:
-        return [p for p in common.parameters(self.param_groups) if self.state.get(p)]
+        """The parameters that have factors, each once."""
+        return [p for p in dict.fromkeys(common.parameters(self.param_groups)) if self.state.get(p)]
+
+    def _chosen(self, params: Iterable[Tensor] | None, method: str) -> list[Tensor]:
+        """Those of ``params``, each once; all that have factors for None."""
+        if params is None:
+            return self._factorized()
+        chosen = list(dict.fromkeys(params))
+        if not all(self.state.get(p) for p in chosen):
+            raise ValueError(f"{self._owner}.{method}: a tensor is no parameter of this optimizer, or has no factors yet")
+        return chosen
+
+    def _before_split(self, p: Tensor, changed: Tensor) -> None:
+        """What is to be done before the changed weights of a parameter are split anew."""
 
     def _position(self, p: Tensor) -> int:
         return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
@@ -334,6 +354,8 @@ class Factorized(Optimizer):
     def _collect(self, p: Tensor, group: dict[str, Any]) -> Pieces:
         depth, kept = group["depth"], self._kept(group)
         if not self.state.get(p):
+            if not torch.compiler.is_compiling():
+                self._check_parameter(p, group)
             self._factorize(p, group)
         state = self.state[p]
         self._check_depth(state, depth)
@@ -372,8 +394,10 @@ class Factorized(Optimizer):
         return name.startswith(tuple(f"{stem}_" for stem in ("factor", *self.moments)))
 
     def _check_state(self, p: Tensor, depth: int, entries: dict[str, Any]) -> None:
-        owner, names = self._owner, {f"factor_{d}" for d in range(depth)}
-        found = {name for name in entries if name.startswith("factor_")}
-        if found != names:
-            raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {sorted(names)}; the state has {sorted(found)}")
+        owner = self._owner
+        for stem in ("factor", *self.moments):
+            names = [f"{stem}_{d}" for d in range(depth)]
+            found = [name for name in entries if name.removeprefix(f"{stem}_").isdigit()]
+            if sorted(found) != sorted(names) and (found or stem == "factor"):
+                raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)

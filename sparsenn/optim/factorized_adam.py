@@ -45,9 +45,9 @@ class FactorizedAdam(Factorized):
     it only bounds :math:`|\omega_d|` by :math:`D / 2 \lambda`. So it decays weights and **makes none sparse**; it is offered to
     be compared with.
 
-    Adam moves a factor by at most about lr a step, so a weight needs at least :math:`|w|^{1/D} / \text{lr}` steps to die,
-    whatever λ: with a small learning rate in a short run nothing does. Weights come near zero, not to it:
-    ``sparsenn.collapse(model)`` after training makes them exact zeros.
+    Adam moves a factor by at most about lr a step, so a weight needs about :math:`\min_d |\omega_d| / \text{lr}` steps to die,
+    which is :math:`|w|^{1/D} / \text{lr}` from balance, whatever λ: with a small learning rate in a short run nothing does.
+    Weights come near zero, not to it: ``sparsenn.collapse(model)`` after training makes them exact zeros.
 
     Constructing the optimizer changes the weights: "preserve" lifts those below 1e-4 in magnitude to it (a weight whose
     factors all are zero could never move), and a drawing ``factor_init`` replaces them all.

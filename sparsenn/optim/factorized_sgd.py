@@ -56,9 +56,9 @@ class FactorizedSGD(Factorized):
         balanced: Whether factors of one magnitude, which stay so (Lemma 4), are kept as one signed root r a weight,
             :math:`w = r |r|^{D-1}`, with one momentum: 2 words of state a weight instead of 2D, and a quicker step. False keeps
             the factors. True takes ``factor_init="root"``, from where nothing else changes: up to depth 4 the weights have the
-            same bits. ``"auto"`` starts so from "root"; from another start it looks every 100 steps whether the factors of a
-            whole parameter have become balanced to ``balance_tolerance``, and goes on with their root: see `balance`. It takes
-            parameters that are not sharded, and a compiled step does not look.
+            same bits, but for the signs of zeros. ``"auto"`` starts so from "root"; from another start it looks every 100 steps
+            whether the factors of a whole parameter that has a gradient have become balanced to ``balance_tolerance``, and goes
+            on with their root: see `balance`. It takes parameters that are not sharded, and a compiled step does not look.
         balance_tolerance: How far from balance, relative to their norm, factors and momenta of a parameter may be then.
         generator: Source of the seed for the factors. Factors are drawn per element from that seed, whatever the sharding.
             Without a generator the seed comes from torch's default one and is broadcast from rank 0 where a process group is
@@ -159,7 +159,8 @@ class FactorizedSGD(Factorized):
             same is logged as INFO. See `switches` for all of them.
 
         Raises:
-            ValueError: for a tensor that is not one of the optimizer's factorized parameters, and sharded ones with factors.
+            ValueError: for a tensor that is not one of the optimizer's factorized parameters, sharded ones with factors, and
+                a tolerance that is no number ≥ 0.
             RuntimeError: where weights were changed behind the optimizer's back; see `resync`.
 
         Example:
@@ -171,9 +172,9 @@ class FactorizedSGD(Factorized):
             >>> optimizer.switches()[0].jump < 1e-6
             True
         """
-        chosen = self._factorized() if params is None else list(params)
-        for p in chosen:
-            super().factors(p)
+        chosen = self._chosen(params, "balance")
+        limits = {p: self._group_of(p)["balance_tolerance"] if tolerance is None else tolerance for p in chosen}
+        balance.check_tolerances(self._owner, limits.values())
         waiting = [p for p in chosen if not balance.is_balanced(self.state[p])]
         for p in waiting:
             balance.check_whole(f"{self._owner}.balance: parameter {self._position(p)}", p)
@@ -181,8 +182,7 @@ class FactorizedSGD(Factorized):
         found: list[BalanceSwitch] = []
         for p, measurement in zip(waiting, measured, strict=True):
             imbalance = measurement.tolist()
-            limit = self._group_of(p)["balance_tolerance"] if tolerance is None else tolerance
-            if all(x <= limit for x in imbalance):  # no NaN either
+            if all(x <= limits[p] for x in imbalance):  # no NaN either
                 factors, moments = self._moved(self.state[p])
                 balance.switch(p, self.state[p], factors, moments.get("momentum", []), imbalance)
                 self._pieces.pop(p, None)
@@ -227,6 +227,11 @@ class FactorizedSGD(Factorized):
 
     def _product(self, factors: list[Tensor], depth: int) -> Tensor:
         return balance.product(factors, depth)
+
+    def _before_split(self, p: Tensor, changed: Tensor) -> None:
+        """A root whose weight was changed becomes factors again, which can change signs; one that was a start stays."""
+        if self._group_of(p)["factor_init"] != "root" and balance.is_balanced(self.state[p]) and bool(changed.any()):
+            balance.switch_back(self.state[p])
 
     def _fill(self, factors: list[Tensor], p: Tensor, method: str) -> None:
         depth = self._group_of(p)["depth"]
@@ -276,18 +281,22 @@ class FactorizedSGD(Factorized):
         plan.first_step_done(group)
 
     def _step_done(self) -> None:
+        due = []
         for group in self.param_groups:
             if group["balanced"] == "auto":
                 group["balance_steps"] += 1
                 if group["balance_steps"] % balance.EVERY == 0:
-                    self.balance([p for p in group["params"] if self.state.get(p)])
+                    due += [p for p in group["params"] if p.grad is not None]  # that were moved, and so are their products
+        if due:
+            self.balance(due)
 
     def _imbalance(self, p: Tensor) -> Tensor:
         """That of a parameter's factors and momenta, when its weights are found to be those that the optimizer left."""
         pieces = self._pieces_of(p, self._group_of(p))
         if pieces.version != pieces.weight._version:
             self._check_unchanged(pieces)
-        return balance.imbalances(pieces.factors, pieces.moments.get("momentum", []))
+        factors, moments = self._moved(self.state[p])  # momenta too that the options don't ask for any more
+        return balance.imbalances(factors, moments.get("momentum", []))
 
     def _is_ours(self, name: str) -> bool:
         return super()._is_ours(name) or balance.is_tensor_of(name)
@@ -298,3 +307,5 @@ class FactorizedSGD(Factorized):
             common.check_shapes(self._owner, p, entries, self._is_ours)
         else:
             super()._check_state(p, depth, entries)
+        if entries.get("momentum_started") and not self._moved(entries)[1]:
+            raise ValueError(f"{self._owner}.load_state_dict: the state has begun with a momentum, and lacks it")

@@ -51,7 +51,7 @@ def factor_decay_min(module: nn.Module) -> Tensor:
     .. math:: \sum_w \sum_i |w_i|^{2/D} \qquad\text{or}\qquad \sum_w \sum_G \|w_G\|_2^{2/D}
 
     the second where the groups G of a weight share factors. By the means' inequality no other factors have less; the excess of
-    `factor_decay` is the misalignment (:func:`sparsenn.metrics.misalignment`).
+    `factor_decay` is the misalignment, of factors of one shape :func:`sparsenn.metrics.misalignment`.
 
     Args:
         module: as for `factor_decay`.

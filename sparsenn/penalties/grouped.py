@@ -167,7 +167,8 @@ class GroupL1(_Grouped):
     Args:
         lam: λ ≥ 0, a number or a tensor with one element.
         groups: "rows" (a linear layer's outputs) or "columns" (its inputs) of a matrix; "filters" (dimension 0: a convolution's
-            output channels) or "channels" (dimension 1: its input channels) of a weight with 3 to 5 dimensions; or `Heads`.
+            output channels) or "channels" (dimension 1: its input channels; a transposed convolution has them the other way
+            round) of a weight with 3 to 5 dimensions; or `Heads`.
         weighted: Whether :math:`\omega = \sqrt{|G|}`, the convention of the literature, or 1.
 
     Raises:

@@ -298,11 +298,16 @@ def test_only_weights_that_have_such_groups_are_factorized_and_the_function_stay
     ("build", "message"),
     [
         (lambda: GroupProduct(2, "heads"), "groups is 'heads'; it takes one of 'rows', 'columns', 'filters', 'channels'"),
+        (lambda: GroupProduct(2, ["rows"]), r"groups is \['rows'\]"),
         (lambda: GroupProduct(0, "rows"), "depth is 0; it takes an int >= 1"),
         (lambda: GroupProduct(2, "rows", "dwf"), "factor_init is 'dwf'; factors of groups take 'preserve' or 'root'"),
         (lambda: holder(torch.ones(3), 2, "rows"), r"weight has shape \(3,\); groups='rows' takes 2 dimensions"),
         (lambda: sparsenn.factorize(conv_net(), 2, groups="outputs"), "groups is 'outputs'"),
         (lambda: sparsenn.factorize(conv_net(), 2, groups="rows", include="*.bias"), "selects no parameter"),
+        (
+            lambda: sparsenn.factorize(nn.Linear(3, 2), 2, groups="filters"),
+            "no weight with filters; these take 3 or 4 or 5 dim",
+        ),
         (lambda: sparsenn.factorize(nn.LazyLinear(2), 2, groups="rows"), "is not initialized yet"),
         (lambda: holder(torch.full((2, 2), math.nan), 2, "rows"), "weight holds values that are not finite"),
     ],
@@ -338,6 +343,15 @@ def test_a_split_checks_all_before_it_writes(factors, options, message):
     with pytest.raises(ValueError, match=message):
         init.split_groups_(factors, torch.zeros(2, 3), **options)
     assert all(torch.equal(a, b) for a, b in zip(factors, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [(torch.tensor(1.0), "a weight without dimensions has no groups"), (torch.ones(2, 3) * 1j, "weight is torch.complex64")],
+)
+def test_a_split_takes_real_weights_with_groups(weight, message):
+    with pytest.raises(ValueError, match=message):
+        init.split_groups_([torch.ones(weight.shape)], weight)
 
 
 @pytest.mark.parametrize("groups", ["rows", "columns"])

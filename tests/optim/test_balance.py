@@ -165,22 +165,123 @@ def test_changed_weights_are_noticed_and_resynced(backend):
         p, optimizer = pulled(balanced, factor_init=factor_init, depth=2)
         pull(p, optimizer, range(3))
         optimizer.balance(tolerance=float("inf"))
-        root, momentum = optimizer.state[p]["root"], optimizer.state[p]["root_momentum"]
-        before = root.clone()
+        before = [[x[1:].clone() for x in optimizer.factors(p)], optimizer.state[p]["root_momentum"][1:].abs().clone()]
         with torch.no_grad():
             p[0] = torch.tensor([4.0, -9.0, 0.0, 1e-6, -1e-6], dtype=torch.float64)
         with pytest.raises(RuntimeError, match=r"parameter 0 .*resync"):
             pull(p, optimizer, [3])
         optimizer.resync()
-        assert torch.equal(root[1:], before[1:])
-        assert (momentum[0] == 0).all()
-        assert (momentum[1:] != 0).all()
+        assert ("root" in optimizer.state[p]) == balanced  # others need their signs
+        assert bool(optimizer.switches()) is False
+        assert all(torch.equal(x[1:], y) for x, y in zip(optimizer.factors(p), before[0], strict=True))
+        momenta = [optimizer.state[p][name] for name in (("root_momentum",) if balanced else ("momentum_0", "momentum_1"))]
+        for momentum in momenta:
+            assert (momentum[0] == 0).all()
+            assert torch.equal(momentum[1:].abs(), before[1])
         low = 0.0 if factor_init == "root" else 1e-4
         expected = torch.tensor([4.0, -9.0, low, max(low, 1e-6), -max(low, 1e-6)], dtype=torch.float64)
         lifted = p.detach()[0].clone()
         lifted[2] = lifted[2].abs()  # its sign is drawn
         torch.testing.assert_close(lifted, expected, rtol=1e-12, atol=0)
         pull(p, optimizer, [3])
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_zeros_of_a_switched_parameter_grow_again_after_a_resync(backend, depth):
+    p = nn.Parameter(torch.full((200,), -0.5, dtype=torch.float64))
+    optimizer = FactorizedSGD([p], 0.05, depth=depth, momentum=0.9, generator=torch.Generator().manual_seed(0))
+    assert len(optimizer.balance(tolerance=float("inf"))) == 1
+    with torch.no_grad():
+        p.zero_()
+    optimizer.resync()
+    for _ in range(3000):
+        p.grad = p.detach() - 1.0
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.ones(200, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+def test_a_switch_and_back_moves_as_before(backend):
+    """Balanced factors with momenta to match: for all that follows it makes no difference that they were a root."""
+    for depth in (2, 3, 4):
+        (p, optimizer), (q, full) = (pulled(b, depth=depth, factor_init="root", balance_tolerance=0.0) for b in ("auto", False))
+        pull(p, optimizer, range(20))
+        pull(q, full, range(20))
+        for group in optimizer.param_groups:
+            group["factor_init"] = "preserve"
+        with torch.no_grad():
+            for weight in (p, q):
+                weight[0] = 1.0
+        optimizer.resync()
+        assert "root" not in optimizer.state[p]
+        with torch.no_grad():
+            for x, y in zip(full.factors(q), optimizer.factors(p), strict=True):
+                x[0] = y[0]
+            for d in range(depth):
+                full.state[q][f"momentum_{d}"][0] = 0.0
+            q.copy_(hadamard_product(full.factors(q)))
+        full.resync()
+        pull(p, optimizer, range(20, 60))
+        pull(q, full, range(20, 60))
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_a_parameter_that_occurs_twice_is_switched_once(backend):
+    p, optimizer = pulled(False)
+    before = p.detach().clone()
+    assert len(optimizer.balance([p, p], tolerance=float("inf"))) == 1
+    torch.testing.assert_close(p.detach(), before, rtol=1e-12, atol=0)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        twice = FactorizedSGD([p, p], 0.0, depth=2, balanced="auto", balance_tolerance=10.0)
+    for _ in range(EVERY):
+        p.grad = torch.zeros_like(p)
+        twice.step()
+    assert len(twice.switches()) == 1
+    torch.testing.assert_close(p.detach(), before, rtol=1e-12, atol=0)
+
+
+def test_looks_pass_by_what_no_step_has_moved(backend):
+    a, b, c = (nn.Parameter(torch.full((3,), 0.5)) for _ in range(3))
+    optimizer = FactorizedSGD([{"params": [a, b]}, {"params": [c]}], 0.1, depth=2, balanced="auto", balance_tolerance=10.0)
+    with torch.no_grad():
+        b.mul_(2.0)  # and never trained
+    for _ in range(EVERY):
+        a.grad, c.grad = a.detach() - 1, c.detach() - 1
+        optimizer.step()
+    assert [switch.parameter for switch in optimizer.switches()] == [0, 2]
+    assert [group["balance_steps"] for group in optimizer.param_groups] == [EVERY, EVERY]
+
+
+def test_momenta_count_though_no_option_asks_for_them(backend):
+    p, optimizer = pulled(False, depth=2, factor_init="root")
+    pull(p, optimizer, range(1))
+    optimizer.state[p]["momentum_0"].fill_(1.0)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    assert optimizer.balance() == []
+    (switch,) = optimizer.balance(tolerance=10.0)
+    assert switch.momenta > 0.1
+
+
+def test_what_is_not_finite_is_refused_before_anything_changes(backend):
+    for factor_init, balanced in (("root", True), ("root", False), ("preserve", False)):
+        a, b = (nn.Parameter(torch.full((3,), 0.5)) for _ in range(2))
+        b.requires_grad_(False)
+        optimizer = FactorizedSGD([a, b], 0.1, factor_init=factor_init, balanced=balanced)
+        with torch.no_grad():
+            b[0] = torch.nan
+        b.requires_grad_()
+        a.grad, b.grad = torch.ones(3), torch.ones(3)
+        with pytest.raises(ValueError, match=r"a parameter of shape \(3,\) holds NaN or infinity"):
+            optimizer.step()
+        with torch.no_grad():
+            b[0] = 1.0
+        optimizer.step()
+        with torch.no_grad():
+            a.mul_(2.0)
+            b[0] = torch.inf
+        kept = [x.clone() for x in optimizer.factors(a)]
+        with pytest.raises(ValueError, match="holds NaN or infinity"):
+            optimizer.resync()
+        assert all(torch.equal(x, y) for x, y in zip(kept, optimizer.factors(a), strict=True))
 
 
 def test_a_root_and_factors_step_together_as_each_alone(backend):
@@ -230,11 +331,19 @@ def test_groups_differ_and_what_does_not_fit_is_refused(backend):
         ({"balanced": True}, "balanced=True with factor_init 'preserve'"),
         ({"balanced": "always"}, "balanced is 'always'; it takes False, True or 'auto'"),
         ({"balance_tolerance": -1.0}, "balance_tolerance is -1.0"),
+        ({"balance_tolerance": True}, "balance_tolerance is True"),
     ):
         with pytest.raises(ValueError, match=match):
             FactorizedSGD([nn.Parameter(torch.ones(2))], 0.1, **bad)
-    with pytest.raises(ValueError, match="no parameter of this optimizer"):
+    with pytest.raises(ValueError, match=r"FactorizedSGD.balance: a tensor is no parameter of this optimizer"):
         optimizer.balance([torch.ones(2)])
+    with pytest.raises(ValueError, match="balance_tolerance is nan"):
+        optimizer.balance(layers[0], tolerance=float("nan"))
+    for index, name, lacking in ((0, "root_momentum", "has begun with a momentum"), (2, "momentum_1", "'momentum_1'")):
+        state = copy.deepcopy(optimizer.state_dict())
+        del state["state"][index][name]
+        with pytest.raises(ValueError, match=lacking):
+            optimizer.load_state_dict(state)
 
 
 def test_a_compiled_step_is_the_eager_one(kernels):

@@ -160,8 +160,12 @@ def test_a_state_that_does_not_fit_is_refused(backend):
     for name in ("step", "exp_avg_2", "exp_avg_sq_0"):
         saved = fresh().state_dict()
         del saved["state"][1][name]
-        with pytest.raises(ValueError, match=rf"the state lacks \['{name}'\]"):
+        with pytest.raises(ValueError, match=rf"depth 3 needs .*'{name}'.*; the state"):
             fresh().load_state_dict(saved)
+    saved = FactorizedAdam(net().parameters(), 0.1, depth=3, amsgrad=True).state_dict()
+    del saved["state"][1]["max_exp_avg_sq_1"]
+    with pytest.raises(ValueError, match=r"the state has \['max_exp_avg_sq_0', 'max_exp_avg_sq_2'\]"):
+        fresh().load_state_dict(saved)
     saved = fresh().state_dict()
     saved["state"][0]["exp_avg_sq_1"] = torch.ones(2)
     with pytest.raises(ValueError, match=r"exp_avg_sq_1 has shape \(2,\)"):
@@ -245,7 +249,7 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=match):
             FactorizedAdam(p, **bad)
-    with pytest.raises(ValueError, match=r"FactorizedAdam\.factors: the tensor is no parameter"):
+    with pytest.raises(ValueError, match=r"FactorizedAdam\.factors: a tensor is no parameter"):
         FactorizedAdam(p, 0.1).factors(torch.ones(2))
 
 

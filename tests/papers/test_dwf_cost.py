@@ -55,7 +55,8 @@ def test_a_step_takes_the_memory_of_what_it_keeps(tmp_path):
     ("given", "said"),
     [
         ({"model": "lenet"}, "model: got 'lenet'"),
-        ({"depths": [0]}, "depths are 0"),
+        ({"depths": [1]}, "depths are 1; they take whole numbers from 2"),
+        ({"threads": -1}, "threads is -1"),
         ({"batch_sizes": []}, "batch-sizes are"),
         ({"device": "tpu"}, "device is 'tpu'; it takes cpu, cuda"),
         ({"no_train": True}, "is not there"),

@@ -74,6 +74,10 @@ class Cost:
         """Of the turns."""
         return statistics.median(self.figures)
 
+    def over(self, other: Cost) -> float:
+        """The median of the ratios of each turn, in which both met the same load."""
+        return statistics.median(own / its for own, its in zip(self.figures, other.figures, strict=True))
+
 
 def reproduce(
     out: str | Path = "runs/dwf-cost",
@@ -91,7 +95,7 @@ def reproduce(
 
     ``fig26`` has the time of a sample: all ways of one batch size are called in turns within one process. ``fig27`` has the
     memory at the peak of a step: on a GPU what its allocator gives out, on a CPU what a process of its own grows by, which
-    Linux tells and other systems do not.
+    Linux tells and other systems do not; a script that calls this needs ``if __name__ == "__main__"``.
 
     Args:
         out: the folder.
@@ -113,7 +117,7 @@ def reproduce(
     Source:
         Kolb et al. 2025, Appendix I.2, Figures 26 and 27.
     """
-    cells = _cells(item, model, depths, batch_sizes, device)
+    cells = _cells(item, model, depths, batch_sizes, device, threads)
     path = Path(out) / f"{item}-{model}-{torch.device(device).type}.csv"
     if not no_train:
         measure = _times if item == "fig26" else _peaks
@@ -127,18 +131,25 @@ def reproduce(
     elif not path.exists():
         raise ConfigError(f"{item}: {path} is not there; without no-train it is measured")
     picture = path.with_suffix(".png")
-    write_atomic(picture, _draw(item, _read(path)))
+    costs = _read(path)
+    if not costs:
+        raise ConfigError(f"{item}: {path} has no rows; without no-train they are measured")
+    write_atomic(picture, _draw(item, costs))
     return picture
 
 
-def _cells(item: str, model: str, depths: Sequence[int], batch_sizes: Sequence[int], device: str) -> list[Cell]:
+def _cells(item: str, model: str, depths: Sequence[int], batch_sizes: Sequence[int], device: str, threads: int) -> list[Cell]:
     if model not in models.names():
         raise ConfigError(f"model: got {model!r}; it takes one of {', '.join(models.names())}")
+    if item not in ("fig26", "fig27"):
+        raise ConfigError(f"item: got {item!r}; it takes fig26 or fig27")
     if problem := check_device(device):
         raise ConfigError(f"device is {device!r}; it takes {problem}")
-    for name, values in (("depths", depths), ("batch-sizes", batch_sizes)):
-        if not values or min(values) < 1:
-            raise ConfigError(f"{name} are {', '.join(map(str, values))}; they take whole numbers from 1")
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}; it takes a whole number, 0 or more")
+    for name, values, least in (("depths", depths, 2), ("batch-sizes", batch_sizes, 1)):
+        if not values or min(values) < least:
+            raise ConfigError(f"{name} are {', '.join(map(str, values))}; they take whole numbers from {least}")
     if item == "fig27" and device == "cpu" and not sys.platform.startswith("linux"):
         raise ConfigError("fig27: the peak memory of a CPU's process is known on Linux alone; a GPU's is known everywhere")
     ways = [("dense", 1), *((way, depth) for way in ("ours", "eager") for depth in sorted(set(depths)))]
@@ -253,6 +264,8 @@ def _peaks(cells: Sequence[Cell], threads: int) -> Iterable[Cost]:
 
 
 def _peak_of_gpu(cell: Cell) -> int:
+    """What the allocator gives out beyond what libraries keep, which a step of a few weights before makes them ask for."""
+    _small_step(cell)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(cell.device)
     step = make_step(cell)
@@ -266,13 +279,18 @@ def _peak_of_process(cell: Cell, threads: int) -> int:
     """What this process grows by; libraries are loaded and set up by a step of a few weights before."""
     if threads:
         torch.set_num_threads(threads)
-    _step(cell, nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 10)), torch.zeros(2, 1, 4, 4))()
+    _small_step(cell)
     before = _resident("VmRSS")
     step = make_step(cell)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here on
     for _ in range(_WARM):
         step()
     return _resident("VmHWM") - before
+
+
+def _small_step(cell: Cell) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 10)).to(cell.device)
+    _step(cell, net, torch.zeros(2, 1, 4, 4, device=cell.device))()
 
 
 def _resident(field: str) -> int:
@@ -320,13 +338,13 @@ def _draw(item: str, costs: Sequence[Cost]) -> bytes:
     title = f"{item.replace('fig', 'Figure ')}. {net.model} on {torch.device(net.device).type}"
     figure, (left, right) = panels(["", "beside the dense net"], title, "batch size", unit)
     right.set_ylabel("ratio")
-    dense = {cost.cell.batch_size: cost.median for cost in costs if cost.cell.way == "dense"}
+    dense = {cost.cell.batch_size: cost for cost in costs if cost.cell.way == "dense"}
     for way, depth in dict.fromkeys((cost.cell.way, cost.cell.depth) for cost in costs):
-        own = {c.cell.batch_size: c.median for c in costs if (c.cell.way, c.cell.depth) == (way, depth)}
+        own = {c.cell.batch_size: c for c in costs if (c.cell.way, c.cell.depth) == (way, depth)}
         style = {"color": COLORS.get(("dwf", depth), "black"), "ls": _STYLES[way], "marker": "o", "ms": 3, "lw": 1.2}
         shares = [1 / size if item == "fig26" else 1.0 for size in own]
-        left.plot([*own], [scale * x * share for x, share in zip(own.values(), shares, strict=True)], **style)
-        right.plot([*own], [x / dense[size] for size, x in own.items()], label=_label(way, depth), **style)
+        left.plot([*own], [scale * cost.median * share for cost, share in zip(own.values(), shares, strict=True)], **style)
+        right.plot([*own], [cost.over(dense[size]) for size, cost in own.items()], label=_label(way, depth), **style)
     left.set(yscale="log")
     for axes in (left, right):
         axes.set(xscale="log")
