@@ -111,7 +111,7 @@ def kaiming_(net: _Net) -> _Net:
         >>> import torch
         >>> from sparsenn.models.lenet import kaiming_
         >>> layer = kaiming_(torch.nn.Linear(10_000, 50))
-        >>> round(float(layer.weight.var()) * 10_000, 1), float(layer.bias.abs().max())
+        >>> round(layer.weight.var().item() * 10_000, 1), layer.bias.abs().max().item()
         (2.0, 0.0)
     """
     for layer in net.modules():
