@@ -355,7 +355,15 @@ def test_from_the_command_line_to_the_figure_of_nets_pruned_further(place, capsy
     rows = place.table.rows
     assert [(r["method"], r["depth"], r["after_epochs"]) for r in rows] == [("dwf", 2, 0)] + [("magnitude", 2, 50)] * 3
     assert [r["prune_to"] for r in rows[1:]] == [float(f"{f * rows[0]['compression']:.4g}") for f in (2, 4, 8)]
-    assert "3/3  digits, lenet-300-100, magnitude, compression 8" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3/3  digits, lenet-300-100, magnitude, compression 8" in said
+    assert [" left\n" in line for line in said.splitlines(keepends=True)] == [False, True, True, False]  # of 1 and of 3 runs
+
+
+def test_the_time_that_is_left_goes_by_epochs():
+    todo = [SMALL.key("dense"), SMALL.key("magnitude", prune_to=8.0, after_epochs=10), FASHION.key("snip", prune_to=8.0)]
+    assert runs._left(todo, 1, 6.0) == "; about 4 min left"  # 2 of 2 + 10 + 75 epochs
+    assert runs._left(todo, 3, 6.0) == ""
 
 
 def test_what_no_run_ended_for_is_no_picture_and_an_empty_table(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from sparsenn.training.loop import to_device, train_net
 from sparsenn.training.presets import PRUNERS
 from sparsenn.training.result import Outcome, outcome
 from sparsenn.training.session import StopSignal, session
+from sparsenn.training.stacked.progress import spoken
 from sparsenn.training.table import Row, Table
 
 CHECKPOINT_SECONDS = 30.0
@@ -133,14 +135,23 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
         config_of(key, place)
     table = place.table
     todo = list(table.missing(wanted))
+    began = time.monotonic()
     with StopSignal() as stop, progress_for(quiet=place.quiet) as progress:
         for number, key in enumerate(todo, start=1):
             row = _row(key, place, progress, stop)
             table.add(row)
             shutil.rmtree(_state(key, place), ignore_errors=True)
             if not place.quiet:
-                print(f"{number}/{len(todo)}  {_line(row)}", file=sys.stderr, flush=True)
+                left = _left(todo, number, time.monotonic() - began)
+                print(f"{number}/{len(todo)}  {_line(row)}{left}", file=sys.stderr, flush=True)
     return rows_of(table, keys)
+
+
+def _left(todo: Sequence[Row], done: int, seconds: float) -> str:
+    """How long the other runs take if an epoch of theirs takes as long as one of these."""
+    epochs = [key["after_epochs"] or key["epochs"] for key in todo]
+    seconds *= sum(epochs[done:]) / sum(epochs[:done])
+    return f"; about {spoken(seconds)} left" if done < len(todo) else ""
 
 
 def _with_sources(keys: Sequence[Row]) -> Iterator[Row]:
