@@ -43,8 +43,8 @@ IMAGES = {
     "tiny-imagenet": 100_000,
 }
 L1_LAMS = (1e-6, 1e-3)  # of the two methods that know weights and no factors
-# With weights that keep their start ("preserve") twice the paper's rate of 0.15 is better at depth 2, and half of it at depth 4. At
-# a compression of 1300 the paper's costs half a point at depth 4, and twice it a point at depth 3.
+# With weights that keep their start ("preserve") twice the paper's rate of 0.15 is better at depth 2, and half of it at
+# depth 4. At a compression of 1300 the paper's costs half a point at depth 4, and twice it a point at depth 3.
 LENET_LR = {2: 0.3, 4: 0.08}
 
 
