@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-#include "runtime/kernels.h"
+#include "runtime/panel.h"
 
 namespace sparsenn::runtime {
 

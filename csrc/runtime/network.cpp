@@ -8,6 +8,7 @@
 #include <system_error>
 #include <thread>
 
+#include "runtime/panel.h"
 #include "runtime/steps.h"
 
 namespace sparsenn::runtime {

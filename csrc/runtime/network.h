@@ -6,6 +6,7 @@
 #include <mutex>
 #include <vector>
 
+#include "runtime/layers.h"
 #include "runtime/product.h"
 
 namespace sparsenn::runtime {

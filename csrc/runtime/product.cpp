@@ -6,6 +6,9 @@
 #include <stdexcept>
 
 #include "cpu/tiles.h"
+#include "runtime/layers.h"
+#include "runtime/panel.h"
+#include "runtime/sparse_rows.h"
 
 namespace sparsenn::runtime {
 namespace {

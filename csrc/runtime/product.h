@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "runtime/kernels.h"
 #include "runtime/memory.h"
 
 namespace sparsenn::runtime {
