@@ -40,7 +40,7 @@ def test_more_outputs_are_classes_whose_weights_are_trained():
     net = soft_committee(6, (4,), outputs=3)
     assert net(torch.randn(2, 6)).shape == (2, 3)
     assert all(p.requires_grad for p in net.parameters())
-    assert float(net[2].weight.std()) > 0
+    assert net[2].weight.std() > 0
 
 
 def test_the_head_has_three_layers_and_batch_normalization():

@@ -33,8 +33,13 @@ BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 _LR, _MOMENTUM, _LAM = 1e-3, 0.9, 1e-6  # small: the loss stays an ordinary number, however long a step is repeated
 _WARM, _TURNS = 3, 5
 _SAMPLE = {"lenet-300-100": (1, 28), "lenet-5": (1, 28)}  # channels and size of an image; (3, 32) for the others
-_LABELS = {"dense": "dense, torch.optim.SGD", "ours": "FactorizedSGD", "eager": "factors under autograd"}
-_STYLES = {"dense": "-", "ours": "-", "eager": ":"}
+_LABELS = {
+    "dense": "dense, torch.optim.SGD",
+    "ours": "FactorizedSGD",
+    "balanced": "FactorizedSGD, balanced",
+    "eager": "factors under autograd",
+}
+_STYLES = {"dense": "-", "ours": "-", "balanced": "--", "eager": ":"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Cell:
 
     Attributes:
         model: a name of ``sparsenn.models.names()``.
-        way: "dense" (SGD on the weights), "ours" (`FactorizedSGD`) or "eager" (a parametrization that multiplies the factors,
-            and SGD on them).
+        way: "dense" (SGD on the weights), "ours" (`FactorizedSGD`), "balanced" (the same with one root a weight) or "eager" (a
+            parametrization that multiplies the factors, and SGD on them).
         depth: number of factors; 1 for the dense net.
         batch_size: images a step.
         device: where.
@@ -152,7 +157,7 @@ def _cells(item: str, model: str, depths: Sequence[int], batch_sizes: Sequence[i
             raise ConfigError(f"{name} are {', '.join(map(str, values))}; they take whole numbers from {least}")
     if item == "fig27" and device == "cpu" and not sys.platform.startswith("linux"):
         raise ConfigError("fig27: the peak memory of a CPU's process is known on Linux alone; a GPU's is known everywhere")
-    ways = [("dense", 1), *((way, depth) for way in ("ours", "eager") for depth in sorted(set(depths)))]
+    ways = [("dense", 1), *((way, depth) for way in ("ours", "balanced", "eager") for depth in sorted(set(depths)))]
     return [Cell(model, *way, size, device) for size in sorted(set(batch_sizes)) for way in ways]
 
 
@@ -202,10 +207,16 @@ def _step(cell: Cell, net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 
 def _optimizer(cell: Cell, net: nn.Module) -> Optimizer:
-    if cell.way == "ours":
-        generator = torch.Generator().manual_seed(0)
+    if cell.way in ("ours", "balanced"):
         return FactorizedSGD(
-            net.parameters(), _LR, depth=cell.depth, lam=_LAM, momentum=_MOMENTUM, factor_init="root", generator=generator
+            net.parameters(),
+            _LR,
+            depth=cell.depth,
+            lam=_LAM,
+            momentum=_MOMENTUM,
+            factor_init="root",
+            balanced=cell.way == "balanced",
+            generator=torch.Generator().manual_seed(0),
         )
     if cell.way == "eager":
         for module in [*net.modules()]:
