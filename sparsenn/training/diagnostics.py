@@ -32,7 +32,7 @@ def mean_misalignment(shares: Shares) -> float | None:
 
 @torch.no_grad()
 def layer_figures(model: nn.Module, optimizer: Optimizer, threshold: float, shares: Shares) -> dict[str, Any]:
-    r"""Norm and penalty of a net, and of each of its weight tensors what is left, its norm and its misalignment.
+    r"""Norm and penalty of a net, and of each of its weight tensors what is left, its norm, penalty and misalignment.
 
     Args:
         model: The net; what its masks hide counts as 0.
@@ -43,18 +43,20 @@ def layer_figures(model: nn.Module, optimizer: Optimizer, threshold: float, shar
     Returns:
         ``norm`` (:math:`\|w\|_2` over all parameters), ``penalty`` (of the training objective: :math:`(\lambda / D) \sum_d
         \|\omega_d\|^2`, :math:`\lambda \|w\|_1`, or 0), and ``layers``, with one entry for each name of :func:`layer_names`:
-        ``kept`` (weights above the threshold), ``norm``, and ``misalignment`` (the mean over the layer's weights; None without
-        factors).
+        ``kept`` (weights above the threshold), ``norm``, ``penalty``, and ``misalignment`` (the mean over the layer's weights;
+        None without factors).
     """
     found = entries(model)
     norms = {entry.name: float(vector_norm(entry.weight, dtype=torch.float64)) for entry in found}
     layers = [entry for entry in found if entry.stored.dim() > 1]
+    penalties = _penalties(optimizer)
     return {
         "norm": math.hypot(*norms.values()),
-        "penalty": _penalty(optimizer),
+        "penalty": sum(penalties.values()),
         "layers": {
             "kept": [int((entry.weight.abs() > threshold).sum()) for entry in layers],
             "norm": [norms[entry.name] for entry in layers],
+            "penalty": [penalties.get(entry.stored, 0.0) for entry in layers],
             "misalignment": [shares[entry.stored] / entry.numel for entry in layers] if shares else None,
         },
     }
@@ -72,15 +74,15 @@ def layer_names(model: nn.Module) -> list[str]:
     return [entry.name for entry in entries(model) if entry.stored.dim() > 1]
 
 
-def _penalty(optimizer: Optimizer) -> float:
-    """What the optimizer adds to the loss of the data, at the λ of its last step."""
-    total = 0.0
+def _penalties(optimizer: Optimizer) -> Shares:
+    """What the optimizer adds to the loss of the data for each penalised parameter, at the λ of its last step."""
+    found: Shares = {}
     for group in optimizer.param_groups:
         if lam := float(group.get("lam", 0.0)):
             for p in group["params"]:
                 if isinstance(optimizer, Factorized):
                     squares = [float(vector_norm(factor, dtype=torch.float64)) ** 2 for factor in optimizer.factors(p)]
-                    total += lam * sum(squares) / len(squares)
+                    found[p] = lam * sum(squares) / len(squares)
                 else:
-                    total += lam * float(vector_norm(p, 1, dtype=torch.float64))
-    return total
+                    found[p] = lam * float(vector_norm(p, 1, dtype=torch.float64))
+    return found

@@ -41,16 +41,14 @@ class Fit:
     Args:
         config: the run.
         data: images on ``config.device`` in ``config.dtype``.
-        diagnose: give every evaluation the figures of the layers too, see ``diagnostics.layer_figures``.
 
     Raises:
         ConfigError: for a compression that the net does not allow.
     """
 
-    def __init__(self, config: TrainConfig, data: ImageData, *, diagnose: bool = False) -> None:
+    def __init__(self, config: TrainConfig, data: ImageData) -> None:
         self.config = config
         self.data = data
-        self.diagnose = diagnose
         self.model = build_model(config, data)
         if config.method in PRUNERS:
             check_compression(config, self.model)
@@ -176,8 +174,7 @@ class Fit:
             "compression_ratio": sparsity["compression_ratio"],
             "misalignment": mean_misalignment(shares),
         }
-        if self.diagnose:
-            record |= layer_figures(self.model, self.optimizer, threshold, shares)
+        record |= layer_figures(self.model, self.optimizer, threshold, shares)
         self.history.append(record)
         return record
 

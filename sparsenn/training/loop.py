@@ -30,7 +30,6 @@ def train_net(
     stop: StopSignal,
     home: Path | None = None,
     part: str = "",
-    diagnose: bool = False,
     start: Mapping[str, Tensor] | None = None,
     checkpoint_seconds: float = math.inf,
 ) -> Fit:
@@ -44,7 +43,6 @@ def train_net(
         stop: asked after every step.
         home: the run's folder; None keeps the run in memory.
         part: the net's place in it, for metrics and checkpoints.
-        diagnose: as for :class:`Fit`.
         start: the state of a trained net to begin with, see ``Fit.begin_with``; None for one as ``config.seed`` draws it.
         checkpoint_seconds: write a checkpoint whenever so much time has gone by since the last, within an epoch too.
 
@@ -53,7 +51,7 @@ def train_net(
         TrainingInterrupted: after a signal, once the state is written.
         KeyboardInterrupt: after a signal, for a run in memory.
     """
-    fit = Fit(config, data, diagnose=diagnose)
+    fit = Fit(config, data)
     if start is not None:
         fit.begin_with(start)
     folder = home / part if home is not None else None

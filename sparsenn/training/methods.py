@@ -11,6 +11,7 @@ from torch.optim import SGD, Optimizer
 from sparsenn import prune
 from sparsenn.data import ImageData
 from sparsenn.optim import FactorizedAdam, FactorizedSGD, ProxSGD, TargetSparsity
+from sparsenn.optim.groups import named_parameters, selected
 from sparsenn.training.batches import epoch_order
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.errors import ConfigError
@@ -30,17 +31,30 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     """The optimizer of ``config.method`` over all weights and biases."""
     common: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum}
     if config.method in FACTORIZED:
+        params = _by_start(config, model)
         factors: dict[str, Any] = {"depth": config.depth, "lam": config.lam, "factor_init": config.factor_init}
         factors["generator"] = torch.Generator().manual_seed(config.seed)
         if config.method == "dwf":
-            return FactorizedSGD(model.parameters(), **factors, **common, balanced=_BALANCED[config.balanced])
-        return FactorizedAdam(model.parameters(), lr=config.lr, betas=(config.momentum, 0.999), **factors)
+            return FactorizedSGD(params, **factors, **common, balanced=_BALANCED[config.balanced])
+        return FactorizedAdam(params, lr=config.lr, betas=(config.momentum, 0.999), **factors)
     if config.method == "prox":
         return ProxSGD(model.parameters(), lam=config.lam, **common)
     optimizer = SGD([{"params": [*model.parameters()], "lam": config.lam}], **common)
     if config.method == "l1-subgradient":
         optimizer.register_step_pre_hook(_add_l1_subgradient)
     return optimizer
+
+
+def _by_start(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """All parameters, normalization apart where factors are drawn: its scales are 1, and a draw would put them next to 0."""
+    parameters = named_parameters(model)
+    drawn = config.factor_init not in ("preserve", "root")
+    kept = selected(parameters, ("norm",), "factor_init") if drawn else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [p.tensor for i, p in enumerate(parameters) if i not in kept]},
+        {"params": [p.tensor for i, p in enumerate(parameters) if i in kept], "factor_init": "preserve"},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def make_control(config: TrainConfig, optimizer: Optimizer, updates: int) -> TargetSparsity | None:

@@ -13,7 +13,7 @@ from sparsenn.papers.dwf.compare import Ours, accuracies, published, ratios, ver
 from sparsenn.papers.dwf.curves import accuracy_at, band, compression_at, front, sparsest
 from sparsenn.papers.dwf.phases import phases
 from sparsenn.papers.dwf.runs import Place, kept_state, rows_of, train
-from sparsenn.papers.dwf.settings import COMPRESSIONS, KEY, Given, fine_tuned, log_spaced, onset, source_of
+from sparsenn.papers.dwf.settings import COMPRESSIONS, KEY, LAMS, Given, fine_tuned, log_spaced, onset, source_of
 from sparsenn.papers.dwf.tables import starts as starts_table
 from sparsenn.papers.dwf.tables import table1, table2
 from sparsenn.papers.dwf.trajectories import excess
@@ -132,6 +132,8 @@ def test_tables_follow_from_their_rows():
     text = table1(rows, "fashion-mnist", "lenet-300-100", 9)
     assert "| D = 3 | 5 | 237 ± 79 | 99.58 | 55 ± 45 | 506 | 0.47 |" in text
     assert "8 of 9 runs, 2 seeds; 0 diverged." in text
+    text = table1([row for row in rows if row["accuracy"] > 0.84], "fashion-mnist", "lenet-300-100", 9)
+    assert "| D = 3 | 5 | ≥ " in text  # the curves end before they are 5 points below
     text = table2(rows, "fashion-mnist", "lenet-300-100", 8)
     assert "Dense: 89.00 ± 1.00 (89.12 ± 0.40)." in text
     assert "| 86.50 ± 1.50 (86.97 ± 0.11) |" in text
@@ -139,13 +141,20 @@ def test_tables_follow_from_their_rows():
     assert [verdict(Ours(3, mean, 0.1), theirs) for mean in (86.4, 87.4, 87.6)] == ["lower", "alike", "higher"]
 
 
-def test_the_phases_of_a_norm_that_falls_rises_and_falls():
-    records = row(FASHION.key("dwf", lam=1e-3), 10.0, 0.8)["history"]
-    found = phases(records, 266_610)
-    assert (found.reorganization, found.sparsification, found.onset) == (2, 3, 3)
-    falling = [{**r, "norm": 9.0 - r["epoch"], "weights": 266_610} for r in records]
-    found = phases(falling, 266_610)
-    assert (found.reorganization, found.sparsification, found.onset) == (None, None, None)
+@pytest.mark.parametrize(
+    ("accuracies", "weights", "expected"),
+    [
+        ((0.83, 0.85, 0.848, 0.84, 0.845, 0.86), (100, 100, 99, 95, 9, 8), (2, 4, 4)),
+        ((0.83, 0.85, 0.848, 0.84, 0.845, 0.849), (100, 100, 99, 9, 8, 8), (2, None, 4)),  # never as good again
+        ((0.83, 0.85, 0.849, 0.851, 0.85, 0.86), (100,) * 6, (None, None, None)),  # no more than noise
+        ((0.83, 0.82, 0.81), (9, 9, 9), (1, None, 1)),
+        ((), (), (None, None, None)),
+    ],
+)
+def test_the_phases_go_by_the_dip_of_the_training_accuracy(accuracies, weights, expected):
+    pairs = enumerate(zip(accuracies, weights, strict=True), 1)
+    found = phases([{"epoch": e, "train_accuracy": a, "weights": w} for e, (a, w) in pairs], 100)
+    assert (found.reorganization, found.sparsification, found.onset) == expected
 
 
 def test_a_weight_without_gradients_is_at_the_threshold_at_the_onset():
@@ -169,12 +178,32 @@ def test_grids_share_their_nets():
         lams = [{key["lam"] for key in Given("mnist", "lenet-300-100", points=n).sweep(depth, [0])} for n in (7, 13)]
         assert lams[0] <= lams[1]
     tables = items.ITEMS["table2"].keys(FASHION, items.Choice((2, 3, 4), items._METHODS))
-    assert len(tables) == 3 * (1 + 3 * 13 + 4 * 8)
+    assert len(tables) == 3 * (1 + 3 * 13 + 3 * 8 + 6)
     assert len({json.dumps(key) for key in tables}) == len(tables)
     first = [key for key in items.ITEMS["fig1"].keys(FASHION, items.Choice((2, 3), ())) if key["method"] == "dwf"]
     assert all(key in tables for key in first)
     key = FASHION.key("dwf", depth=2, lam=1e-3)
     assert source_of(fine_tuned(key, 40.0, 50, 0.11)) == key
+
+
+def test_grids_begin_at_the_onset_of_their_own_learning_rate():
+    given = Given("mnist", "lenet-300-100", points=2, seeds=1)
+    steps = 75 * -(-60_000 // 256)
+    for lr in (0.15, 0.6):
+        lams = [key["lam"] for key in given.sweep(2, lr=lr)]
+        assert lams == pytest.approx([share * onset(lr, steps) for share in LAMS[2]], rel=1e-3)
+    assert [key["lam"] for key in given.l1_sweep("prox")] == [key["lam"] for key in given.sweep(2)]
+
+
+def test_random_pruning_ends_where_nothing_is_left_but_biases_and_normalization():
+    grids = {
+        (model, method): [key["prune_to"] for key in Given("mnist", model, seeds=1).pruned(method)]
+        for model in ("lenet-300-100", "lenet-5")
+        for method in ("random", "snip")
+    }
+    assert grids["lenet-300-100", "random"] == [10, 20, 50, 100, 200, 400]  # of 266,610 parameters 410 are biases
+    assert grids["lenet-5", "random"] == [10, 20, 50, 100, 200]  # of 61,750 they are 280
+    assert grids["lenet-5", "snip"] == grids["lenet-300-100", "snip"] == list(COMPRESSIONS)
 
 
 def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
@@ -249,7 +278,7 @@ def test_a_row_says_what_training_once_more_says(place):
 
 def test_the_figures_of_the_layers_are_those_of_the_factors(place):
     config = runs.config_of(SMALL.key("dwf", depth=3, lam=2e-2, lr=0.4), place)
-    fit = Fit(config, place.images(config), diagnose=True)
+    fit = Fit(config, place.images(config))
     fit.train_epoch()
     record = fit.end_epoch()
     factors = [[f.double() for f in fit.optimizer.factors(p)] for p in fit.model.parameters()]
@@ -257,6 +286,8 @@ def test_the_figures_of_the_layers_are_those_of_the_factors(place):
     lam = record["lam"]
     assert record["penalty"] == pytest.approx(lam / 3 * sum(float((f * f).sum()) for own in factors for f in own))
     assert record["norm"] == pytest.approx(math.sqrt(sum(float((w * w).sum()) for w in weights)), rel=1e-6)
+    each = [lam / 3 * sum(float((f * f).sum()) for f in own) for own in factors[::2]]
+    assert record["layers"]["penalty"] == pytest.approx(each)
     least = lam * sum(float(w.abs().pow(2 / 3).sum()) for w in weights)
     made = {"parameters": sum(w.numel() for w in weights)}
     assert record["penalty"] - excess(made, record) == pytest.approx(least, rel=1e-5)
@@ -370,7 +401,7 @@ def test_what_no_run_ended_for_is_no_picture_and_an_empty_table(tmp_path):
     with pytest.raises(ConfigError, match="fig7: none of its 39 runs has ended well"):
         reproduce("dwf", "fig7", out=tmp_path, no_train=True)
     text = reproduce("dwf", "table2", out=tmp_path, no_train=True).read_text()
-    assert "0 of 216 runs" in text
+    assert "0 of 210 runs" in text
     assert "| D = 3 | – (87.84 ± 0.12) |" in text
 
 

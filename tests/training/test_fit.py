@@ -10,6 +10,7 @@ from sparsenn import models
 from sparsenn.training import Fit, configure
 from sparsenn.training.batches import epoch_order
 from sparsenn.training.evaluate import evaluate
+from sparsenn.training.methods import make_optimizer
 
 RUNS = {
     "dwf2": {"depth": 2},
@@ -252,3 +253,13 @@ def test_both_nets_start_from_the_same_weights(shapes):
     sparse, dense = Fit(chosen, shapes), Fit(chosen.dense_twin(), shapes)
     for p, q in zip(sparse.model.parameters(), dense.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
+
+
+def test_drawn_factors_leave_the_scales_of_normalization_alone():
+    config = configure(dataset="mnist", model="lenet-5", method="dwf", depth=3, factor_init="dwf")
+    net = models.build("lenet-5")
+    drawn = net[0].weight.detach().clone()
+    optimizer = make_optimizer(config, net)
+    torch.testing.assert_close(net[1].weight.detach(), torch.ones(6))
+    assert not torch.allclose(net[0].weight, drawn)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in net.parameters()}

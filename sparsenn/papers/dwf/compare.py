@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from sparsenn.papers.dwf.curves import accuracy_at, compression_at, kind, mean_std, seeds_in, select, sparsest
+from sparsenn.papers.dwf.curves import accuracy_at, compression_at, kind, living, mean_std, seeds_in, select, sparsest
 from sparsenn.papers.dwf.settings import SPARSITIES
 from sparsenn.training.table import Row
 
@@ -111,10 +111,17 @@ def accuracies(rows: Sequence[Row], which: tuple[str, int]) -> dict[float, Ours 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A cell of Table 1: the compression at a tolerance, read off each seed's curve, and that of the sparsest trained nets."""
+    """A cell of Table 1.
+
+    Attributes:
+        at: the compression at a tolerance, read off each seed's curve.
+        trained: that of the sparsest trained nets within it.
+        least: whether a seed's curve ends within it, so that ``at`` is not the largest there is.
+    """
 
     at: Ours | None
     trained: Ours | None
+    least: bool
 
 
 def ratios(rows: Sequence[Row], which: tuple[str, int], tolerance: float) -> Ratio | None:
@@ -128,11 +135,15 @@ def ratios(rows: Sequence[Row], which: tuple[str, int], tolerance: float) -> Rat
         return None
     least = (dense.mean - tolerance) / 100
     curves = _curves(rows, which)
-    return Ratio(_over([compression_at(c, least) for c in curves]), _over([sparsest(c, least) for c in curves]))
+    return Ratio(
+        _over([compression_at(c, least) for c in curves]),
+        _over([sparsest(c, least) for c in curves]),
+        any(living(c)[-1][1] >= least for c in curves if living(c)),
+    )
 
 
 def verdict(ours: Ours, theirs: Published) -> str:
-    """How two mean accuracies stand: ``alike`` where they differ by no more than twice the sum of their standard deviations.
+    """How two mean accuracies stand: ``alike`` within .1 point plus twice the sum of their standard deviations.
 
     Example:
         >>> from sparsenn.papers.dwf.compare import Ours, published, verdict

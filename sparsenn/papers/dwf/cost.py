@@ -32,7 +32,9 @@ from sparsenn.training.files import write_atomic
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 _LR, _MOMENTUM, _LAM = 1e-3, 0.9, 1e-6  # small: the loss stays an ordinary number, however long a step is repeated
 _WARM, _TURNS = 3, 5
-_SAMPLE = {"lenet-300-100": (1, 28), "lenet-5": (1, 28)}  # channels and size of an image; (3, 32) for the others
+# Channels and size of an image, and classes: of MNIST for the LeNets, of CIFAR-100 for the others.
+_IMAGES = {"lenet-300-100": (1, 28, 10), "lenet-5": (1, 28, 10)}
+_CIFAR = (3, 32, 100)
 _LABELS = {
     "dense": "dense, torch.optim.SGD",
     "ours": "FactorizedSGD",
@@ -186,9 +188,9 @@ def make_step(cell: Cell) -> Callable[[], Tensor]:
         >>> second < first
         True
     """
-    channels, size = _SAMPLE.get(cell.model, (3, 32))
+    channels, size, classes = _IMAGES.get(cell.model, _CIFAR)
     torch.manual_seed(0)
-    net = models.build(cell.model, in_channels=channels, image_size=size).to(cell.device)
+    net = models.build(cell.model, classes, in_channels=channels, image_size=size).to(cell.device)
     return _step(cell, net, torch.randn(cell.batch_size, channels, size, size).to(cell.device))
 
 

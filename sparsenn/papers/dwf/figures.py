@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sparsenn.data import require_extra
-from sparsenn.papers.dwf.curves import NAMES, PRUNING, band, front, kind, living, select
+from sparsenn.papers.dwf.curves import NAMES, PRUNING, band, front, kind, living, mean_std, seeds_in, select
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.table import Row
 
@@ -84,8 +84,8 @@ def methods(rows: Sequence[Row], title: str) -> bytes:
     for which in dict.fromkeys(kind(row) for row in rows):
         own = [row for row in rows if kind(row) == which]
         if which == ("dense", 1):
-            for row in select(own)[:1]:
-                axes[0].axhline(row["accuracy"], color="black", ls=":", lw=1, label=NAMES[which])
+            if dense := [row["accuracy"] for row in select(own)]:
+                axes[0].axhline(mean_std(dense)[0], color="black", ls=":", lw=1, label=NAMES[which])
         else:
             tradeoff(axes[0], own, NAMES[which], COLORS[which])
     accuracy_axes(axes[0], rows)
@@ -123,15 +123,17 @@ def pareto(rows: Sequence[Row], title: str) -> bytes:
 
 
 def strengths(rows: Sequence[Row], title: str) -> bytes:
-    """Figure 13: compression against λ, norm against λ, norm against compression; a line for each depth."""
+    """Figure 13: compression against λ, norm against λ, norm against compression; a line for each depth and seed."""
     figure, axes = panels(["", "", ""], title, "", "")
     for axis, (x, y) in zip(axes, (("lam", "compression"), ("lam", "norm"), ("compression", "norm")), strict=True):
         axis.set(xscale="log", yscale="log", xlabel=_column(x), ylabel=_column(y))
         for depth in values_of(rows, "depth"):
             own = [row for row in select(rows, depth=depth) if row["compression"] is not None]
-            points = sorted((row[x], row[y]) for row in own)
-            style = {"color": COLORS["dwf", depth], "ms": 3, "lw": 1, "label": f"D = {depth}"}
-            axis.plot([p for p, _ in points], [q for _, q in points], "o-", **style)
+            for seed in seeds_in(own):
+                points = sorted((row[x], row[y]) for row in select(own, seed=seed))
+                label = f"D = {depth}" if seed == seeds_in(own)[0] else None
+                style = {"color": COLORS["dwf", depth], "ms": 3, "lw": 1, "label": label}
+                axis.plot([p for p, _ in points], [q for _, q in points], "o-", **style)
     axes[0].legend(frameon=False, fontsize=8)
     return png(figure)
 

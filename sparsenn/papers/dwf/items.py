@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sparsenn.data import require_extra
 from sparsenn.papers.dwf import figures, starts, tables, trajectories
@@ -26,6 +25,7 @@ _STORIES = 3  # strengths in Figures 6, 17 and 18
 _ALL_STARTS = ("preserve", "dwf", "variance_matching", "root", "standard")
 _BEST_STARTS = ("preserve", "dwf", "root")  # that neither vanish nor explode
 _MEDIUM, _EXTREME = 100.0, 500.0  # compressions of Figure 10
+_SAME_RATES = {2: 0.2, 3: 0.5, 4: 0.7}  # of every net in Figure 22
 _FINE_TUNED = (2.0, 4.0, 8.0)  # times the compression that a net has by itself, Figure 21
 _FINE_TUNING = (50, 0.11)  # epochs and learning rate
 
@@ -77,6 +77,11 @@ def _sweeps(given: Given, choice: Choice) -> list[Row]:
     return [key for depth in choice.depths for key in given.sweep(depth)]
 
 
+def _sweeps_at_same_rates(given: Given, choice: Choice) -> list[Row]:
+    rates = {depth: given.lr or _SAME_RATES.get(depth, _SAME_RATES[4]) for depth in choice.depths}
+    return [key for depth, lr in rates.items() for key in given.sweep(depth, lr=lr)]
+
+
 def _beside_l1(given: Given, choice: Choice) -> list[Row]:
     return [*given.l1_sweep("l1-subgradient"), *given.l1_sweep("prox"), *_sweeps(given, choice)]
 
@@ -117,11 +122,14 @@ def _dead(given: Given, choice: Choice) -> list[Row]:
     return [given.key("dwf", seed, depth=depth, lam=0.0, factor_init=start) for seed, depth, start in which]
 
 
-def _schedules(**changes: Any) -> Callable[[Given, Choice], list[Row]]:
+def _schedules(factor_init: str | None = None) -> Callable[[Given, Choice], list[Row]]:
     """One run for each schedule at the middle strength, then the others of the sweep's λ under cosine."""
 
     def keys(given: Given, choice: Choice) -> list[Row]:
-        sweep = [key for depth in choice.depths for key in given.sweep(depth, **changes)]
+        if factor_init is not None and given.factor_init not in (None, factor_init):
+            raise ConfigError(f"factor-init: the item is of {factor_init} factors; got {given.factor_init}")
+        own = given if factor_init is None else replace(given, factor_init=factor_init)
+        sweep = [key for depth in choice.depths for key in own.sweep(depth)]
         middle = sweep[len(sweep) // 2]
         return [middle, {**middle, "schedule": "constant"}, {**middle, "schedule": "step"}, *sweep]
 
@@ -233,7 +241,7 @@ ITEMS: dict[str, Item] = {
     "fig19": Item(_sweeps, _trajectories("depth", "lam", "misalignment", "compression"), seeds=1),
     "fig20": Item(_one_depth, _components, depths=(3,), seeds=1),
     "fig21": Item(_one_depth, _picture(figures.fine_tuning), depths=(2,)),
-    "fig22": Item(_sweeps, _picture(figures.methods), dataset="cifar-100", model="wide-resnet-16-8"),
+    "fig22": Item(_sweeps_at_same_rates, _picture(figures.methods), dataset="cifar-100", model="wide-resnet-16-8"),
     "fig23": Item(_starts(*_ALL_STARTS), _picture(_BY_START), points=7, seeds=1),
     "fig24": Item(_schedules(factor_init="root"), _phases, depths=(4,), points=7, seeds=1),
     "starts": Item(_starts_and_tuned, _table(tables.starts), points=7),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from sparsenn.training.logging import Record
 
 ONSET = 0.05  # the share of zeros from which a net counts as becoming sparse
+DIP = 0.002  # how far training accuracy has to fall, of 1, to be more than its noise
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Epochs at which the phases of a run with a falling learning rate begin; None for one that does not come.
+    """Epochs at which the phases of a run begin; None for one that does not come.
 
     Attributes:
-        reorganization: the norm of the collapsed weights, after its first fall, rises again.
-        sparsification: that norm is at its largest since then; from here on the net becomes sparser and better at once.
+        reorganization: training accuracy is at a peak from which it falls by ``DIP`` or more.
+        sparsification: it is at the bottom of that fall and ends above the peak; a run that never gets there again has none.
         onset: ``ONSET`` of the weights are zeros for the first time. The paper sees it at the end of the reorganization.
     """
 
@@ -28,25 +30,26 @@ class Phases:
 def phases(history: Sequence[Record], parameters: int) -> Phases:
     """The phases of a run by the records of its evaluations and its number of parameters.
 
-    The paper describes the phases (the norm falls; it rises and accuracy dips; both accuracy and sparsity grow) and draws their
-    borders without a rule. Ours: the first smallest norm before the largest one, and that largest one, over all records but
-    the first, whose norm is mostly that of the start.
+    The paper describes the phases (accuracy grows; it dips for a time while the norm of the weights rises; accuracy and
+    sparsity grow together) and draws their borders without a rule. Ours go by the deepest dip of the training accuracy. The
+    norm, which can rise from the first epoch to the last, decides nothing.
 
     Source:
         Kolb et al. 2025, Section 4.3 and Figure 6.
 
     Example:
         >>> from sparsenn.papers.dwf.phases import phases
-        >>> records = [{"epoch": e, "norm": n, "weights": w} for e, n, w in ((1, 9, 100), (2, 5, 100), (3, 8, 99), (4, 6, 40))]
+        >>> course = ((1, 0.80, 100), (2, 0.85, 99), (3, 0.84, 70), (4, 0.86, 40))
+        >>> records = [{"epoch": e, "train_accuracy": a, "weights": w} for e, a, w in course]
         >>> phases(records, 100)
-        Phases(reorganization=2, sparsification=3, onset=4)
+        Phases(reorganization=2, sparsification=3, onset=3)
     """
-    later = list(history)[1:]
     onset = next((r["epoch"] for r in history if r["weights"] <= (1 - ONSET) * parameters), None)
-    if not later:
+    accuracies = [r["train_accuracy"] for r in history]
+    falls = [best - own for best, own in zip(accumulate(accuracies, max), accuracies, strict=True)]
+    if max(falls, default=0.0) < DIP:
         return Phases(None, None, onset)
-    peak = max(range(len(later)), key=lambda i: later[i]["norm"])
-    if peak == 0:  # the norm only falls: there is no reorganization to be seen
-        return Phases(None, None, onset)
-    valley = min(range(peak), key=lambda i: later[i]["norm"])
-    return Phases(later[valley]["epoch"], later[peak]["epoch"], onset)
+    bottom = falls.index(max(falls))
+    peak = accuracies.index(max(accuracies[:bottom]))
+    recovers = accuracies[-1] > accuracies[peak]
+    return Phases(history[peak]["epoch"], history[bottom]["epoch"] if recovers else None, onset)

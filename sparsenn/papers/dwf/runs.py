@@ -94,7 +94,7 @@ def config_of(key: Row, place: Place) -> TrainConfig:
         given |= {"depth": key["depth"], "lam": key["lam"], "factor_init": key["factor_init"]}
     elif method in PRUNERS:
         # A compression counts all parameters; beyond some 650 a LeNet-300-100 has none left if its biases stay.
-        given |= {"compression": key["prune_to"], "prune_biases": True}
+        given |= {"compression": key["prune_to"], "prune_biases": method != "random"}
     elif method != "dense":
         given |= {"lam": key["lam"]}
     if method == "magnitude":
@@ -203,7 +203,6 @@ def _fit(
             progress=progress,
             stop=stop,
             home=home,
-            diagnose=True,
             start=start,
             checkpoint_seconds=CHECKPOINT_SECONDS,
         )

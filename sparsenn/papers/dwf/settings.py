@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from sparsenn import models
+from sparsenn.prune import compression_limit
 from sparsenn.training.config import configure
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.presets import FACTOR_INITS, PRUNERS
@@ -42,7 +46,6 @@ IMAGES = {
     **dict.fromkeys(("cifar-10", "cifar-100"), 50_000),
     "tiny-imagenet": 100_000,
 }
-L1_LAMS = (1e-6, 1e-3)  # of the two methods that know weights and no factors
 # With weights that keep their start ("preserve") twice the paper's rate of 0.15 is better at depth 2, and half of it at
 # depth 4. At a compression of 1300 the paper's costs half a point at depth 4, and twice it a point at depth 3.
 LENET_LR = {2: 0.3, 4: 0.08}
@@ -98,7 +101,7 @@ class Given:
         if method == "magnitude":
             given["method"] = "dense"  # the net that is pruned, and its epochs
         elif method in PRUNERS:
-            given |= {"compression": changes["prune_to"], "prune_biases": True}
+            given |= {"compression": changes["prune_to"], "prune_biases": method != "random"}
         elif method == "dwf":
             given |= {"depth": depth, "lr": self._factor_lr(depth), "factor_init": self.factor_init}
         known = KEY[:-4]
@@ -116,32 +119,41 @@ class Given:
         return LENET_LR.get(depth) if ours else None
 
     def sweep(self, depth: int, seeds: Iterable[int] | None = None, **changes: object) -> list[Row]:
-        """A curve over λ at a depth."""
-        lams = log_spaced(*(self.lams or self._lams(depth)), self.points)
-        return [self.key("dwf", s, depth=depth, lam=lam, **changes) for s in self._seeds(seeds) for lam in lams]
+        """A curve over λ at a depth, around the onset of sparsity at the learning rate of its nets."""
+        nets = [self.key("dwf", seed, depth=depth, **changes) for seed in self._seeds(seeds)]
+        return [{**net, "lam": lam} for net in nets for lam in log_spaced(*(self.lams or self._lams(net)), self.points)]
 
     def tuned(self, depth: int, factor_init: str, seeds: Iterable[int] | None = None) -> list[Row]:
         """A curve over λ at a depth of nets that begin as a trained dense one, for ``tuning_epochs``."""
         factorized = self.key("dwf", depth=depth, factor_init=factor_init)
         epochs = tuning_epochs(factorized["epochs"])
         how = {"depth": depth, "factor_init": factor_init, "after_epochs": epochs, "after_lr": factorized["lr"]}
-        lams = log_spaced(*(self.lams or self._lams(depth, epochs)), self.points)
+        lams = log_spaced(*(self.lams or self._lams({**factorized, "epochs": epochs})), self.points)
         return [{**self.key("dense", s), "method": "dwf", "lam": lam, **how} for s in self._seeds(seeds) for lam in lams]
 
-    def _lams(self, depth: int, epochs: int | None = None) -> tuple[float, float]:
-        net = self.key("dwf", depth=depth)
-        begin = onset(net["lr"], (epochs or net["epochs"]) * -(-IMAGES[self.dataset] // net["batch_size"]))
-        low, high = LAMS.get(depth, LAMS[4])
+    def _lams(self, net: Row) -> tuple[float, float]:
+        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset] // net["batch_size"]))
+        low, high = LAMS.get(net["depth"], LAMS[4])
         return low * begin, high * begin
 
     def l1_sweep(self, method: str) -> list[Row]:
-        """A curve over λ of ``l1-subgradient`` or ``prox``."""
-        lams = log_spaced(*(self.lams or L1_LAMS), self.points)
+        """A curve over λ of ``l1-subgradient`` or ``prox``: the λ of depth 2, whose objective they have."""
+        lams = log_spaced(*(self.lams or self._lams(self.key("dwf", depth=2))), self.points)
         return [self.key(method, seed, lam=lam) for seed in self._seeds() for lam in lams]
 
     def pruned(self, method: str, **changes: object) -> list[Row]:
-        """A curve over compressions of a pruning method."""
-        return [self.key(method, seed, prune_to=c, **changes) for seed in self._seeds() for c in COMPRESSIONS]
+        """A curve over compressions of a pruning method.
+
+        Those with a score rank biases and normalization too. Random pruning does not: a scale that it sets to 0 silences a
+        channel. So it ends where nothing else is left.
+        """
+        limit = self._limit_of_weights() if method == "random" else math.inf
+        reached = [c for c in COMPRESSIONS if c <= limit]
+        return [self.key(method, seed, prune_to=c, **changes) for seed in self._seeds() for c in reached]
+
+    def _limit_of_weights(self) -> float:
+        with torch.device("meta"):
+            return compression_limit(models.build(self.model))
 
     def dense(self) -> list[Row]:
         """The dense nets."""

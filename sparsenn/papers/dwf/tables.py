@@ -56,12 +56,13 @@ def table1(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
             ratio = ratios(rows, which, tolerance)
             cell = theirs.get((*which, float(tolerance)))
             at = ratio.at if ratio is not None else None
+            least = "≥ " if ratio is not None and ratio.least else ""
             shown = [
-                _mean(at, 0),
-                NOTHING if at is None else f"{100 - 100 / at.mean:.2f}",
+                NOTHING if at is None else least + _mean(at, 0),
+                NOTHING if at is None else f"{least}{100 - 100 / at.mean:.2f}",
                 _mean(ratio.trained if ratio is not None else None, 0),
                 NOTHING if cell is None else f"{cell.value:.0f}",
-                NOTHING if cell is None or at is None else f"{at.mean / cell.value:.2f}",
+                NOTHING if cell is None or at is None else f"{least}{at.mean / cell.value:.2f}",
             ]
             lines.append(f"| {NAMES[which]} | {tolerance} | {' | '.join(shown)} |")
     return "\n".join([*lines, ""])
