@@ -122,7 +122,7 @@ def root_(factors: Sequence[Tensor], weight: Tensor) -> None:
 
 @torch.no_grad()
 def dwf_(factors: Sequence[Tensor], std: float, min_abs: float = MIN_ABS, generator: torch.Generator | None = None) -> None:
-    r"""Draw factors from a truncated normal whose variance is matched to that of the weight.
+    r"""Draw factors from a truncated normal whose variance is, before the truncation, matched to that of the weight.
 
     .. math:: \omega_d \sim \mathcal N(0, \sigma^{2/D}) \quad\text{given}\quad
         \omega_{\min} < |\omega_d| < \min\left(1, (2 \sigma)^{1/D}\right)

@@ -41,8 +41,8 @@ class FactorizedSGD(Factorized):
     Args:
         params: Parameters or groups of them; float64, float32, bfloat16 or float16. Half types get float32 factors. Under
             FSDP2, give the sharded parameters.
-        lr: Step size; a float or a 0-d tensor, which a compiled step reads without being compiled again. Deeper factorizations
-            want larger ones.
+        lr: Step size; a float or a 0-d tensor, which a compiled step reads without being compiled again. Drawn
+            factors want larger ones the deeper they are, "preserve" smaller ones.
         depth: Number of factors D ≥ 1, one value for a group.
         lam: λ ≥ 0 in :math:`(\lambda / D) \sum_d \|\omega_d\|^2`; a float or a 0-d tensor. At depth 1 this is a weight decay
             of 2λ.

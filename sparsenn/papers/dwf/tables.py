@@ -84,10 +84,19 @@ def table2(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
             verdict(ours, cell) for ours, cell in cells if ours is not None and cell is not None and which in _FACTORIZED
         ]
         lines.append(f"| {NAMES[which]} | {' | '.join(_beside(*cell) for cell in cells)} |")
+    lines.append(f"| highest | {' | '.join(_highest(rows, theirs, s) for s in SPARSITIES)} |")
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("higher", "alike", "lower"))
     if verdicts:
         lines += ["", f"Of the {len(verdicts)} accuracies of factorized nets that are in both tables ours are: {counts}."]
     return "\n".join([*lines, ""])
+
+
+def _highest(rows: Sequence[Row], theirs: dict[tuple[str, int, float], Published], sparsity: float) -> str:
+    """The method with the highest mean accuracy, and in brackets the paper's."""
+    ours = {which: own.mean for which in _METHODS if (own := accuracies(rows, which)[sparsity]) is not None}
+    printed = {which: cell.value for which in _METHODS if (cell := theirs.get((*which, sparsity))) is not None}
+    text, published_best = (NAMES[max(found, key=found.__getitem__)] if found else NOTHING for found in (ours, printed))
+    return f"{text} ({published_best})" if printed else text
 
 
 def starts(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
@@ -117,4 +126,6 @@ def _beside(ours: Ours | None, cell: Published | None) -> str:
 
 
 def _mean(ours: Ours | None, digits: int) -> str:
-    return NOTHING if ours is None else f"{ours.mean:.{digits}f} ± {ours.std:.{digits}f}"
+    if ours is None:
+        return NOTHING
+    return f"{ours.mean:.{digits}f}" + (f" ± {ours.std:.{digits}f}" if ours.count > 1 else "")
