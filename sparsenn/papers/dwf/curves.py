@@ -22,6 +22,7 @@ NAMES = {
     ("l1-subgradient", 1): "vanilla L1",
     ("prox", 1): "proximal L1",
 }
+_ROUNDING = 0.01  # a pruning method keeps whole weights, of which some become 0 in training
 PRUNING = (("magnitude", 1), ("snip", 1), ("synflow", 1), ("random", 1))
 
 
@@ -59,9 +60,9 @@ def accuracy_at(rows: Sequence[Row], compression: float) -> float | None:
     """
     points = living(rows)
     dead = [row["accuracy"] for row in rows if row["compression"] is None]
-    if not points or compression > points[-1][0] * (1 + 1e-3):  # a pruning method rounds to whole weights
+    if not points or compression > points[-1][0] * (1 + _ROUNDING):
         return min(dead, default=None)
-    if compression < points[0][0] / (1 + 1e-3):
+    if compression < points[0][0] / (1 + _ROUNDING):
         return None
     above = next((i for i, (c, _) in enumerate(points) if c >= compression), len(points) - 1)
     if above == 0 or points[above][0] < compression:
