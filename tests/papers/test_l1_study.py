@@ -66,7 +66,7 @@ def test_a_run_is_the_public_loop(tmp_path, penalty):
     assert stored["distance_metric"] == pytest.approx(teacher_distance(source.double(), net, absolute=True), rel=1e-4)
     assert stored["epochs"] == 3
     text = (folder / "experiment_x_small_7.txt").read_text()
-    for line in ("splitFilterCNN_tanh -> multiChannelCNN_tanh", "layer2_weights.1: [[ 0.35 -0.73]]", "stopped after epoch: 3"):
+    for line in ("splitFilterCNN_tanh -> multiChannelCNN_tanh", "layer2_weights.1: [[ 0.35 -0.73]]", "stopped after epoch: 2"):
         assert line in text
     assert f"Final Loss: {stored['final_loss']:.4f}" in text
 
@@ -96,6 +96,17 @@ def test_like_activations_alone_and_exact_zeros(tmp_path):
         (f"baselineCNN_{a}", f"multiChannelCNN_{a}") for a in ("relu", "tanh", "sigmoid")
     ]
     assert all(row["exact_sparsity"] > 0.5 for row in rows)
+    assert [row["perfect"] for row in rows] == [row["nonzero"] == [3, 2, 2] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("source", "student", "perfect"),
+    [("baselineCNN", "fcn_128_128", False), ("splitFilterCNN", "multiChannelCNN", False), ("baselineCNN", "baselineCNN", None)],
+)
+def test_perfect_is_asked_where_the_paper_says_what_it_is(tmp_path, source, student, perfect):
+    models = {"teacher_model": f"{source}_relu", "student_model": f"{student}_relu"}
+    folder = run_study("single", write(tmp_path, num_epochs=1), **models)
+    assert json.loads((folder / "runs.jsonl").read_text())["perfect"] is perfect
 
 
 def test_packaged_settings_are_those_of_the_paper():
@@ -118,6 +129,7 @@ def test_packaged_settings_are_those_of_the_paper():
         ({"epochs": 3}, "unknown 'epochs'; known are batch_size"),
         ({"loss_func": "MAE"}, "loss_func is 'MAE'; it takes MSE"),
         ({"same_act": 1}, "same_act is 1; it takes true or false"),
+        ({"clipping": True}, "clipping is True; it takes a number, 0 or more, or false"),
         ({"name": "a/b"}, "name is 'a/b'"),
         ({"init": float("nan")}, "init is nan"),
         ({"l2_norm": [1e-5]}, "both have values above 0"),
@@ -126,6 +138,10 @@ def test_packaged_settings_are_those_of_the_paper():
 def test_a_value_that_does_not_fit_is_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         study_config({**SMALL, **changes}, "here")
+
+
+def test_no_clipping_is_false_in_the_public_codes_own_file():
+    assert study_config({**SMALL, "clipping": False}, "here") == study_config({**SMALL, "clipping": 0}, "here")
 
 
 def test_missing_keys_and_files(tmp_path):

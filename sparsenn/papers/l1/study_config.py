@@ -30,7 +30,7 @@ class StudyConfig:
         l1_norm: strengths of L1.
         l2_norm: strengths of L2, with which the weights are penalised by 1.5 λ Σw², as in the public code.
         loss_func: ``"MSE"``.
-        clipping: weights below it become 0 after each step.
+        clipping: weights below it become 0 after each step; in a file ``false`` says 0, as in the public code's own.
         same_act: whether ``multiple`` trains the pairs of like activations alone.
         save_path: the folder of the folders.
     """
@@ -115,6 +115,8 @@ def study_config(content: dict[str, Any], where: str) -> StudyConfig:
         if not fits(value):
             raise ConfigError(f"{where}: {key} is {value!r}; it takes {takes}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    if values.get("clipping") is False:
+        values["clipping"] = 0
     config = StudyConfig(**values)
     if any(config.l1_norm) and any(config.l2_norm):
         raise ConfigError(
@@ -151,7 +153,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "l1_norm": (_list_of(_not_negative), "a list of numbers, 0 or more"),
     "l2_norm": (_list_of(_not_negative), "a list of numbers, 0 or more"),
     "loss_func": (lambda value: value == "MSE", "MSE"),
-    "clipping": (_not_negative, "a number, 0 or more"),
+    "clipping": (lambda value: value is False or _not_negative(value), "a number, 0 or more, or false"),
     "same_act": (lambda value: isinstance(value, bool), "true or false"),
     "save_path": (lambda value: isinstance(value, str) and bool(value), "a folder's name"),
 }

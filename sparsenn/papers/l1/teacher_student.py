@@ -21,7 +21,7 @@ from sparsenn.models.students import ACTIVATIONS, STUDENTS
 from sparsenn.models.teachers import TEACHERS
 from sparsenn.papers.l1.runs import recovery_figures, uncounted, weight_figures
 from sparsenn.papers.l1.settings import ACTIVATIONS as PAPER_ACTIVATIONS
-from sparsenn.papers.l1.settings import L2_FACTOR
+from sparsenn.papers.l1.settings import L2_FACTOR, PERFECT
 from sparsenn.papers.l1.study_config import StudyConfig, read_study_config
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import remove_parts, write_atomic, write_json
@@ -292,7 +292,7 @@ class _Study:
         self._append(stored)
         row: Row = {"status": outcome.status, "epochs": outcome.epochs, **results}
         if finite:
-            row |= {**weight_figures(net, ()), **recovery_figures(origin, net, source.activation, student.activation)}
+            row |= {**weight_figures(net, PERFECT.get((source.kind, student.kind), ())), **recovery_figures(origin, net, source.activation, student.activation)}
         return row
 
     def _file_name(self, index: int) -> str:
@@ -321,7 +321,7 @@ class _Study:
             "data size": own.dataset_size,
             "init": own.init,
             "seed": self.seed,
-            "stopped after epoch": stored["epochs"],
+            "stopped after epoch": stored["epochs"] - 1,  # counted from 0, as in the public code
         }
         weights = {name: torch.where(w.abs() < THRESHOLD, 0.0, w) for name, w in stored["student_model_state_dict"].items()}
         return "\n".join(
