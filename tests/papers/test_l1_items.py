@@ -14,7 +14,7 @@ from sparsenn.papers.l1.compare import comparison, reference
 from sparsenn.papers.l1.runs import kept_weights
 from sparsenn.papers.l1.settings import EXPERIMENTS, KEY, PAIRS, grid, jobs_of
 from sparsenn.papers.l1.tables import correlations, loss_matrix, losses, mean_and_std, sparsities, weights
-from sparsenn.training.errors import ConfigError
+from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.table import Table
 
 pytest.importorskip("scipy")
@@ -149,6 +149,58 @@ def test_a_weight_map_of_a_large_student(tmp_path):
     kept = kept_weights(stored, tmp_path)
     assert [w.shape for w in kept] == [(256, 12), (32, 256), (1, 32)]
     assert [int((w.abs() >= 1e-4).sum()) for w in kept] == stored["nonzero"]
+
+
+def test_a_weight_map_of_a_copied_table_trains_what_has_no_weights(tmp_path):
+    pytest.importorskip("matplotlib")
+    reproduce("l1", "fig6", out=tmp_path / "first", size=32, epochs=1)
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    other = row(0.1, experiment=3)
+    lines = (tmp_path / "first" / "exp3.jsonl").read_text(), json.dumps(other) + "\n"
+    (copied / "exp3.jsonl").write_text("".join(lines))
+    with pytest.raises(RunFolderError, match=r"l1-tanh-tanh-0\.2-1-32-1\.safetensors missing, .*; drop --no-train"):
+        reproduce("l1", "fig6", out=copied, size=32, epochs=1, no_train=True)
+    assert [entry.name for entry in copied.iterdir()] == ["exp3.jsonl"]
+    reproduce("l1", "fig6", out=copied, size=32, epochs=1)
+    stored = [json.loads(line) for line in (copied / "exp3.jsonl").read_text().splitlines()]
+    assert stored[0] == other
+    assert len(stored) == 2
+    first, second = (kept_weights(stored[1], tmp_path / name) for name in ("first", "copied"))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_report_is_of_all_rows_of_this_size_whichever_were_asked_for(tmp_path):
+    Table(tmp_path / "exp2.jsonl", KEY).add(row(1e-4))
+    for made in (row(3e-4, method="prox"), row(7.7, method="l2", size=64)):
+        Table(tmp_path / "exp2.jsonl", KEY).add(made)
+    asked = {"methods": ["prox"], "scales": [0.2], "pairs": "matched", "seeds": 1, "no_train": True}
+    report = reproduce("l1", "exp2", out=tmp_path, **asked).read_text()
+    assert "- L1: 1 of 1 runs" in report
+    assert "- proximal L1: 1 of 3 runs" in report
+    assert "2 runs are not there yet." in report
+    assert "| ReLU → ReLU | 0.0001 ± 0.0000 low, 1 of 5" in report
+    assert "7.7" not in report
+    done = reproduce("l1", "exp2", out=tmp_path, **{**asked, "size": 64, "methods": ["l2"]}).read_text()
+    assert "- L2: 1 of 3 runs of 64 samples" in done
+
+
+def test_a_folder_of_others_or_one_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "letter.txt").write_text("dear")
+    few = {"methods": ["l1"], "scales": [0.2], "pairs": "matched", "seeds": 1, "size": 32, "epochs": 1}
+    with pytest.raises(RunFolderError, match="holds other files; name another folder with --out"):
+        reproduce("l1", "exp1", out=tmp_path, **few)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["letter.txt"]
+    for out in (tmp_path / "letter.txt" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(RunFolderError, match="cannot be written: "):
+            reproduce("l1", "exp1", out=out, **few)
+
+    def fail(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(items, "write_atomic", fail)
+    with pytest.raises(RunFolderError, match="cannot be written: Permission denied"):
+        reproduce("l1", "exp1", out=tmp_path / "new", no_train=True)
 
 
 @pytest.mark.parametrize("item", ["table1", "table2", "table5", "table11", "fig3", "fig4"])

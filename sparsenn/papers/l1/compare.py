@@ -188,7 +188,7 @@ def comparison_markdown(rows: Sequence[Row], experiment: int) -> str:
         f"the same band in {agree[1]}, and the sparsities agree in {agree[2]}. A dot marks what does not agree."
     )
     if len(whole) < len(entries):
-        summary += " Where runs are still going on, those that ended first are shown: they are no fair sample, and not counted."
+        summary += " Where runs are not there yet, those that ended first are shown: they are no fair sample, and not counted."
     return "\n".join([summary, "", *head, *body, ""])
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from sparsenn.data import require_extra
 from sparsenn.papers.l1 import figures, tables
 from sparsenn.papers.l1.compare import comparison_markdown, spread
-from sparsenn.papers.l1.runs import kept_weights, rows_of, table_of, train
-from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, PAIRS, PUBLISHED, SCALES, SEEDS, grid
-from sparsenn.training.errors import ConfigError
+from sparsenn.papers.l1.runs import kept_weights, rows_of, table_of, train, weight_file, without_weights
+from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, KEY, PAIRS, PUBLISHED, SCALES, SEEDS, grid
+from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import write_atomic
 from sparsenn.training.table import Row
 
+_OWN = ("exp*.jsonl", "exp*.md", "exp*.state", "exp*.weights", "table*.md", "fig*.png", "*.part")  # what a folder may hold
 _MATCHED = tuple((activation, activation) for activation in ACTIVATIONS)
 
 
@@ -108,10 +111,12 @@ def reproduce(
 
     ``expN.jsonl`` holds a line for each run of Experiment N that ended; all items share these tables, so that nothing is
     trained twice. ``exp1`` to ``exp6`` write ``expN.md``: losses, sparsities (below 1e-4 and exactly zero), what was recovered,
-    and how our runs compare with the published ones. A killed command goes on where it was.
+    and how our runs compare with the published ones, for all rows of this size and length that the table holds, whichever
+    were asked for. A map of a large student needs its weights, which lie in ``expN.weights/``; where they are not there its
+    run is trained again. A killed command goes on where it was.
 
     Args:
-        out: the folder.
+        out: the folder, new or empty or with what these items write.
         item: ``exp1`` to ``exp6``, ``table1`` to ``table13`` or ``fig3`` to ``fig11``.
         methods: of ``l1``, ``l2``, ``none`` and ``prox``; None for the item's own.
         scales: of the start; None for the item's own.
@@ -126,7 +131,8 @@ def reproduce(
         The path of the table or figure.
 
     Raises:
-        ValueError: for a setting out of range, or one that the item has no use for.
+        ConfigError: for a setting out of range, or one that the item has no use for.
+        RunFolderError: if the folder holds other files or can't be written, or with ``no_train`` lacks weights.
         TrainingInterrupted: after a signal, once the state is written.
 
     Source:
@@ -156,12 +162,59 @@ def reproduce(
     if item.startswith("fig"):
         require_extra("matplotlib", "drawing pictures")
     folder = Path(out)
-    rows = rows_of(table_of(keys[0]["experiment"], folder), keys) if no_train else train(keys, folder, quiet=quiet)
     path = folder / f"{item}.{'png' if item.startswith('fig') else 'md'}"
-    write_atomic(
-        path, experiment_markdown(number, rows, keys).encode() if own is None else _KINDS[own.kind](item, own, rows, folder)
-    )
+    shows_weights = own is not None and bool(own.columns)
+    with _opened(folder):
+        table = table_of(number, folder)
+        if not no_train:
+            train(keys, folder, weights=shows_weights, quiet=quiet)
+            table = table_of(number, folder)
+        rows = rows_of(table, keys)
+        if shows_weights:
+            _require_weights(rows, folder)
+        if own is None:
+            content = experiment_markdown(number, _alike(table.rows, size, epochs), keys).encode()
+        else:
+            content = _KINDS[own.kind](item, own, rows, folder)
+        write_atomic(path, content)
     return path
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[None]:
+    """The folder while it is written to.
+
+    Raises:
+        RunFolderError: if it holds other files, or can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not all(any(fnmatch(entry.name, pattern) for pattern in _OWN) for entry in folder.iterdir()):
+            raise RunFolderError(f"{folder} holds other files; name another folder with --out")
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: cannot be written: {error.strerror or error}; name another folder with --out"
+        ) from error
+
+
+def _require_weights(rows: Sequence[Row], folder: Path) -> None:
+    lost = [str(weight_file(row, folder)) for row in without_weights(rows, folder)]
+    if lost:
+        raise RunFolderError(
+            f"{', '.join(lost)} missing, the weights of runs that the table has; drop --no-train to train them"
+        )
+
+
+def _alike(rows: Sequence[Row], size: int | None, epochs: int | None) -> list[Row]:
+    """The rows of runs of this size and length, None for the paper's."""
+    alike = []
+    for row in rows:
+        own = EXPERIMENTS[row["experiment"]]
+        longest = epochs or own.max_epochs(row["method"], row["scale"])
+        if (row["size"], row["max_epochs"]) == (size or own.size, longest):
+            alike.append(row)
+    return alike
 
 
 def _key(experiment: int, column: Column, limits: dict[str, int | None]) -> Row:
@@ -180,7 +233,7 @@ def _about(item: str, own: Item) -> str:
 
 
 def experiment_markdown(number: int, rows: Sequence[Row], keys: Sequence[Row]) -> str:
-    """All figures of an experiment, as far as there are rows for the runs that ``keys`` name."""
+    """All figures of an experiment by its rows; ``keys`` are the runs that were asked for, of which some may not be there."""
     parts = [f"# {_title(number)}\n", _census(rows, keys)]
     for scale in sorted({row["scale"] for row in rows}):
         parts += [f"## Final loss, {tables.scale_name(scale)}\n", tables.losses(rows, number, scale)]
@@ -197,18 +250,23 @@ def experiment_markdown(number: int, rows: Sequence[Row], keys: Sequence[Row]) -
 
 def _census(rows: Sequence[Row], keys: Sequence[Row]) -> str:
     lines = []
+    there = {tuple(row[column] for column in KEY) for row in rows}
+    absent = [key for key in keys if tuple(key[column] for column in KEY) not in there]
     for method in tables.methods_in(rows):
         own = [row for row in rows if row["method"] == method]
         lrs = ", ".join(f"{lr:g}" for lr in sorted({row["lr"] for row in own}))
         diverged = sum(row["status"] == "diverged" for row in own)
         epochs = spread([row["epochs"] for row in own])
-        wanted = sum(key["method"] == method for key in keys)
+        wanted = len(own) + sum(key["method"] == method for key in absent)
         lines.append(
             f"- {tables.NAMES[method]}: {len(own)} of {wanted} runs of {own[0]['size']} samples, lr {lrs}, "
             f"λ {own[0]['lam']:g}; {diverged} diverged; {epochs.low:.0f} to {epochs.high:.0f} epochs"
         )
-    if 0 < len(rows) < len(keys):
-        lines += ["", f"The other runs go on. Those that ended first are no fair sample: a cell of fewer than {SEEDS} says so."]
+    if rows and absent:
+        lines += [
+            "",
+            f"{len(absent)} runs are not there yet. The first to end are no fair sample: a cell of fewer than {SEEDS} says so.",
+        ]
     return "\n".join([*lines, ""]) if lines else "No run has ended.\n"
 
 
@@ -242,13 +300,12 @@ def _weights(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
 def _maps(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
     panels = []
     for name, row in _single_runs(own, rows):
-        known = row is not None and row["status"] == "finished"
         title = name
-        if row is not None and known:
+        if row is not None and row["status"] == "finished":
             shares = zip(row["nonzero"], row["weights"], strict=True)
             layers = ", ".join(f"{100 * (1 - kept / count):.2f} %" for kept, count in shares)
             title = f"{name}: sparsity {layers}, final loss {row['loss']:.4f}"
-        panels.append((title, kept_weights(row, folder) if row is not None and known else None))
+        panels.append((title, None if row is None else kept_weights(row, folder)))
     return figures.weight_picture(panels)
 
 

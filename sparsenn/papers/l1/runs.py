@@ -36,8 +36,10 @@ def table_of(experiment: int, folder: Path) -> Table:
     return Table(folder / f"exp{experiment}.jsonl", KEY)
 
 
-def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True) -> list[Row]:
+def train(keys: Sequence[Row], folder: Path, *, weights: bool = False, quiet: bool = True) -> list[Row]:
     """Train what the tables in ``folder`` lack of these runs, and return the rows of all, in the order of ``keys``.
+
+    With ``weights`` a run whose row is there and whose weights are not is trained again.
 
     Raises:
         TrainingInterrupted: after a signal, once the state is written.
@@ -50,6 +52,8 @@ def train(keys: Sequence[Row], folder: Path, *, quiet: bool = True) -> list[Row]
             for experiment in dict.fromkeys(key["experiment"] for key in keys):
                 own = [key for key in keys if key["experiment"] == experiment]
                 table = table_of(experiment, folder)
+                if weights:
+                    _drop(without_weights(rows_of(table, own), folder), table)
                 for part, state in _parts(own, table, folder / f"exp{experiment}.state"):
                     jobs = [_job(group, folder) for group in jobs_of(part)]
                     run_jobs(jobs, table, state, watch=watch, stop=stop)
@@ -76,6 +80,17 @@ def _parts(keys: Sequence[Row], table: Table, folder: Path) -> Iterator[tuple[li
         yield left, state
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _drop(rows: Sequence[Row], table: Table) -> None:
+    if rows:
+        table.rows = [row for row in table.rows if row not in rows]
+        write_atomic(table.path, "".join(f"{json.dumps(row)}\n" for row in table.rows).encode())
+
+
+def without_weights(rows: Sequence[Row], folder: Path) -> list[Row]:
+    """Those of the finished runs whose weights are neither in their row nor in a file: a table was copied without the files."""
+    return [row for row in rows if row["status"] != DIVERGED and "values" not in row and not weight_file(row, folder).exists()]
 
 
 def rows_of(table: Table, keys: Sequence[Row]) -> list[Row]:
@@ -213,14 +228,13 @@ def weight_file(key: Row, folder: Path) -> Path:
 
 
 def kept_weights(row: Row, folder: Path) -> list[Tensor] | None:
-    """The weights of a finished run, one tensor a layer in the shape of the module's; None where they were not kept."""
+    """The weights of a finished run, one tensor a layer in the shape of the module's; None of a diverged one."""
+    if row["status"] == DIVERGED:
+        return None
     own = EXPERIMENTS[row["experiment"]]
     net = build_student(own.student, row["student_activation"], seed=0)
     shapes = [p.shape for p in net.parameters()]
     if "values" in row:
         return [torch.tensor(values).view(shape) for values, shape in zip(row["values"], shapes, strict=True)]
-    path = weight_file(row, folder)
-    if not path.exists():
-        return None
-    stored: dict[str, Any] = load_file(path)
+    stored: dict[str, Any] = load_file(weight_file(row, folder))
     return [stored[name] for name, _ in net.named_parameters()]

@@ -292,7 +292,10 @@ class _Study:
         self._append(stored)
         row: Row = {"status": outcome.status, "epochs": outcome.epochs, **results}
         if finite:
-            row |= {**weight_figures(net, PERFECT.get((source.kind, student.kind), ())), **recovery_figures(origin, net, source.activation, student.activation)}
+            row |= {
+                **weight_figures(net, PERFECT.get((source.kind, student.kind), ())),
+                **recovery_figures(origin, net, source.activation, student.activation),
+            }
         return row
 
     def _file_name(self, index: int) -> str:
