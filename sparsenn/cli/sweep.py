@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         config = grid.stored_sweep(args.out)
         config = config if args.threads is None else dataclasses.replace(config, threads=args.threads)
     if args.plan:
+        grid.check_format(args.format)
         print("\n".join(grid.describe(config)))
         return 0
     out = args.out or fresh(Path("runs") / f"sweep-{Path(args.config).stem}")

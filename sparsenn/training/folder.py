@@ -29,10 +29,12 @@ def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
         RunFolderError: if it holds a run or anything else, or cannot be written.
     """
     folder = Path(folder)
-    if (folder / name).exists():
-        kind = "run" if name == CONFIG else "sweep"
-        raise RunFolderError(f"{folder} holds another {kind}; add --resume to go on with it, or name another folder with --out")
     try:
+        if (folder / name).exists():
+            kind = "run" if name == CONFIG else "sweep"
+            raise RunFolderError(
+                f"{folder} holds another {kind}; add --resume to go on with it, or name another folder with --out"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunFolderError(f"{folder} is not empty; --out takes a new or an empty folder")

@@ -72,7 +72,7 @@ def test_a_run_is_the_public_loop(tmp_path, penalty):
 
 
 def test_multiple_trains_every_pair_with_every_setting_and_goes_on(tmp_path):
-    config = write(tmp_path, lr=[0.01, 0.02], save_path=str(tmp_path / "o"))
+    config = write(tmp_path, lr=[0.01, 0.02, 0.01], save_path=str(tmp_path / "o"))
     kinds = {"teacher_type": "baselineCNN", "student_type": "baselineCNN", "seed": 1, "name": "m"}
     folder = run_study("multiple", config, **kinds)
     files = sorted(folder.glob("*.pth"))

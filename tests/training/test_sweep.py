@@ -86,15 +86,22 @@ def test_settings_without_effect_make_no_runs():
         ({"student_activation": "elu"}, "student_activation has 'elu'; it takes one of relu, sigmoid, tanh, gelu"),
         ({"lr": [0.1, "0.2"]}, "lr has '0.2'; it takes a number above 0, or a list of them"),
         ({"lr": [[0.1]]}, r"lr has \[0.1\]"),
-        ({"patience": [1, 2]}, r"patience is \[1, 2\]; it takes a whole number, 1 or more, or null, and no list"),
+        ({"patience": [1, 2]}, r"patience is \[1, 2\]; it takes a whole number from 1 to 2147483647, or null, and no list"),
         ({"dtype": ["float32"]}, "dtype is .* and no list"),
-        ({"samples": 0}, "samples has 0; it takes a whole number, 1 or more"),
+        ({"samples": 0}, "samples has 0; it takes a whole number from 1 to 100000000"),
         ({"seed": 1.5}, "seed has 1.5"),
         ({"momentum": 1}, "momentum has 1; it takes a number from 0 up to, but not, 1"),
         ({"lam": -1}, "lam has -1"),
         ({"device": "tpu"}, "device is 'tpu'; it takes cpu, cuda"),
         ({"same_activation": True, "teacher_activation": "relu"}, "have none in common: there is no run"),
         ({"threads": -1}, "threads is -1"),
+        ({"threads": 10**12}, "threads is 1000000000000; it takes a whole number from 0 to 1024"),
+        ({"samples": 10**13}, "samples has 10000000000000; it takes a whole number from 1 to 100000000"),
+        ({"batch_size": 10**25}, "batch_size has 1"),
+        ({"max_epochs": 2**31}, "max_epochs has 2147483648"),
+        ({"patience": 2**31}, "patience is 2147483648"),
+        ({"depth": 10**9}, "depth has 1000000000; it takes a whole number from 1 to 64"),
+        ({"lr": 10**400}, "lr has 10+; it takes a number above 0"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_before_anything_is_written(tmp_path, capsys, given, message):
@@ -236,8 +243,11 @@ def test_folders_that_hold_something_else_are_refused(done, tmp_path, monkeypatc
         sweep(config, tmp_path)
     with pytest.raises(RunFolderError, match="holds no sweep to resume"):
         sweep(config, tmp_path, resume=True)
-    with pytest.raises(RunFolderError, match="cannot be written"):
-        sweep(config, tmp_path / "letter.txt" / "below")
+    for out in (tmp_path / "letter.txt" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(RunFolderError, match="cannot be written: "):
+            sweep(config, out)
+    with pytest.raises(RunFolderError, match="cannot be read: File name too long"):
+        sweep(config, tmp_path / ("x" * 300), resume=True)
 
     def fail(*_):
         raise PermissionError(13, "Permission denied")
@@ -252,6 +262,22 @@ def test_folders_that_hold_something_else_are_refused(done, tmp_path, monkeypatc
     assert (done[0] / "runs.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.pop("status"), r"line 2: not a row of this table \(no status\); delete the line"),
+        (lambda row: row.update(lr=[0.02]), r"line 2: not a row of this table \(lr can't be a list or object\)"),
+    ],
+)
+def test_a_damaged_row_is_named_by_its_line(done, tmp_path, change, message):
+    rows = [json.loads(line) for line in (done[0] / "runs.jsonl").read_text().splitlines()]
+    change(rows[1])
+    (tmp_path / "sweep.json").write_bytes((done[0] / "sweep.json").read_bytes())
+    (tmp_path / "runs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(RunFolderError, match=message):
+        sweep(configure_sweep(GRID), tmp_path, resume=True)
+
+
 def test_the_plan_says_which_way_each_stack_goes(tmp_path, capsys, monkeypatch):
     (tmp_path / "grid.json").write_text(json.dumps(GRID))
     monkeypatch.chdir(tmp_path)
@@ -263,6 +289,8 @@ def test_the_plan_says_which_way_each_stack_goes(tmp_path, capsys, monkeypatch):
     ]
     stack = Stack([build_student("baselineCNN", "tanh")], [Run()], [taught(teacher("baselineCNN", "tanh"), 4)], max_epochs=1)
     assert {line.split(" runs, ")[1] for line in lines} == {stack.reason}
+    assert cli.main(["sweep", "grid.json", "--plan", "--format", "xls"]) == 2
+    assert "format is 'xls'; it takes csv, jsonl, parquet" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
     assert cli.main(["info"]) == 0
     assert f"sweeps{' ' * 8}" in (shown := capsys.readouterr().out)

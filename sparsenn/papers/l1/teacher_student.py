@@ -187,7 +187,8 @@ class _Study:
     def __post_init__(self) -> None:
         own = self.config
         lists = (own.lr, own.l1_norm, own.l2_norm)
-        self.strengths = list(itertools.product(*((v[:1] for v in lists) if self.mode == "single" else lists)))
+        every = itertools.product(*((v[:1] for v in lists) if self.mode == "single" else lists))
+        self.strengths = list(dict.fromkeys(every))
         self.stem = f"{self.name}_{own.name}_{self.seed}"
         self.folder = Path(own.save_path) / f"experiments_{self.stem}"
         self.wanted = [Wanted(*pair, *values) for pair in self.pairs for values in self.strengths]

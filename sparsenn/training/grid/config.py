@@ -182,8 +182,18 @@ def _one_of(known: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: isinstance(value, str) and value in known), f"one of {', '.join(known)}"
 
 
-def _from(low: int) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: is_int(value) and value >= low), f"a whole number, {low} or more"
+def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: is_int(value) and low <= value <= high), f"a whole number from {low} to {high}"
+
+
+def _number(fits: Callable[[Any], bool], takes: str) -> tuple[Callable[[Any], bool], str]:
+    def check(value: Any) -> bool:
+        try:
+            return is_number(value) and fits(value)
+        except OverflowError:  # an int beyond the floats
+            return False
+
+    return check, takes
 
 
 def _is_seed(value: Any) -> bool:
@@ -191,9 +201,10 @@ def _is_seed(value: Any) -> bool:
 
 
 _SEED = "a whole number from 0 up to, but not, 2^63"
-_NOT_NEGATIVE = (lambda value: is_number(value) and value >= 0, "a number, 0 or more")
-_ABOVE_0 = (lambda value: is_number(value) and value > 0, "a number above 0")
-_BELOW_1 = (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 up to, but not, 1")
+_NOT_NEGATIVE = _number(lambda value: value >= 0, "a number, 0 or more")
+_ABOVE_0 = _number(lambda value: value > 0, "a number above 0")
+_BELOW_1 = _number(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
+_COUNT = _whole(1, 2**31 - 1)
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "student": _one_of(STUDENTS),
     "student_activation": _one_of(ACTIVATIONS),
@@ -201,7 +212,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "teacher_activation": _one_of(ACTIVATIONS),
     "same_activation": (lambda value: isinstance(value, bool), "true or false"),
     "init_scale": _NOT_NEGATIVE,
-    "samples": _from(1),
+    "samples": _whole(1, 10**8),  # 5 GB
     "data_seed": (lambda value: value is None or _is_seed(value), f"{_SEED}, or null for the run's own"),
     "seed": (_is_seed, _SEED),
     "optimizer": _one_of(OPTIMIZERS),
@@ -209,18 +220,18 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "momentum": _BELOW_1,
     "penalty": _one_of(PENALTIES),
     "lam": _NOT_NEGATIVE,
-    "depth": _from(1),
+    "depth": _whole(1, 64),
     "beta1": _BELOW_1,
     "beta2": _BELOW_1,
     "eps": _ABOVE_0,
     "clipping": _NOT_NEGATIVE,
-    "max_epochs": _from(1),
-    "batch_size": _from(1),
-    "patience": (lambda value: value is None or (is_int(value) and value >= 1), "a whole number, 1 or more, or null"),
+    "max_epochs": _COUNT,
+    "batch_size": _COUNT,
+    "patience": (lambda value: value is None or _COUNT[0](value), f"{_COUNT[1]}, or null"),
     "dtype": _one_of(DTYPES),
     "device": (lambda value: not check_device(value), "cpu, cuda or cuda:<index>"),
     "engine": _one_of(ENGINES),
-    "threads": _from(0),
+    "threads": _whole(0, 1024),
 }
 KEYS = tuple(field.name for field in fields(SweepConfig))
 SWEPT = tuple(field.name for field in fields(SweepConfig) if str(field.type).startswith("tuple"))

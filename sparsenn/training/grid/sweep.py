@@ -65,10 +65,7 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
         >>> [(row["seed"], row["status"], row["epochs"]) for row in rows]
         [(0, 'finished', 2), (1, 'finished', 2)]
     """
-    if format not in FORMATS:
-        raise ConfigError(f"format is {format!r}; it takes {', '.join(FORMATS)}")
-    if format == "parquet":
-        require_extra("pyarrow.parquet", "writing a Parquet table")
+    check_format(format)
     with session(config):
         folder = _open_again(out, config) if resume else open_new(out, config, SWEEP)
         groups = group(config)
@@ -84,6 +81,14 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
     if format != "jsonl":
         write_atomic(folder / f"runs.{format}", _csv(rows) if format == "csv" else _parquet(rows))
     return rows
+
+
+def check_format(name: str) -> None:
+    """Refuse a format that is unknown, or that a package is missing for."""
+    if name not in FORMATS:
+        raise ConfigError(f"format is {name!r}; it takes {', '.join(FORMATS)}")
+    if name == "parquet":
+        require_extra("pyarrow.parquet", "writing a Parquet table")
 
 
 @dataclass(frozen=True)
@@ -195,22 +200,33 @@ def stored_sweep(out: str | Path) -> SweepConfig:
     """The settings of the sweep in a folder.
 
     Raises:
-        RunFolderError: if there is none, or its settings are damaged.
+        RunFolderError: if there is none, or its settings are damaged or can't be read.
     """
     path = Path(out) / SWEEP
-    if not path.is_file():
-        raise RunFolderError(f"{out} holds no sweep to resume (no {SWEEP}); drop --resume to start one there")
     try:
+        if not path.is_file():
+            raise RunFolderError(f"{out} holds no sweep to resume (no {SWEEP}); drop --resume to start one there")
         return read_sweep(path)
+    except OSError as error:
+        raise RunFolderError(f"{out}: cannot be read: {error.strerror or error}; name another folder with --out") from error
     except ConfigError as error:
         raise RunFolderError(f"{path}: not the settings of a sweep ({error})") from error
 
 
 def _open_table(folder: Path) -> Table:
+    path = folder / TABLE
     try:
-        return Table(folder / TABLE, SWEPT)
+        table = Table(path, SWEPT)
     except ValueError as error:
         raise RunFolderError(str(error)) from error
+    for number, row in enumerate(table.rows, start=1):
+        damaged = [name for name in SWEPT if isinstance(row[name], list | dict)]
+        if damaged or "status" not in row:
+            what = f"{', '.join(damaged)} can't be a list or object" if damaged else "no status"
+            raise RunFolderError(
+                f"{path}, line {number}: not a row of this table ({what}); delete the line to train its run again"
+            )
+    return table
 
 
 def _columns(rows: list[Row]) -> list[str]:
