@@ -58,6 +58,29 @@ def test_a_run_in_a_stack_is_the_run_alone_after_1000_steps(engine, which, dtype
         assert (outcome.status, outcome.epochs) == ("finished", 100)
 
 
+_CLASSIFIER = nn.Sequential(nn.Linear(12, 8), nn.Sigmoid(), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize(
+    ("net", "run", "loss", "engine"),
+    [
+        (nets()[1], Run(seed=3, lr=0.05, momentum=0.0), "mse", "fused"),
+        (nets("cnn")[4], RUNS[4], "mse", "fused"),
+        (nets("cnn")[2], RUNS[2], "mse", "fused"),
+        (_CLASSIFIER, RUNS[0], "cross_entropy", "fused"),
+        (_CLASSIFIER, Run(seed=3, lr=0.05, momentum=0.0), "cross_entropy", "torch"),
+    ],
+    ids=["plain SGD, sigmoid", "convolution, Adam", "convolution, proximal", "classes", "classes, torch"],
+)
+def test_other_runs_are_the_run_alone_after_1000_steps_too(net, run, loss, engine):
+    x, y = data_sets()[0]
+    y = torch.arange(len(x)) % 4 if loss == "cross_entropy" else y
+    expected, history = alone(net, run, x, y, epochs=100, loss=loss)
+    outcome = train([net], [run], [(x, y)], loss=loss, max_epochs=100, dtype=torch.float64, engine=engine)[0]
+    assert (flat(outcome) - flat(expected)).norm() <= 1e-10 * flat(expected).norm()
+    assert outcome.loss == pytest.approx(history[-1][1], rel=1e-9)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_convolutions_and_cuda_do_as_the_loop_does(engine, device):
     stack = finish(stack_of(kind="cnn", engine=engine, device=device))
@@ -90,6 +113,19 @@ def test_any_architecture_learns_classes():
         }
         torch.testing.assert_close(flat(outcome), flat(expected), rtol=1e-10, atol=1e-12)
         assert outcome.data_loss == outcome.loss == pytest.approx(history[-1][0], rel=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("label", [7, -100])
+def test_a_label_that_no_output_stands_for_is_refused_before_the_first_step(engine, label):
+    x, labels = torch.ones(5, 12), torch.arange(5) % 3
+    wrong = labels.clone()
+    wrong[4] = label
+    nets = [nn.Linear(12, 3) for _ in range(2)]
+    options = {"loss": "cross_entropy", "max_epochs": 1, "engine": engine}
+    with pytest.raises(ValueError, match=f"Stack: run 1 has the label {label} in data set 1; .* labels from 0 to 2"):
+        Stack(nets, [Run(), Run(data=1)], [(x, labels), (x, wrong)], **options)
+    Stack(nets, [Run(), Run()], [(x, labels), (x, wrong)], **options)  # which no run learns
 
 
 def test_layers_may_share_a_weight():

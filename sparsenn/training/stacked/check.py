@@ -84,5 +84,20 @@ def check_data(data: Sequence[tuple[Tensor, Tensor]], loss: str, runs: Sequence[
             )
 
 
+@torch.no_grad()
+def check_classes(modules: Sequence[nn.Module], runs: Sequence[Run], x: Tensor, y: Tensor) -> None:
+    """Every run's labels are 0 or more and below the number of its network's outputs; ``x`` and ``y`` are all data sets."""
+    low, high = (found.tolist() for found in y.flatten(1).aminmax(dim=1))
+    for index, (module, run) in enumerate(zip(modules, runs, strict=True)):
+        try:
+            classes = module(x[run.data, :1]).shape[1]
+        except (RuntimeError, ValueError, IndexError):
+            return  # of networks that can't take the samples the engine says why
+        wrong = [label for label in (low[run.data], high[run.data]) if not 0 <= label < classes]
+        if wrong:
+            where = f"run {index} has the label {wrong[0]} in data set {run.data}"
+            raise ValueError(f"Stack: {where}; its network takes labels from 0 to {classes - 1}")
+
+
 def _described(x: Tensor) -> str:
     return f"a tensor of {x.dtype} in shape {tuple(x.shape)}"

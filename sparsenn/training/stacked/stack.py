@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsenn.training.stacked.check import check_data, check_modules, check_sizes
+from sparsenn.training.stacked.check import check_classes, check_data, check_modules, check_sizes
 from sparsenn.training.stacked.engine import choose_engine
 from sparsenn.training.stacked.rows import Rows, Task, first_state, flat_parameters, slots
 from sparsenn.training.stacked.run import ACTIVE, DIVERGED, FINISHED, Outcome, Run
@@ -95,6 +95,8 @@ class Stack:
         self._modules = [copy.deepcopy(module).to(device, dtype) for module in modules]
         x = torch.stack([own[0] for own in data]).to(device, dtype)
         y = torch.stack([own[1] for own in data]).to(device, dtype if loss == "mse" else torch.int64)
+        if loss == "cross_entropy":
+            check_classes(self._modules, self.runs, x, y)
         self._task = Task(x, y, batch_size, loss)
         self._engine, self.reason = choose_engine(engine, self._modules, self.runs, self._task)
         count = len(self.runs)
