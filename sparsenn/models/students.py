@@ -154,7 +154,7 @@ def build_student(
     Args:
         name: one of ``STUDENTS``: baselineCNN, splitFilterCNN, multiChannelCNN, fcn_256_32, fcn_128_128, fcn_1024_128.
         activation: ``"relu"``, ``"sigmoid"``, ``"tanh"`` or ``"gelu"``, after every layer.
-        scale: multiplies the start; 0 leaves PyTorch's own (see :func:`start_`).
+        scale: multiplies the start, but for GELU's; 0 leaves PyTorch's own (see :func:`start_`).
         seed: of the start; None for PyTorch's global generator.
         output_activation: whether the last layer has the activation too, as in the paper.
 
@@ -183,14 +183,16 @@ def start_(net: nn.Sequential, activation: str, scale: float = 1.0) -> nn.Sequen
     r"""Draw every weight anew, in place, from PyTorch's global generator, as the paper does.
 
     .. math::
-        \text{ReLU, GELU:} \quad w \sim s \cdot N(0, 2 / \mathrm{fan\_out}), \qquad
+        \text{ReLU:} \quad w \sim s \cdot N(0, 2 / \mathrm{fan\_out}), \qquad
+        \text{GELU:} \quad w \sim N(0, 2 / \mathrm{fan\_in}), \qquad
         \text{sigmoid, tanh:} \quad w \sim s \cdot U\bigl[\pm g \sqrt{6 / (\mathrm{fan\_in} + \mathrm{fan\_out})}\bigr]
 
     with g = 1 for the sigmoid and 5/3 for tanh. Of a convolution fan_in is C·k and fan_out O·k, whatever its number of filters.
+    The scale has no part in GELU's start, as in the public code.
 
     Args:
         net: layers of ``nn.Linear`` and ``PatchConv1d``; other modules and biases are left alone.
-        activation: which of the two, by name.
+        activation: which of the three, by name.
         scale: s, finite and not negative; at 0 nothing is drawn and the weights stay as they are.
 
     Returns:
@@ -200,8 +202,8 @@ def start_(net: nn.Sequential, activation: str, scale: float = 1.0) -> nn.Sequen
         ValueError: for an unknown activation, or a scale that is negative or not finite.
 
     Source:
-        Schulz and Poggio, L1-regularization: The path to sparsity, Section 3.1; fan_out, the gains and the meaning of 0 from
-        its public code, which has no start of its own for GELU: ReLU's is taken.
+        Schulz and Poggio, L1-regularization: The path to sparsity, Section 3.1; fan_out, the gains, GELU's start and the
+        meaning of 0 from its public code.
 
     Example:
         >>> import torch
@@ -220,6 +222,9 @@ def start_(net: nn.Sequential, activation: str, scale: float = 1.0) -> nn.Sequen
         if not isinstance(layer, (PatchConv1d, nn.Linear)):
             continue
         for weight in layer.weight if isinstance(layer, PatchConv1d) else (layer.weight,):  # one filter at a time
+            if activation == "gelu":
+                nn.init.kaiming_normal_(weight)
+                continue
             if activation in _GAINS:
                 nn.init.xavier_uniform_(weight, gain=_GAINS[activation])
             else:

@@ -44,7 +44,7 @@ def test_the_last_activation_can_be_left_out():
     assert not isinstance(baseline_cnn(output_activation=False)[-2], nn.ReLU)
 
 
-@pytest.mark.parametrize(("activation", "gain"), [("relu", 0.0), ("gelu", 0.0), ("sigmoid", 1.0), ("tanh", 5 / 3)])
+@pytest.mark.parametrize(("activation", "gain"), [("relu", 0.0), ("sigmoid", 1.0), ("tanh", 5 / 3)])
 def test_the_start_has_the_published_spread(activation, gain):
     net = start_(fcn((300, 900), activation), activation, 0.2)
     weight = net[2].weight.detach() / 0.2
@@ -54,6 +54,12 @@ def test_the_start_has_the_published_spread(activation, gain):
         assert weight.var() == pytest.approx(bound**2 / 3, rel=0.01)
     else:
         assert weight.std() == pytest.approx(math.sqrt(2 / 900), rel=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0])
+def test_the_start_of_gelu_is_that_of_the_public_code_whatever_the_scale(scale):
+    net = start_(fcn((300, 900), "gelu"), "gelu", scale)
+    assert net[2].weight.detach().std() == pytest.approx(math.sqrt(2 / 300), rel=0.01)
 
 
 def test_each_filter_of_a_convolution_counts_alone():
