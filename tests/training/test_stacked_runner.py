@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from sparsenn.training import RunFolderError, TrainingInterrupted
 from sparsenn.training.checkpoint import NAME, load_checkpoint
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Run, Stack, figures, runner
-from sparsenn.training.stacked.progress import Lines, Nobody
+from sparsenn.training.stacked.progress import Bar, Lines, Nobody, watch_for
 from sparsenn.training.stacked.runner import Job, by_key, run_jobs
 from sparsenn.training.table import Table
 
@@ -178,6 +179,65 @@ def test_lines_tell_what_is_left(capsys):
     lines.update(4, 10, "nets", 3600.0)  # too soon after the first
     lines.say("done")
     assert capsys.readouterr().out == "nets: 3/10 runs, about 1 h 2 min left\ndone\n"
+    lines.close()
+    lines.close()
+    assert capsys.readouterr().out == "nets: 4/10 runs, about 1 h 0 min left\n"
+
+
+def test_without_a_terminal_there_are_lines_and_none_if_quiet():
+    assert isinstance(watch_for(stream=io.StringIO()), Lines)
+    assert isinstance(watch_for(stream=io.StringIO(), quiet=True), Nobody)
+
+
+def test_the_bar_takes_the_total_of_the_part_in_progress():
+    pytest.importorskip("rich")
+    stream = io.StringIO()
+    bar = Bar(stream)
+    bar.update(5, 5, "begun", None)
+    bar.update(0, 30, "rest", None)
+    bar.update(30, 30, "rest", None)
+    bar.close()
+    assert "30/30" in stream.getvalue()
+
+
+def waiting(*, epochs: int, limits, ended) -> Stack:
+    """A stack whose active runs are at an epoch; ``ended`` has the epochs of those that left, None for the others."""
+    modules = [nn.Linear(12, 1) for _ in limits]
+    stack = Stack(modules, [Run() for _ in limits], data_sets(16), batch_size=4, max_epochs=limits)  # four steps an epoch
+    state = stack.state_dict()
+    members = [index for index, own in enumerate(ended) if own is None]
+    state |= {"epochs": epochs, "step": 0, "members": members}
+    state |= {name: state[name][members] for name in ("state", "losses")}
+    state["own_epochs"] = torch.tensor([epochs if own is None else own for own in ended])
+    state["status"] = torch.tensor([0 if own is None else 1 for own in ended])
+    stack.load_state_dict(state)
+    return stack
+
+
+def test_runs_are_expected_to_take_what_those_took_that_lasted_longer():
+    stack = waiting(epochs=50, limits=[100] * 4, ended=[10, 50, None, None])
+    assert stack.expected_shares().tolist() == [0.1, 0.5, 1.0, 1.0]  # nobody outlived the two
+    assert stack.remaining_steps() == 2 * 50 * 4
+    shares = stack.expected_shares([0.2, 0.5, 0.6, 0.8])
+    assert shares.tolist() == pytest.approx([0.1, 0.5, 0.7, 0.7])
+    assert stack.remaining_steps(shares) == pytest.approx(2 * 20 * 4)
+    mixed = waiting(epochs=50, limits=[100, 1000, 1000], ended=[None, None, 300])
+    assert mixed.expected_shares().tolist() == pytest.approx([1.0, 0.3, 0.3])
+    assert mixed.remaining_steps(mixed.expected_shares()) == pytest.approx((50 + 250) * 4)
+
+
+def test_a_new_stack_starts_with_what_earlier_ones_took(tmp_path):
+    job = Job(
+        "nets",
+        [{"job": "nets", "index": i} for i in range(2)],
+        lambda: waiting(epochs=0, limits=[100, 100], ended=[None, None]),
+        figures,
+        work=4.0,
+    )
+    session = runner._Session(job, table_in(tmp_path), tmp_path, 2.0, [0.1, 0.3])
+    session._rate = 10.0
+    # of 2 × 100 epochs of 4 steps a fifth, and half as much again later
+    assert session.seconds_left() == pytest.approx(0.2 * (800 + 400) / 10)
 
 
 def test_the_time_left_is_what_remains_over_the_speed(tmp_path, monkeypatch):

@@ -36,10 +36,11 @@ class Nobody:
 
 
 class Lines(Nobody):
-    """A line every half minute, for a terminal without rich."""
+    """A line every half minute and one at the end, where there is no terminal or no rich."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._next = stream, 0.0
+        self._kept = ""  # what was too soon to be printed
 
     def say(self, text: str) -> None:
         """Print it."""
@@ -47,9 +48,16 @@ class Lines(Nobody):
 
     def update(self, done: int, total: int, title: str, seconds_left: float | None) -> None:
         """Print, if the last line is long enough ago."""
+        self._kept = f"{title}: {done}/{total} runs{_left(seconds_left)}"
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_EVERY
-            self.say(f"{title}: {done}/{total} runs{_left(seconds_left)}")
+            self.close()
+
+    def close(self) -> None:
+        """Print what was not."""
+        if self._kept:
+            self.say(self._kept)
+        self._kept = ""
 
 
 class Bar(Nobody):
@@ -78,7 +86,7 @@ class Bar(Nobody):
         if self._task is None:
             self._bars.start()
             self._task = self._bars.add_task(title, total=total, left="")
-        self._bars.update(self._task, completed=done, description=title, left=_left(seconds_left))
+        self._bars.update(self._task, completed=done, total=total, description=title, left=_left(seconds_left))
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -86,10 +94,12 @@ class Bar(Nobody):
 
 
 def watch_for(*, quiet: bool = False, stream: TextIO | None = None) -> Watch:
-    """A bar on a terminal (lines where rich is not installed); nobody elsewhere, or if ``quiet``."""
+    """A bar on a terminal, lines elsewhere and where rich is not installed; nobody if ``quiet``."""
     stream = stream or sys.stderr
-    if quiet or not stream.isatty():
+    if quiet:
         return Nobody()
+    if not stream.isatty():
+        return Lines(stream)
     try:
         return Bar(stream)
     except ImportError:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sparsenn.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from sparsenn.training.errors import RunFolderError, TrainingInterrupted
 from sparsenn.training.session import StopSignal
@@ -86,9 +88,10 @@ def run_jobs(
     open_jobs = [job for job in jobs if any(True for _ in table.missing(job.keys))]
     later = sum(job.work for job in open_jobs)
     done = total - sum(len(list(table.missing(job.keys))) for job in open_jobs)
+    shares: list[float] = []
     for job in open_jobs:
         later -= job.work
-        session = _Session(job, table, folder, later)
+        session = _Session(job, table, folder, later, shares)
         watch.say(f"{job.name}: {len(job.keys)} runs, {session.stack.reason}")
         session.write_rows()
         try:
@@ -103,14 +106,15 @@ def run_jobs(
         finally:
             watch.update(done + session.written, total, job.name, None)
         done += session.written
+        shares += session.stack.expected_shares().tolist()
         (folder / NAME).unlink(missing_ok=True)
 
 
 class _Session:
     """A job in progress."""
 
-    def __init__(self, job: Job, table: Table, folder: Path, later: float) -> None:
-        self.job, self.table, self.path, self.later = job, table, folder / NAME, later
+    def __init__(self, job: Job, table: Table, folder: Path, later: float, shares: Sequence[float]) -> None:
+        self.job, self.table, self.path, self.later, self.shares = job, table, folder / NAME, later, tuple(shares)
         self.stack = job.build()
         self.seconds = 0.0
         self._whole = self.stack.remaining_steps()
@@ -170,12 +174,13 @@ class _Session:
         self.saved = time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """An estimate: what is left at most, times the share that runs so far took of their most, over the speed."""
+        """An estimate: what the active runs are expected to take, later stacks like those so far, over the speed."""
         if not self._rate:
             return None
-        left = self.stack.remaining_steps()
+        shares = self.stack.expected_shares(self.shares)
         later = self.later / self.job.work * self._whole if self.job.work else 0.0
-        return (left + later) * self.stack.mean_share() / self._rate
+        mean = float(np.mean([*self.shares, *shares]))
+        return (self.stack.remaining_steps(shares) + later * mean) / self._rate
 
 
 def figures(stack: Stack, index: int, threshold: float = 1e-4) -> Row:

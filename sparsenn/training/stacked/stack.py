@@ -224,15 +224,25 @@ class Stack:
                 p.copy_(weights[name])
         return module
 
-    def remaining_steps(self) -> int:
-        """The most run-steps that are left: those of all active runs to their ``max_epochs``."""
-        epochs = int((self._limits[self._rows.members] - self.epochs).sum()) if self._rows.members else 0
-        return epochs * self.batches - self.step * len(self._rows.members)
+    def expected_shares(self, others: Sequence[float] = ()) -> np.ndarray:
+        """The share of its ``max_epochs`` that each run is expected to take, with those that runs of ``others`` took.
 
-    def mean_share(self) -> float:
-        """The share of their ``max_epochs`` that the runs which left have taken, in the mean; 1 while none has."""
+        A run that left took its own. For an active one it is the mean of the shares of all runs that took more than it has
+        taken so far, and 1 where there is none: those that ended before say nothing about the runs that outlived them.
+        """
         gone = self._status != _ACTIVE
-        return float((self._own_epochs[gone] / self._limits[gone]).mean()) if gone.any() else 1.0
+        shares = self._own_epochs / self._limits
+        known = np.concatenate([np.asarray(others, dtype=float), shares[gone]])
+        for index in np.flatnonzero(~gone):
+            beyond = known[known > self.epochs / self._limits[index]]
+            shares[index] = beyond.mean() if beyond.size else 1.0
+        return shares
+
+    def remaining_steps(self, shares: np.ndarray | float = 1.0) -> float:
+        """The run-steps that are left if runs take these shares of their ``max_epochs``: by default the most."""
+        members = self._rows.members
+        epochs = (np.broadcast_to(shares, self._limits.shape) * self._limits)[members] - self.epochs
+        return float(np.maximum(epochs * self.batches - self.step, 0).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a stack of the same arguments needs to go on with the same bits: tensors, numbers, strings."""
