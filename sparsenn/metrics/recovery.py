@@ -69,6 +69,7 @@ def teacher_distance(teacher: nn.Module, student: nn.Module, *, absolute: bool =
     Source:
         The measure of the public code of Schulz and Poggio, L1-regularization: The path to sparsity. There the two filters of a
         layer of splitFilterCNN are compared with the student's first two layers; here a layer is compared with a layer.
+        Of the unmatched weights it counts the student's only; here the teacher's count too, where its layer has more.
 
     Example:
         >>> from sparsenn.metrics import teacher_distance
