@@ -1,15 +1,17 @@
-"""``sparsenn info``: versions and kernels, or what an artefact holds."""
+"""``sparsenn info``: versions and kernels, what an artefact holds, or which way a sweep would go."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from sparsenn import __version__
 from sparsenn.runtime.container import read
 from sparsenn.runtime.report import describe
+from sparsenn.training.grid.config import read_sweep
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -17,14 +19,22 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "info",
         help="versions and loaded kernels, or what a sparse artefact holds",
-        description="Versions, and which kernels run; with FILE, what that sparse artefact holds, without PyTorch.",
+        description="Versions, and which kernels run; with FILE, what that sparse artefact holds, without PyTorch, or which "
+        "way the stacks of a sweep would go.",
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", help="a file that sparsenn.save wrote")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a file that sparsenn.save wrote, or a sweep's .json or .toml")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
+    if args.file is not None and Path(args.file).suffix in (".json", ".toml"):
+        config = read_sweep(args.file)
+
+        from sparsenn.training.grid import sweep
+
+        print("\n".join(sweep.describe(config)))
+        return 0
     if args.file is not None:
         print(describe(read(args.file)))
         return 0

@@ -292,6 +292,8 @@ def test_the_plan_says_which_way_each_stack_goes(tmp_path, capsys, monkeypatch):
     assert cli.main(["sweep", "grid.json", "--plan", "--format", "xls"]) == 2
     assert "format is 'xls'; it takes csv, jsonl, parquet" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
+    assert cli.main(["info", "grid.json"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
     assert cli.main(["info"]) == 0
     assert f"sweeps{' ' * 8}" in (shown := capsys.readouterr().out)
     assert ("through the fused operator on cpu" in shown) == (stack.engine == "fused")

@@ -43,7 +43,7 @@ class SweepConfig:
         teacher: networks that are learnt: baselineCNN, splitFilterCNN, multiChannelCNN.
         teacher_activation: their activations.
         same_activation: only pairs of student and teacher with the same one.
-        init_scale: what multiplies the students' starting weights; 0 leaves PyTorch's own start.
+        init_scale: what multiplies the students' starting weights, but for GELU's; 0 leaves PyTorch's own start.
         samples: size of the data set, x ~ N(0, I) and the teacher's answers.
         data_seed: of the samples; None takes the run's seed.
         seed: of the starting weights and of the order of the samples.

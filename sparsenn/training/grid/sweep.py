@@ -35,7 +35,7 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
     """Train every run of a grid, as ``sparsenn sweep`` does.
 
     Runs of the same student, number of samples and batch size are one stack. Each run that ends becomes a line of
-    ``runs.jsonl``: its settings, the version and commit of the code, the engine, the figures of
+    ``runs.jsonl``: its settings, the version of the package and the commit of its compiled part, the engine, the figures of
     ``sparsenn.training.stacked.figures``, and ``seconds``, which alone may differ when a sweep is interrupted. The state of
     the stack in progress is written every half minute: a kill loses less than a minute of work.
 
