@@ -6,6 +6,7 @@ from importlib import resources
 import pytest
 import torch
 
+import sparsenn
 from sparsenn.cli import main
 from sparsenn.models import build_student
 from sparsenn.papers import ITEMS, reproduce
@@ -100,6 +101,7 @@ def test_an_experiment_from_nothing_to_its_report(tmp_path, capsys):
     assert [(r["method"], r["teacher_activation"], r["student_activation"]) for r in rows] == [
         (method, a, a) for method in ("l1", "prox") for a in ("relu", "tanh", "sigmoid")
     ]
+    assert {r["version"] for r in rows} == {sparsenn.__version__}
     assert all(r["weights"] == [12, 32, 8] and r["epochs"] == 2 and r["status"] == "finished" for r in rows)
     assert [w.shape for w in kept_weights(rows[0], tmp_path)] == [(1, 4, 1, 3), (1, 4, 4, 2), (1, 1, 4, 2)]
     report = (tmp_path / "exp2.md").read_text()

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sparsenn import __version__
 from sparsenn.data import require_extra, taught
 from sparsenn.metrics import nonzero_counts, support_recovery, teacher_distance
 from sparsenn.metrics.recovery import weighted_layers
@@ -143,6 +144,7 @@ def _figures(key: Row, stack: Stack, index: int, data: Data, folder: Path) -> Ro
         "status": outcome.status,
         "epochs": outcome.epochs,
         "engine": stack.engine,
+        "version": __version__,
     }
     if outcome.status == DIVERGED:
         return row
