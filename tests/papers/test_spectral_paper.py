@@ -62,7 +62,7 @@ def test_the_pruning_curve_is_that_of_nets_without_these_nodes(net):
         if smaller is not None:
             smaller[0].weight.data = student[0].weight.data[order[:kept]]
             smaller[2].weight.data = student[2].weight.data[:, order[:kept]]
-            truth = float(loss_of(smaller(task.test_inputs), task.test_targets))
+            truth = loss_of(smaller(task.test_inputs), task.test_targets).item()
         assert rise == pytest.approx(truth - row["test_loss"], rel=1e-3, abs=1e-5)
     assert row["pruned"][-1] == (9, 0.0)
     truth = path_magnitudes(student[0].weight, student[2].weight, trials.POINTS)
