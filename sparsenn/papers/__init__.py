@@ -54,6 +54,7 @@ ITEMS = {
         "fig25": "factors whose product is normal, and a Kolmogorov-Smirnov test",
         "fig26": "time of a sample against the batch size: dense, FactorizedSGD, factors under autograd",
         "fig27": "the same for memory at the peak of a step",
+        "path": "beside the paper: one net taken up a path of λ by warm starts, against a net for every λ, as a table",
         "starts": "beside the paper: starts of the factors from scratch and from a trained net, as a table",
         "transformer": "beside the paper: a small transformer under every means of this package, and pruned",
     },
@@ -92,6 +93,7 @@ _APART = {  # but for these
     ("dwf", "fig25"): "starts",
     ("dwf", "fig26"): "cost",
     ("dwf", "fig27"): "cost",
+    ("dwf", "path"): "path",
     ("dwf", "transformer"): "transformer",
 }
 

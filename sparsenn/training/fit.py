@@ -95,6 +95,12 @@ class Fit:
         self.epoch, self.batch = self.config.prune_epoch, 0
         self._make_optimizer()
 
+    def begin_again(self, lam: float) -> None:
+        """Train the net on for as many epochs at another λ: the schedule begins anew, the optimizer's state goes on."""
+        self.config = replace(self.config, lam=lam)
+        self.epoch, self.batch = 0, 0
+        self.scheduler = make_scheduler(self.optimizer, self.config.schedule, self.config.epochs * self.batches)
+
     def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end of the epoch, or to the first batch after which ``stop()``; returns whether the end was reached."""
         data, size = self.data, self.config.batch_size

@@ -25,16 +25,6 @@ FASHION = Given("fashion-mnist", "lenet-300-100")
 SMALL = Given("digits", "lenet-300-100", epochs=2, seeds=1, batch_size=20)
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Place:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 3
-    images = (torch.rand(3, 1, 8, 8, generator=generator)[labels] + 0.3 * torch.rand(120, 1, 8, 8, generator=generator)) / 1.3
-    data = ImageData("shapes", images[:90], labels[:90], images[90:], labels[90:], ("a", "b", "c"))
-    monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: data)
-    return Place(tmp_path / "runs")
-
-
 def row(key, compression, accuracy, **changes):
     """A row as training would leave it; ``compression`` is None for a net of which nothing is left."""
     weights = 0 if compression is None else round(266_610 / compression)
@@ -209,7 +199,7 @@ def test_random_pruning_ends_where_nothing_is_left_but_biases_and_normalization(
 
 def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: pytest.fail("no data is needed"))
-    assert set(ITEMS["dwf"]) == set(items.ITEMS) | {"fig3", "fig25", "fig26", "fig27", "transformer"}
+    assert set(ITEMS["dwf"]) == set(items.ITEMS) | {"fig3", "fig25", "fig26", "fig27", "path", "transformer"}
     points = ((10, 0.9), (100, 0.88), (1000, 0.8), (None, 0.1))
     each = [
         "table1",

@@ -143,7 +143,7 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
             spent += row.get("seconds", 0.0)  # a part of it in an earlier call, if that was killed
             if not place.quiet:
                 left = _left(todo, number, spent)
-                print(f"{number}/{len(todo)}  {_line(row)}{left}", file=sys.stderr, flush=True)
+                print(f"{number}/{len(todo)}  {line_of(row)}{left}", file=sys.stderr, flush=True)
     return rows_of(table, keys)
 
 
@@ -179,7 +179,8 @@ def _outcome(key: Row, place: Place, progress: Progress, stop: StopSignal) -> Ou
     config, home = config_of(key, place), _state(key, place)
     with session(config), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerCollapseWarning)  # that a layer dies is a finding here
-        start = _source_state(key, place, progress, stop)
+        source = source_of(key)
+        start = None if source is None else trained_state(source, place, progress, stop)
         images = place.images(config)
         home.mkdir(parents=True, exist_ok=True)
         net = outcome(_fit(config, images, home, start, progress, stop))
@@ -211,14 +212,11 @@ def _fit(
         raise TrainingInterrupted(message, error.signal_number, error.folder) from error
 
 
-def _source_state(key: Row, place: Place, progress: Progress, stop: StopSignal) -> dict[str, Tensor] | None:
-    """The net that a run begins with; it is trained again where its file was deleted."""
-    source = source_of(key)
-    if source is None:
-        return None
-    if not place.net_file(source).exists():
-        _outcome(source, place, progress, stop)
-    return kept_state(place.net_file(source))
+def trained_state(key: Row, place: Place, progress: Progress, stop: StopSignal) -> dict[str, Tensor]:
+    """The net of a run; it is trained again where its file was deleted."""
+    if not place.net_file(key).exists():
+        _outcome(key, place, progress, stop)
+    return kept_state(place.net_file(key))
 
 
 def _figures(net: Outcome, images: ImageData) -> Row:
@@ -265,7 +263,8 @@ def _short(value: Any) -> Any:
     return {name: _short(entry) for name, entry in value.items()} if isinstance(value, dict) else value
 
 
-def _line(row: Row) -> str:
+def line_of(row: Row) -> str:
+    """A finished run in a line."""
     what = f"{row['dataset']}, {row['model']}, {row['method']}"
     if row["method"] == "dwf":
         what += f" {row['depth']}"

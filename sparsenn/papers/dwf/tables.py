@@ -58,9 +58,9 @@ def table1(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
             at = ratio.at if ratio is not None else None
             least = "≥ " if ratio is not None and ratio.least else ""
             shown = [
-                NOTHING if at is None else least + _mean(at, 0),
+                NOTHING if at is None else least + mean_of(at, 0),
                 NOTHING if at is None else f"{least}{100 - 100 / at.mean:.2f}",
-                _mean(ratio.trained if ratio is not None else None, 0),
+                mean_of(ratio.trained if ratio is not None else None, 0),
                 NOTHING if cell is None else f"{cell.value:.0f}",
                 NOTHING if cell is None or at is None else f"{least}{at.mean / cell.value:.2f}",
             ]
@@ -105,7 +105,7 @@ def starts(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
     lines = [
         f"# Starts of the factors. {model} on {dataset}: test accuracy in percent at a sparsity, compression at a tolerance\n",
         f"{len(rows)} of {wanted} runs, {len(seeds_in(rows))} seeds; {_diverged(rows)} diverged.",
-        f"Dense: {_mean(accuracies(rows, ('dense', 1))[0.0], 2)}.\n",
+        f"Dense: {mean_of(accuracies(rows, ('dense', 1))[0.0], 2)}.\n",
         f"| begins with | epochs | start | {' | '.join(f'{s:g} %' for s in _SHOWN)} | within {TOLERANCES[0]} points |",
         f"|---|---|---|{'---|' * (len(_SHOWN) + 1)}",
     ]
@@ -115,17 +115,18 @@ def starts(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
         at, ratio = accuracies(own, which), ratios([*dense, *own], which, TOLERANCES[0])
         name = NAMES[which] if which == ("magnitude", 1) else f"D = {depth}, {start}"
         head = f"a trained net | {after}" if after else f"a random net | {own[0]['epochs']}"
-        cells = [*(_mean(at[s], 2) for s in _SHOWN), _mean(ratio.at if ratio is not None else None, 0)]
+        cells = [*(mean_of(at[s], 2) for s in _SHOWN), mean_of(ratio.at if ratio is not None else None, 0)]
         lines.append(f"| {head} | {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 def _beside(ours: Ours | None, cell: Published | None) -> str:
-    text = _mean(ours, 2)
+    text = mean_of(ours, 2)
     return text if cell is None else f"{text} ({cell.value:.2f} ± {cell.std:.2f})"
 
 
-def _mean(ours: Ours | None, digits: int) -> str:
+def mean_of(ours: Ours | None, digits: int) -> str:
+    """A figure in a cell, with its standard deviation where it is of several seeds."""
     if ours is None:
         return NOTHING
     return f"{ours.mean:.{digits}f}" + (f" ± {ours.std:.{digits}f}" if ours.count > 1 else "")
