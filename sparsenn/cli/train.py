@@ -90,6 +90,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to train")
     how.add_argument("--lr", type=float, metavar="LR", help="initial learning rate")
     how.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0)")
+    how.add_argument("--warmup", type=int, metavar="N", help="epochs in which the learning rate grows first (default: 0)")
     how.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
     how.add_argument("--batch-size", type=int, metavar="N", help="images a step")
     how.add_argument("--momentum", type=float, metavar="M", help="momentum of SGD (default: 0.9)")

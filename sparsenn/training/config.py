@@ -53,6 +53,8 @@ class TrainConfig:
         prune_biases: whether a pruning method ranks biases and normalization layers with the weights; they stay otherwise.
         lr: initial learning rate.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, or ``step`` (a tenth at 1/2 and at 3/4).
+        warmup: so many epochs at the beginning, and after masks were put on, in which the learning rate grows linearly, before
+            it falls. A trained net may not stand the rate that a fresh one begins with.
         epochs: passes over the training set.
         batch_size: images a step.
         momentum: momentum of SGD, and β₁ of Adam.
@@ -87,6 +89,7 @@ class TrainConfig:
     prune_biases: bool
     lr: float
     schedule: str
+    warmup: int = 0  # runs from before there was one have none
     epochs: int
     batch_size: int
     momentum: float
@@ -94,7 +97,7 @@ class TrainConfig:
     input_noise: float
     augment: bool
     factor_init: str
-    balanced: str = "never"  # runs from before there was a choice have none
+    balanced: str = "never"  # the same
     seed: int
     device: str
     threads: int
@@ -164,6 +167,7 @@ def configure(**given: Any) -> TrainConfig:
             "dwf-adam": preset.adam_lr,
         }.get(method, preset.dense_lr),
         "schedule": "cosine",
+        "warmup": 0,
         "epochs": epochs,
         "batch_size": preset.batch_size,
         "momentum": 0.9,
@@ -228,16 +232,17 @@ def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
         ConfigError: if ``given`` contradicts what the run was started with.
     """
     _check_keys(given, "configuration")
+    before = TrainConfig(**stored).to_dict()
     clashes = [
-        f"{key.replace('_', '-')} ({given[key]!r}, the run has {stored[key]!r})"
+        f"{key.replace('_', '-')} ({given[key]!r}, the run has {before[key]!r})"
         for key in given
-        if key not in FREE_ON_RESUME and given[key] != stored[key]
+        if key not in FREE_ON_RESUME and given[key] != before[key]
     ]
     if clashes:
         raise ConfigError(
             f"a resumed run keeps its settings; drop {', '.join(clashes)}, or start another run in another folder"
         )
-    return TrainConfig(**{**stored, **{key: given[key] for key in FREE_ON_RESUME if key in given}})
+    return TrainConfig(**{**before, **{key: given[key] for key in FREE_ON_RESUME if key in given}})
 
 
 def _preset(dataset: Any, model: Any) -> Preset:
@@ -294,6 +299,9 @@ def _check_together(config: TrainConfig) -> None:
         if getattr(config, key) != value:
             raise ConfigError(f"method {config.method} takes {key.replace('_', '-')} {value!r} alone")
     _check_masks(config)
+    shortest = min(part for part in (config.prune_epoch, config.epochs - config.prune_epoch) if part)
+    if config.warmup >= shortest:
+        raise ConfigError(f"warmup is {config.warmup}; with {shortest} epochs at one go it takes 0 to {shortest - 1}")
     if config.balanced == "always" and config.factor_init != "root":
         raise ConfigError(f"balanced always takes factor-init root, not {config.factor_init}; balanced auto waits for balance")
     if config.target_sparsity is not None and (config.lam_schedule != "constant" or config.lam == 0):
@@ -353,6 +361,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "retrain_lr": lambda value: "" if value is None or (is_number(value) and value > 0) else "a number above 0",
     "prune_biases": lambda value: "" if isinstance(value, bool) else "true or false",
     "schedule": _one_of(*SCHEDULES),
+    "warmup": _int_from(0),
     "epochs": _int_from(1),
     "batch_size": _int_from(1),
     "momentum": lambda value: "" if is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from sparsenn import metrics, models, prune
 from sparsenn.data import ImageData, augment
@@ -68,8 +69,12 @@ class Fit:
         if config.retrain_lr is not None and self.epoch >= config.prune_epoch:
             config = replace(config, lr=config.retrain_lr)
         self.optimizer = make_optimizer(config, self.model)
-        self.scheduler = make_scheduler(self.optimizer, config.schedule, epochs * self.batches)
+        self.scheduler = self._scheduler(epochs)
         self.control = make_control(config, self.optimizer, config.epochs * self.batches // self.control_every)
+
+    def _scheduler(self, epochs: int) -> LambdaLR:
+        config = self.config
+        return make_scheduler(self.optimizer, config.schedule, epochs * self.batches, config.warmup * self.batches)
 
     def _prune_if_due(self) -> None:
         config = self.config
@@ -99,7 +104,7 @@ class Fit:
         """Train the net on for as many epochs at another λ: the schedule begins anew, the optimizer's state goes on."""
         self.config = replace(self.config, lam=lam)
         self.epoch, self.batch = 0, 0
-        self.scheduler = make_scheduler(self.optimizer, self.config.schedule, self.config.epochs * self.batches)
+        self.scheduler = self._scheduler(self.config.epochs)
 
     def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end of the epoch, or to the first batch after which ``stop()``; returns whether the end was reached."""

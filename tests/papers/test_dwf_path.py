@@ -17,7 +17,7 @@ from sparsenn.training import ConfigError
 from sparsenn.training.batches import epoch_order
 
 EPSILON = torch.finfo(torch.float32).eps
-OPTIONS = {"depths": [3], "seeds": 1, "epochs": 10, "batch_size": 10, "points": 3, "lams": [0.05, 3.0], "lr": 0.1}
+OPTIONS = {"depths": [3], "seeds": 1, "epochs": 20, "batch_size": 10, "points": 3, "lams": [0.05, 3.0], "lr": 0.1}
 
 
 def rows(place):
@@ -26,7 +26,7 @@ def rows(place):
 
 def test_a_path_is_one_optimizer_whose_strength_is_raised(place):
     written = reproduce("dwf", "path", out=place.folder, **OPTIONS)
-    given = Given("fashion-mnist", "lenet-300-100", epochs=10, batch_size=10, lams=(0.05, 3.0), points=3, lr=0.1)
+    given = Given("fashion-mnist", "lenet-300-100", epochs=20, batch_size=10, lams=(0.05, 3.0), points=3, lr=0.1)
     first, *later = given.sweep(3, [0])
     images = place.images(runs.config_of(first, place))
 
@@ -35,8 +35,10 @@ def test_a_path_is_one_optimizer_whose_strength_is_raised(place):
     optimizer = FactorizedSGD(net.parameters(), 0.1, depth=3, momentum=0.9, generator=torch.Generator().manual_seed(0))
     for key, row in zip(later, rows(place), strict=True):
         optimizer.param_groups[0]["lam"] = key["lam"]
-        for step, batch in enumerate(epoch_order(90, seed=0, epoch=0).split(10)):
-            optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / 9)) / 2
+        order = torch.cat([epoch_order(90, seed=0, epoch=epoch) for epoch in range(2)])
+        for step, batch in enumerate(order.split(10)):
+            falling = (1 + math.cos(math.pi * (step - 9) / 9)) / 2
+            optimizer.param_groups[0]["lr"] = 0.1 * (falling if step >= 9 else (step + 1) / 9)
             optimizer.zero_grad()
             cross_entropy(net(images.train_images[batch]), images.train_labels[batch]).backward()
             optimizer.step()
@@ -44,13 +46,13 @@ def test_a_path_is_one_optimizer_whose_strength_is_raised(place):
         with torch.no_grad():
             kept = {name: p * (p.abs() > EPSILON) for name, p in net.named_parameters()}
             answers = torch.func.functional_call(net, kept, images.test_images).argmax(1)
-        assert (row["lam"], row["stage_epochs"], row["weights"]) == (key["lam"], 1, left)
+        assert (row["lam"], row["stage_epochs"], row["weights"]) == (key["lam"], 2, left)
         assert row["accuracy"] == float((answers == images.test_labels).double().mean())
     assert 0 < rows(place)[-1]["weights"] < rows(place)[0]["weights"]
 
     alone, together = (line for line in written.read_text().splitlines() if line.startswith("| D = 3"))
-    assert alone.startswith("| D = 3 | a net for each λ | 30 |")
-    assert together.startswith("| D = 3 | one net, warm starts | 12 |")
+    assert alone.startswith("| D = 3 | a net for each λ | 60 |")
+    assert together.startswith("| D = 3 | one net, warm starts | 24 |")
 
 
 def test_a_path_goes_on_where_rows_are_and_ends_in_the_same_table(place, monkeypatch):

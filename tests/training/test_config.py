@@ -153,6 +153,8 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
         ("retrain_lr", 0, "a number above 0"),
         ("prune_biases", "yes", "true or false"),
         ("augment", 1, "true or false"),
+        ("warmup", -1, "0 or more"),
+        ("warmup", 1.5, "0 or more"),
         ("epochs", 0, "1 or more"),
         ("batch_size", -4, "1 or more"),
         ("clip_norm", -1, "0 or more"),
@@ -215,6 +217,18 @@ def test_factors_that_are_always_balanced_start_so():
     assert configure(balanced="always", factor_init="root").balanced == "always"
     with pytest.raises(ConfigError, match="balanced always takes factor-init root, not preserve"):
         configure(balanced="always")
+
+
+@pytest.mark.parametrize(("given", "most"), [({}, 3), ({"method": "magnitude", "compression": 8, "prune_epoch": 3}, 0)])
+def test_a_warmup_ends_before_its_part_of_the_run(given, most):
+    assert configure(epochs=4, warmup=most, **given).warmup == most
+    with pytest.raises(ConfigError, match=f"warmup is {most + 1}; with {most + 1} epochs at one go it takes 0 to {most}"):
+        configure(epochs=4, warmup=most + 1, **given)
+
+
+def test_a_run_from_before_there_was_a_setting_goes_on_with_what_it_meant():
+    stored = configure(seed=3).to_dict()
+    assert resumed({key: value for key, value in stored.items() if key != "warmup"}, {"warmup": 0}).to_dict() == stored
 
 
 def test_a_resumed_run_keeps_its_settings():

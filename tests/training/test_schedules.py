@@ -9,9 +9,9 @@ from sparsenn.training import make_scheduler
 from sparsenn.training.schedules import SCHEDULES
 
 
-def rates(name: str, steps: int, lr: float = 0.3) -> list[float]:
+def rates(name: str, steps: int, lr: float = 0.3, warmup: int = 0) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = make_scheduler(optimizer, name, steps)
+    scheduler = make_scheduler(optimizer, name, steps, warmup)
     seen = []
     for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -30,6 +30,26 @@ def test_cosine_is_that_of_torch(steps):
         scheduler.step()
         theirs.append(optimizer.param_groups[0]["lr"])
     assert rates("cosine", steps) == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 1), (9, 4), (30, 29)])
+def test_a_warmup_is_that_of_torch(steps, warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    growing = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [growing, falling], [warmup])
+    theirs = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        theirs.append(optimizer.param_groups[0]["lr"])
+    assert rates("cosine", steps, warmup=warmup) == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [-1, 3])
+def test_a_warmup_that_leaves_no_step_is_refused(warmup):
+    with pytest.raises(ValueError, match=f"warmup is {warmup}; with 3 steps it takes 0 to 2"):
+        rates("cosine", 3, warmup=warmup)
 
 
 def test_cosine_ends_at_exactly_zero():

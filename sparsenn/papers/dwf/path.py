@@ -22,6 +22,7 @@ from sparsenn.training.session import StopSignal, session
 from sparsenn.training.table import Row, Table
 
 _STAGE = ("stage_epochs", "first", "last", "points")  # of a path, beside the run that a λ would be by itself
+_WARMUP = 1  # epochs of a stage: a trained net diverges at once at the rate that a fresh one begins with
 _ALONE, _PATH = "a net for each λ", "one net, warm starts"
 
 
@@ -47,8 +48,9 @@ def reproduce(
     """Train a path for each depth and seed, and the nets of the same λ beside it; write JSON lines and a table.
 
     A path begins with the net of the smallest λ, trained in full. At every larger one it is trained on for a tenth of the
-    epochs, under the same schedule anew, with the factors and momenta that it has. At the end of a stage a copy is collapsed
-    and measured. The nets beside it, one for each λ, are those of the paper's items, from ``nets.jsonl``.
+    epochs, under the same schedule anew after an epoch of warmup, with the factors and momenta that it has. At the end of a
+    stage a copy is collapsed and measured. The nets beside it, one for each λ, are those of the paper's items, from
+    ``nets.jsonl``.
 
     Args:
         out: the folder; rows that its tables have are not computed again, but a path that lacks one begins anew.
@@ -119,7 +121,7 @@ def _follow(curve: Sequence[Row], place: Place, table: Table) -> None:
     if not missing:
         return
     epochs = tuning_epochs(curve[0]["epochs"])
-    config = replace(config_of({**curve[0], "epochs": epochs}, place), eval_every=epochs)
+    config = replace(config_of({**curve[0], "epochs": epochs}, place), eval_every=epochs, warmup=min(_WARMUP, epochs - 1))
     with StopSignal() as stop, progress_for(quiet=True) as progress, session(config):
         start = trained_state(curve[0], place, progress, stop)
         fit = Fit(config, place.images(config))
