@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sparsenn.training.checks import (
+    ABOVE_0,
+    BELOW_1,
+    DEVICE,
+    FOLDER,
+    NOT_NEGATIVE,
+    SEED,
+    TRUE_OR_FALSE,
+    Check,
+    is_int,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.presets import (
     BALANCED,
@@ -110,9 +123,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             value = getattr(self, name)
-            takes = check(value)
-            if takes:
-                raise ConfigError(f"{name.replace('_', '-')} is {value!r}; it takes {takes}")
+            if not check.fits(value):
+                raise ConfigError(f"{name.replace('_', '-')} is {value!r}; it takes {check.takes}")
         _check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -324,58 +336,33 @@ def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}: unknown name {value!r}; known are {', '.join(known)}")
 
 
-def is_int(value: Any) -> bool:
-    """Whether a value is an int, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _one_of(*known: str) -> Callable[[Any], str]:
-    return lambda value: "" if value in known else f"one of {', '.join(known)}"
-
-
-def _int_from(low: int) -> Callable[[Any], str]:
-    return lambda value: "" if is_int(value) and value >= low else f"a whole number, {low} or more"
-
-
-def check_device(value: Any) -> str:
-    """What a device's name has to be; empty where it is one."""
-    return "" if isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d+)?", value) else "cpu, cuda or cuda:<index>"
-
-
-_CHECKS: dict[str, Callable[[Any], str]] = {
-    "method": _one_of(*METHODS),
-    "depth": _int_from(1),
-    "lam": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
-    "lr": lambda value: "" if is_number(value) and value > 0 else "a number above 0",
-    "lam_schedule": _one_of(*SCHEDULES),
-    "target_sparsity": lambda value: (
-        "" if value is None or (is_number(value) and 0 < value < 1) else "a number between 0 and 1"
-    ),
-    "compression": lambda value: "" if value is None or (is_number(value) and value >= 1) else "a number, 1 or more",
-    "prune_epoch": _int_from(0),
-    "retrain_lr": lambda value: "" if value is None or (is_number(value) and value > 0) else "a number above 0",
-    "prune_biases": lambda value: "" if isinstance(value, bool) else "true or false",
-    "schedule": _one_of(*SCHEDULES),
-    "warmup": _int_from(0),
-    "epochs": _int_from(1),
-    "batch_size": _int_from(1),
-    "momentum": lambda value: "" if is_number(value) and 0 <= value < 1 else "a number from 0 up to, but not, 1",
-    "clip_norm": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
-    "input_noise": lambda value: "" if is_number(value) and value >= 0 else "a number, 0 or more",
-    "augment": lambda value: "" if isinstance(value, bool) else "true or false",
-    "factor_init": _one_of(*FACTOR_INITS),
-    "balanced": _one_of(*BALANCED),
-    "seed": lambda value: "" if is_int(value) and 0 <= value < 2**63 else "a whole number from 0 up to, but not, 2^63",
-    "device": check_device,
-    "threads": _int_from(0),
-    "dtype": _one_of(*DTYPES),
-    "data_root": lambda value: "" if value is None or isinstance(value, str) else "a folder's name",
-    "twin": lambda value: "" if isinstance(value, bool) else "true or false",
-    "eval_every": _int_from(1),
-    "checkpoint_every": _int_from(1),
+_CHECKS: dict[str, Check] = {
+    "method": one_of(METHODS),
+    "depth": whole(1),
+    "lam": NOT_NEGATIVE,
+    "lr": ABOVE_0,
+    "lam_schedule": one_of(SCHEDULES),
+    "target_sparsity": optional(number(lambda value: 0 < value < 1, "a number between 0 and 1")),
+    "compression": optional(number(lambda value: value >= 1, "a number, 1 or more")),
+    "prune_epoch": whole(0),
+    "retrain_lr": optional(ABOVE_0),
+    "prune_biases": TRUE_OR_FALSE,
+    "schedule": one_of(SCHEDULES),
+    "warmup": whole(0),
+    "epochs": whole(1),
+    "batch_size": whole(1),
+    "momentum": BELOW_1,
+    "clip_norm": NOT_NEGATIVE,
+    "input_noise": NOT_NEGATIVE,
+    "augment": TRUE_OR_FALSE,
+    "factor_init": one_of(FACTOR_INITS),
+    "balanced": one_of(BALANCED),
+    "seed": SEED,
+    "device": DEVICE,
+    "threads": whole(0),
+    "dtype": one_of(DTYPES),
+    "data_root": optional(FOLDER),
+    "twin": TRUE_OR_FALSE,
+    "eval_every": whole(1),
+    "checkpoint_every": whole(1),
 }

@@ -50,7 +50,7 @@ def test_a_step_takes_the_memory_of_what_it_keeps(tmp_path):
     # weights and gradients or factors, their gradients, momenta
     words = {"dense": 3, "ours": 2 + 2 * 3, "balanced": 2 + 2, "eager": 3 * 3}
     for way, least in words.items():
-        assert 0.95 * least < peaks[way] / WORD < 2 * least + 4, way  # some MB more are what libraries keep
+        assert 0.95 * least < peaks[way] / WORD < 2 * least + 12, way  # ten MB and more are what libraries keep
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,9 @@ def test_packaged_settings_are_those_of_the_paper():
     [
         ({"lr": 0.01}, r"lr is 0.01; it takes a list of numbers above 0"),
         ({"batch_size": [16]}, r"batch_size is \[16\]; it takes a whole number"),
+        ({"dataset_size": 10**9}, "dataset_size is 1000000000; it takes a whole number from 1 to 100000000"),
+        ({"num_epochs": 2**31}, "num_epochs is 2147483648; it takes a whole number from 1 to 2147483647"),
+        ({"init": 10**400}, "init is 1000.*; it takes a number, 0 or more"),
         ({"l1_norm": [-1]}, r"l1_norm is \[-1\]"),
         ({"epochs": 3}, "unknown 'epochs'; known are batch_size"),
         ({"loss_func": "MAE"}, "loss_func is 'MAE'; it takes MSE"),

@@ -23,7 +23,7 @@ from torch.optim import SGD, Optimizer
 from sparsenn import models
 from sparsenn.optim import FactorizedSGD
 from sparsenn.papers.dwf.figures import COLORS, panels
-from sparsenn.training.config import check_device
+from sparsenn.training.checks import DEVICE
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.evaluate import loss_of
 from sparsenn.training.figures import png
@@ -150,8 +150,8 @@ def _cells(item: str, model: str, depths: Sequence[int], batch_sizes: Sequence[i
         raise ConfigError(f"model: got {model!r}; it takes one of {', '.join(models.names())}")
     if item not in ("fig26", "fig27"):
         raise ConfigError(f"item: got {item!r}; it takes fig26 or fig27")
-    if problem := check_device(device):
-        raise ConfigError(f"device is {device!r}; it takes {problem}")
+    if not DEVICE.fits(device):
+        raise ConfigError(f"device is {device!r}; it takes {DEVICE.takes}")
     if threads < 0:
         raise ConfigError(f"threads is {threads}; it takes a whole number, 0 or more")
     for name, values, least in (("depths", depths, 2), ("batch-sizes", batch_sizes, 1)):

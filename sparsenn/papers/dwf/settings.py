@@ -124,11 +124,14 @@ class Given:
         return [{**net, "lam": lam} for net in nets for lam in log_spaced(*(self.lams or self._lams(net)), self.points)]
 
     def tuned(self, depth: int, factor_init: str, seeds: Iterable[int] | None = None) -> list[Row]:
-        """A curve over λ at a depth of nets that begin as a trained dense one, for ``tuning_epochs``."""
-        factorized = self.key("dwf", depth=depth, factor_init=factor_init)
+        """A curve over λ at a depth of nets that begin as a trained dense one, for ``tuning_epochs``.
+
+        All depths have the rate of depth 2: the smaller ones of deeper nets want a λ, in so few epochs, that costs accuracy.
+        """
+        factorized = self.key("dwf", depth=2, factor_init=factor_init)
         epochs = tuning_epochs(factorized["epochs"])
         how = {"depth": depth, "factor_init": factor_init, "after_epochs": epochs, "after_lr": factorized["lr"]}
-        lams = log_spaced(*(self.lams or self._lams({**factorized, "epochs": epochs})), self.points)
+        lams = log_spaced(*(self.lams or self._lams({**factorized, "depth": depth, "epochs": epochs})), self.points)
         return [{**self.key("dense", s), "method": "dwf", "lam": lam, **how} for s in self._seeds(seeds) for lam in lams]
 
     def _lams(self, net: Row) -> tuple[float, float]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sparsenn.training.checks import (
+    ABOVE_0,
+    COUNT,
+    FOLDER,
+    NOT_NEGATIVE,
+    SAMPLES,
+    TRUE_OR_FALSE,
+    Check,
+    list_of,
+)
 from sparsenn.training.errors import ConfigError
 
 _FOLDER = "config_files"
@@ -111,9 +120,8 @@ def study_config(content: dict[str, Any], where: str) -> StudyConfig:
     if missing:
         raise ConfigError(f"{where}: {', '.join(missing)} missing; it takes at least {', '.join(required)}")
     for key, value in content.items():
-        fits, takes = _CHECKS[key]
-        if not fits(value):
-            raise ConfigError(f"{where}: {key} is {value!r}; it takes {takes}")
+        if not _CHECKS[key].fits(value):
+            raise ConfigError(f"{where}: {key} is {value!r}; it takes {_CHECKS[key].takes}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     if values.get("clipping") is False:
         values["clipping"] = 0
@@ -125,35 +133,22 @@ def study_config(content: dict[str, Any], where: str) -> StudyConfig:
     return config
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _not_negative(value: Any) -> bool:
-    return _is_number(value) and value >= 0
-
-
-def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and len(value) > 0 and all(map(fits, value))
-
-
 def _part_of_a_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and not set(value) & set("/\\\0")
 
 
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("batch_size", "patience", "dataset_size", "num_epochs"), (_whole, "a whole number, 1 or more")),
-    "init": (_not_negative, "a number, 0 or more"),
-    "name": (_part_of_a_name, "a string that can be part of a file's name"),
-    "lr": (_list_of(lambda value: _is_number(value) and value > 0), "a list of numbers above 0"),
-    "l1_norm": (_list_of(_not_negative), "a list of numbers, 0 or more"),
-    "l2_norm": (_list_of(_not_negative), "a list of numbers, 0 or more"),
-    "loss_func": (lambda value: value == "MSE", "MSE"),
-    "clipping": (lambda value: value is False or _not_negative(value), "a number, 0 or more, or false"),
-    "same_act": (lambda value: isinstance(value, bool), "true or false"),
-    "save_path": (lambda value: isinstance(value, str) and bool(value), "a folder's name"),
+_CHECKS: dict[str, Check] = {
+    "batch_size": COUNT,
+    "patience": COUNT,
+    "dataset_size": SAMPLES,
+    "num_epochs": COUNT,
+    "init": NOT_NEGATIVE,
+    "name": Check(_part_of_a_name, "a string that can be part of a file's name"),
+    "lr": list_of(ABOVE_0, "a list of numbers above 0"),
+    "l1_norm": list_of(NOT_NEGATIVE, "a list of numbers, 0 or more"),
+    "l2_norm": list_of(NOT_NEGATIVE, "a list of numbers, 0 or more"),
+    "loss_func": Check(lambda value: value == "MSE", "MSE"),
+    "clipping": Check(lambda value: value is False or NOT_NEGATIVE.fits(value), f"{NOT_NEGATIVE.takes}, or false"),
+    "same_act": TRUE_OR_FALSE,
+    "save_path": FOLDER,
 }

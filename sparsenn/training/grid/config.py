@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sparsenn.training.config import check_device, is_int, is_number, read_settings
+from sparsenn.training.checks import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    DEVICE,
+    NOT_NEGATIVE,
+    SAMPLES,
+    SEED,
+    TRUE_OR_FALSE,
+    Check,
+    one_of,
+    optional,
+    whole,
+)
+from sparsenn.training.config import read_settings
 from sparsenn.training.errors import ConfigError
 
 Key = dict[str, Any]
@@ -94,17 +108,17 @@ class SweepConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, (check, takes) in _CHECKS.items():
+        for name, check in _CHECKS.items():
             value = getattr(self, name)
             if name not in SWEPT:
-                if not check(value):
-                    raise ConfigError(f"{name} is {value!r}; it takes {takes}{_no_list(value)}")
+                if not check.fits(value):
+                    raise ConfigError(f"{name} is {value!r}; it takes {check.takes}{_no_list(value)}")
                 continue
             if not value:
-                raise ConfigError(f"{name} is an empty list; it takes {takes}, or a list of them")
+                raise ConfigError(f"{name} is an empty list; it takes {check.takes}, or a list of them")
             for own in value:
-                if not check(own):
-                    raise ConfigError(f"{name} has {own!r}; it takes {takes}, or a list of them")
+                if not check.fits(own):
+                    raise ConfigError(f"{name} has {own!r}; it takes {check.takes}, or a list of them")
         if not any(True for _ in self.runs()):
             raise ConfigError(
                 "same_activation is true, but student_activation and teacher_activation have none in common: there is no run"
@@ -178,60 +192,33 @@ def _no_list(value: Any) -> str:
     return ", and no list" if isinstance(value, list | tuple) else ""
 
 
-def _one_of(known: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: isinstance(value, str) and value in known), f"one of {', '.join(known)}"
-
-
-def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: is_int(value) and low <= value <= high), f"a whole number from {low} to {high}"
-
-
-def _number(fits: Callable[[Any], bool], takes: str) -> tuple[Callable[[Any], bool], str]:
-    def check(value: Any) -> bool:
-        try:
-            return is_number(value) and fits(value)
-        except OverflowError:  # an int beyond the floats
-            return False
-
-    return check, takes
-
-
-def _is_seed(value: Any) -> bool:
-    return is_int(value) and 0 <= value < 2**63
-
-
-_SEED = "a whole number from 0 up to, but not, 2^63"
-_NOT_NEGATIVE = _number(lambda value: value >= 0, "a number, 0 or more")
-_ABOVE_0 = _number(lambda value: value > 0, "a number above 0")
-_BELOW_1 = _number(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
-_COUNT = _whole(1, 2**31 - 1)
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "student": _one_of(STUDENTS),
-    "student_activation": _one_of(ACTIVATIONS),
-    "teacher": _one_of(TEACHERS),
-    "teacher_activation": _one_of(ACTIVATIONS),
-    "same_activation": (lambda value: isinstance(value, bool), "true or false"),
-    "init_scale": _NOT_NEGATIVE,
-    "samples": _whole(1, 10**8),  # 5 GB
-    "data_seed": (lambda value: value is None or _is_seed(value), f"{_SEED}, or null for the run's own"),
-    "seed": (_is_seed, _SEED),
-    "optimizer": _one_of(OPTIMIZERS),
-    "lr": _ABOVE_0,
-    "momentum": _BELOW_1,
-    "penalty": _one_of(PENALTIES),
-    "lam": _NOT_NEGATIVE,
-    "depth": _whole(1, 64),
-    "beta1": _BELOW_1,
-    "beta2": _BELOW_1,
-    "eps": _ABOVE_0,
-    "clipping": _NOT_NEGATIVE,
-    "max_epochs": _COUNT,
-    "batch_size": _COUNT,
-    "patience": (lambda value: value is None or _COUNT[0](value), f"{_COUNT[1]}, or null"),
-    "dtype": _one_of(DTYPES),
-    "device": (lambda value: not check_device(value), "cpu, cuda or cuda:<index>"),
-    "engine": _one_of(ENGINES),
-    "threads": _whole(0, 1024),
+_CHECKS: dict[str, Check] = {
+    "student": one_of(STUDENTS),
+    "student_activation": one_of(ACTIVATIONS),
+    "teacher": one_of(TEACHERS),
+    "teacher_activation": one_of(ACTIVATIONS),
+    "same_activation": TRUE_OR_FALSE,
+    "init_scale": NOT_NEGATIVE,
+    "samples": SAMPLES,
+    "data_seed": optional(SEED, " for the run's own"),
+    "seed": SEED,
+    "optimizer": one_of(OPTIMIZERS),
+    "lr": ABOVE_0,
+    "momentum": BELOW_1,
+    "penalty": one_of(PENALTIES),
+    "lam": NOT_NEGATIVE,
+    "depth": whole(1, 64),
+    "beta1": BELOW_1,
+    "beta2": BELOW_1,
+    "eps": ABOVE_0,
+    "clipping": NOT_NEGATIVE,
+    "max_epochs": COUNT,
+    "batch_size": COUNT,
+    "patience": optional(COUNT),
+    "dtype": one_of(DTYPES),
+    "device": DEVICE,
+    "engine": one_of(ENGINES),
+    "threads": whole(0, 1024),
 }
 KEYS = tuple(field.name for field in fields(SweepConfig))
 SWEPT = tuple(field.name for field in fields(SweepConfig) if str(field.type).startswith("tuple"))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsenn.training.config import is_int
+from sparsenn.training.checks import is_int
 from sparsenn.training.stacked.run import Run
 
 LOSSES = ("mse", "cross_entropy")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sparsenn.training.config import is_int, is_number
+from sparsenn.training.checks import ABOVE_0, BELOW_1, NOT_NEGATIVE, SEED, Check, is_int, one_of, whole
 from sparsenn.training.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,10 +63,10 @@ class Run:
     data: int = 0
 
     def __post_init__(self) -> None:
-        for name, (check, takes) in _CHECKS.items():
+        for name, check in _CHECKS.items():
             value = getattr(self, name)
-            if not check(value):
-                raise ConfigError(f"Run: {name} is {value!r}; it takes {takes}")
+            if not check.fits(value):
+                raise ConfigError(f"Run: {name} is {value!r}; it takes {check.takes}")
         if self.penalty != "none" and self.optimizer in ("prox", "factorized"):
             raise ConfigError(
                 f"Run: penalty is {self.penalty!r}; optimizer {self.optimizer} has a penalty of its own, of strength lam, and "
@@ -102,24 +101,19 @@ class Outcome:
     weights: dict[str, Tensor]
 
 
-def _is_beta(value: Any) -> bool:
-    return is_number(value) and 0 <= value < 1
-
-
-_NOT_NEGATIVE = (lambda value: is_number(value) and value >= 0, "a number, 0 or more")
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda value: is_int(value) and 0 <= value < 2**63, "a whole number from 0 up to, but not, 2^63"),
-    "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
-    "optimizer": (lambda value: value in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-    "momentum": (_is_beta, "a number from 0 up to, but not, 1"),
-    "lam": _NOT_NEGATIVE,
-    "penalty": (lambda value: value in PENALTIES, f"one of {', '.join(PENALTIES)}"),
-    "depth": (lambda value: is_int(value) and value >= 1, "a whole number, 1 or more"),
-    "betas": (
-        lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_beta, value)),
+_CHECKS: dict[str, Check] = {
+    "seed": SEED,
+    "lr": ABOVE_0,
+    "optimizer": one_of(OPTIMIZERS),
+    "momentum": BELOW_1,
+    "lam": NOT_NEGATIVE,
+    "penalty": one_of(PENALTIES),
+    "depth": whole(1),
+    "betas": Check(
+        lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(BELOW_1.fits, value)),
         "two numbers from 0 up to, but not, 1",
     ),
-    "eps": (lambda value: is_number(value) and value > 0, "a number above 0"),
-    "clipping": _NOT_NEGATIVE,
-    "data": (lambda value: is_int(value) and value >= 0, "the index of a data set"),
+    "eps": ABOVE_0,
+    "clipping": NOT_NEGATIVE,
+    "data": Check(lambda value: is_int(value) and value >= 0, "the index of a data set"),
 }
