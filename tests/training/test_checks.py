@@ -7,7 +7,7 @@ import pytest
 from sparsenn.training import checks
 
 HUGE = 10**400  # which no float can hold
-NUMBERS = {
+VALUES = {
     "half": 0.5,
     "zero": 0,
     "minus": -1,
@@ -37,12 +37,12 @@ NUMBERS = {
     ids=lambda value: value.takes if isinstance(value, checks.Check) else "",
 )
 def test_a_value_fits_or_not_and_nothing_is_raised(check, fitting):
-    assert {name for name, value in NUMBERS.items() if check.fits(value)} == fitting
+    assert {name for name, value in VALUES.items() if check.fits(value)} == fitting
     assert not check.fits(None)
     assert not check.fits([2])
     assert checks.optional(check).fits(None)
     several = checks.list_of(check, "several")
-    assert {name for name, value in NUMBERS.items() if several.fits([value])} == fitting
+    assert {name for name, value in VALUES.items() if several.fits([value])} == fitting
     assert not several.fits([])
     assert not several.fits(2)
 
