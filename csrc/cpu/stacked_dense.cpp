@@ -29,10 +29,23 @@ struct Products {
   static constexpr int W = kWide<T>, kVectors = W / kLanes;
   using V = vector_t<T, kLanes>;
 
-  // to[m] = bias[m] + sum_k w(m, k) from[k] for kRows rows m of one vector of samples, where w(m, k) is w[m][k], or
-  // w[k][m] where it is transposed, in rows of `stride`; bias may be null.
+  template <int kCount>
+  static SPARSENN_INLINE void accumulate_row(V (&sums)[kCount], const T* left, const V (&right)[kCount]) {
+    if constexpr (kCount == 1) {
+      accumulate_splat<kLanes, T>(sums[0], left, right[0]);
+    } else {
+      V all;
+      splat<kLanes>(all, left);
+#pragma GCC unroll 4
+      for (int v = 0; v < kCount; ++v) accumulate<kLanes, T>(sums[v], all, right[v]);
+    }
+  }
+
+  // to[m] = slopes[m] (bias[m] + sum_k w(m, k) from[k]) for kRows rows m of one vector of samples, where w(m, k) is
+  // w[m][k], or w[k][m] where it is transposed, in rows of `stride`; bias and slopes may be null.
   template <int kRows, bool kTransposed>
-  static SPARSENN_INLINE void tile(int64_t depth, const T* w, int64_t stride, const T* bias, const T* from, T* to) {
+  static SPARSENN_INLINE void tile(int64_t depth, const T* w, int64_t stride, const T* bias, const T* from,
+                                   const T* slopes, T* to) {
     V sums[kRows][kVectors];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -47,37 +60,42 @@ struct Products {
       for (int v = 0; v < kVectors; ++v) read<kLanes>(right[v], from + k * W + v * kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
-        V left;
-        splat<kLanes>(left, w + (kTransposed ? k * stride + m : m * stride + k));
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) accumulate<kLanes, T>(sums[m][v], left, right[v]);
+        accumulate_row(sums[m], w + (kTransposed ? k * stride + m : m * stride + k), right);
       }
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) write<kLanes>(to + m * W + v * kLanes, sums[m][v]);
+      for (int v = 0; v < kVectors; ++v) {
+        if (slopes) {
+          V slope;
+          read<kLanes>(slope, slopes + m * W + v * kLanes);
+          sums[m][v] *= slope;
+        }
+        write<kLanes>(to + m * W + v * kLanes, sums[m][v]);
+      }
     }
   }
 
   template <int kRows, bool kTransposed>
   static SPARSENN_INLINE void tiles(int64_t& m, int64_t rows, int64_t depth, const T* w, int64_t stride, const T* bias,
-                                    const T* from, T* to) {
+                                    const T* from, const T* slopes, T* to) {
     for (; m + kRows <= rows; m += kRows) {
       tile<kRows, kTransposed>(depth, w + (kTransposed ? m : m * stride), stride, bias ? bias + m : nullptr, from,
-                               to + m * W);
+                               slopes ? slopes + m * W : nullptr, to + m * W);
     }
-    if constexpr (kRows > 1) tiles<kRows / 2, kTransposed>(m, rows, depth, w, stride, bias, from, to);
+    if constexpr (kRows > 1) tiles<kRows / 2, kTransposed>(m, rows, depth, w, stride, bias, from, slopes, to);
   }
 
   static SPARSENN_INLINE void forward(int64_t rows, int64_t depth, const T* w, const T* bias, const T* x, T* z) {
     int64_t m = 0;
-    tiles<kForward, false>(m, rows, depth, w, depth, bias, x, z);
+    tiles<kForward, false>(m, rows, depth, w, depth, bias, x, nullptr, z);
   }
 
-  static SPARSENN_INLINE void hand_back(int64_t rows, int64_t depth, const T* w, const T* from, T* pulls) {
+  static SPARSENN_INLINE void hand_back(int64_t rows, int64_t depth, const T* w, const T* from, const T* slopes,
+                                        T* pulls) {
     int64_t i = 0;
-    tiles<kBack, true>(i, depth, rows, w, depth, nullptr, from, pulls);
+    tiles<kBack, true>(i, depth, rows, w, depth, nullptr, from, slopes, pulls);
   }
 
   // to[m][i] = sum_s pulls[m][s] x[s][i] over the samples, for kRows outputs m and kSpan vectors of inputs i.
@@ -92,12 +110,7 @@ struct Products {
 #pragma GCC unroll 4
         for (int v = 0; v < kSpan; ++v) read<kLanes>(right[v], x + v * kLanes);
 #pragma GCC unroll 8
-        for (int m = 0; m < kRows; ++m) {
-          V left;
-          splat<kLanes>(left, pulls + m * W + s);
-#pragma GCC unroll 4
-          for (int v = 0; v < kSpan; ++v) accumulate<kLanes, T>(sums[m][v], left, right[v]);
-        }
+        for (int m = 0; m < kRows; ++m) accumulate_row(sums[m], pulls + m * W + s, right);
       }
     }
 #pragma GCC unroll 8
@@ -107,29 +120,32 @@ struct Products {
     }
   }
 
+  // Whole vectors are written from the last of a row to the first: what is past the end of a row is overwritten by the
+  // next, so that rows follow each other without gaps.
   template <int kRows>
   static SPARSENN_INLINE void gradient_rows(int64_t& m, int64_t rows, int64_t columns, int64_t samples, const T* pulls,
-                                            int64_t vector_stride, const T* x, int64_t x_stride, T* to,
-                                            int64_t stride) {
+                                            int64_t vector_stride, const T* x, int64_t x_stride, T* to) {
     for (; m + kRows <= rows; m += kRows) {
-      int64_t i = 0;
-      for (; i + kColumns * kLanes <= padded(columns, kLanes); i += kColumns * kLanes) {
-        gradient_tile<kRows, kColumns>(samples, pulls + m * W, vector_stride, x + i, x_stride, to + m * stride + i,
-                                       stride);
+      const T* const own = pulls + m * W;
+      int64_t i = padded(columns, kLanes);
+      for (; i % (kColumns * kLanes) != 0; i -= kLanes) {
+        const int64_t at = i - kLanes;
+        gradient_tile<kRows, 1>(samples, own, vector_stride, x + at, x_stride, to + m * columns + at, columns);
       }
-      for (; i < columns; i += kLanes) {
-        gradient_tile<kRows, 1>(samples, pulls + m * W, vector_stride, x + i, x_stride, to + m * stride + i, stride);
+      for (; i > 0; i -= kColumns * kLanes) {
+        const int64_t at = i - kColumns * kLanes;
+        gradient_tile<kRows, kColumns>(samples, own, vector_stride, x + at, x_stride, to + m * columns + at, columns);
       }
     }
     if constexpr (kRows > 1) {
-      gradient_rows<kRows / 2>(m, rows, columns, samples, pulls, vector_stride, x, x_stride, to, stride);
+      gradient_rows<kRows / 2>(m, rows, columns, samples, pulls, vector_stride, x, x_stride, to);
     }
   }
 
   static SPARSENN_INLINE void gradient(int64_t rows, int64_t columns, int64_t samples, const T* pulls,
-                                       int64_t vector_stride, const T* x, int64_t x_stride, T* to, int64_t stride) {
+                                       int64_t vector_stride, const T* x, int64_t x_stride, T* to) {
     int64_t m = 0;
-    gradient_rows<kGradient>(m, rows, columns, samples, pulls, vector_stride, x, x_stride, to, stride);
+    gradient_rows<kGradient>(m, rows, columns, samples, pulls, vector_stride, x, x_stride, to);
   }
 
   // to[n][k] = from[k][n] for a multiple of W of rows and columns.
@@ -146,8 +162,8 @@ struct Products {
 template <class T>
 struct Chosen {
   void (*forward)(int64_t, int64_t, const T*, const T*, const T*, T*);
-  void (*hand_back)(int64_t, int64_t, const T*, const T*, T*);
-  void (*gradient)(int64_t, int64_t, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t);
+  void (*hand_back)(int64_t, int64_t, const T*, const T*, const T*, T*);
+  void (*gradient)(int64_t, int64_t, int64_t, const T*, int64_t, const T*, int64_t, T*);
   void (*transpose)(int64_t, int64_t, const T*, int64_t, T*, int64_t);
 };
 
@@ -160,13 +176,13 @@ struct Chosen {
     Products_##NAME<T>::forward(rows, depth, w, bias, x, z);                                                        \
   }                                                                                                                 \
   template <class T>                                                                                                \
-  TARGET void hand_back_##NAME(int64_t rows, int64_t depth, const T* w, const T* from, T* pulls) {                  \
-    Products_##NAME<T>::hand_back(rows, depth, w, from, pulls);                                                     \
+  TARGET void hand_back_##NAME(int64_t rows, int64_t depth, const T* w, const T* from, const T* slopes, T* pulls) { \
+    Products_##NAME<T>::hand_back(rows, depth, w, from, slopes, pulls);                                             \
   }                                                                                                                 \
   template <class T>                                                                                                \
   TARGET void gradient_##NAME(int64_t rows, int64_t columns, int64_t samples, const T* pulls, int64_t vector_stride,\
-                              const T* x, int64_t x_stride, T* to, int64_t stride) {                                \
-    Products_##NAME<T>::gradient(rows, columns, samples, pulls, vector_stride, x, x_stride, to, stride);            \
+                              const T* x, int64_t x_stride, T* to) {                                                \
+    Products_##NAME<T>::gradient(rows, columns, samples, pulls, vector_stride, x, x_stride, to);                    \
   }                                                                                                                 \
   template <class T>                                                                                                \
   TARGET void transpose_##NAME(int64_t rows, int64_t columns, const T* from, int64_t stride, T* to,                 \
@@ -321,35 +337,21 @@ class Dense {
       const StackedLayer& layer = layers_[n];
       Features<T>&from = *features_[n], &to = *features_[n + 1];
       for (int64_t v = 0; v < vectors(size); ++v) {
-        const int64_t at = v * to.stride * W;
-        multiply(to.count * W, to.slopes + at, to.pulls + at);
+        const int64_t at = v * to.stride * W, source = v * from.stride * W;
+        if (n + 1 == layers_.size()) multiply(to.count * W, to.slopes + at, to.pulls + at);
         if (n) {
-          ops_.hand_back(to.count, from.count, weights_ + layer.weights, to.pulls + at,
-                         from.pulls + v * from.stride * W);
+          ops_.hand_back(to.count, from.count, weights_ + layer.weights, to.pulls + at, from.slopes + source,
+                         from.pulls + source);
         }
       }
       // Only now, when the old weights have served.
       const int64_t rows = std::max<int64_t>(1, kGradients / from.stride / 8 * 8);
       for (int64_t m = 0; m < to.count; m += rows) {
         const int64_t count = std::min(rows, to.count - m);
-        ops_.gradient(count, from.count, size, to.pulls + m * W, to.stride * W, from.by_sample, from.stride, grads_,
-                      from.stride);
-        close_up(grads_, count, from.count, from.stride);
+        ops_.gradient(count, from.count, size, to.pulls + m * W, to.stride * W, from.by_sample, from.stride, grads_);
         move_from(layer.weights + m * from.count, count * from.count, grads_, penalties);
       }
       if (layer.bias) move_biases(layer, to, size, penalties);
-    }
-  }
-
-  // Rows of `size` numbers follow each other without the gaps. Whole vectors are moved: what is past the end of a row
-  // is overwritten by the next, and no row that has not moved yet is touched.
-  static void close_up(T* rows, int64_t count, int64_t size, int64_t stride) {
-    for (int64_t m = 1; size < stride && m < count; ++m) {
-      for (int64_t k = 0; k < size; k += W) {
-        T vector[W];
-        std::memcpy(vector, rows + m * stride + k, sizeof(vector));
-        std::memcpy(rows + m * size + k, vector, sizeof(vector));
-      }
     }
   }
 

@@ -60,6 +60,27 @@ SPARSENN_INLINE void accumulate(V& to, const V& a, const V& b) {
   to = sum;
 }
 
+// sum += *a b for a number that is used but once: in the widest vectors the product reads it by itself, where a splat
+// before it would take as long as the product.
+template <int kLanes, class T, class V>
+SPARSENN_INLINE void accumulate_splat(V& to, const T* a, const V& b) {
+#if defined(SPARSENN_HAS_CLONES)
+  if constexpr (sizeof(V) == 64) {
+    V sum = to;
+    if constexpr (sizeof(T) == 4) {
+      asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+    } else {
+      asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+    }
+    to = sum;
+    return;
+  }
+#endif
+  V left;
+  splat<kLanes>(left, a);
+  accumulate<kLanes, T>(to, left, b);
+}
+
 template <class T, int kLanes>
 using indices_t = vector_t<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
 
