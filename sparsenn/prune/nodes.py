@@ -86,8 +86,10 @@ def nodes(
     r"""Kill the least relevant nodes of a model, in place: their weights, their bias and their eigenvalue become 0.
 
     Node i of a layer goes if its :func:`node_relevance` is at most the threshold, or if it is among the least relevant share of
-    all nodes of these layers together. :func:`compact` makes the model small afterwards. A batch normalization behind a dead
-    node stays, and makes a constant of it; compaction takes that into account.
+    all nodes of these layers together. Layers that share a weight lose the nodes that all of them can do without, and a layer
+    that shares it with a module that is not looked at, with the last layer or an embedding, loses none. :func:`compact` makes
+    the model small afterwards. A batch normalization behind a dead node stays, and makes a constant of it; compaction takes
+    that into account.
 
     Args:
         model: The model, changed in place.
@@ -147,6 +149,10 @@ def nodes(
         tied.setdefault(id(_stored(layer)[0]), []).append(name)
     for names in tied.values():  # layers with one weight lose the nodes that all of them can do without
         dead |= dict.fromkeys(names, torch.stack([dead[name] for name in names]).all(0))
+    elsewhere = _held_elsewhere(model, chosen)
+    for name, layer in chosen.items():
+        if any(id(tensor) in elsewhere for tensor in _stored(layer)):
+            dead[name][:] = False
     killed = {name: tuple(mask.nonzero().flatten().tolist()) for name, mask in dead.items()}
     for name, layer in chosen.items():
         _kill(layer, dead[name])
@@ -230,6 +236,19 @@ def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modul
                 f"nodes: layers holds {name!r}; it takes names of linear layers and convolutions: {', '.join(found)}"
             )
     return {name: found[name] for name in names}
+
+
+def _held_elsewhere(model: nn.Module, chosen: dict[str, nn.Module]) -> set[int]:
+    """The ids of the parameters that a module beside these layers holds, perhaps as they do."""
+    layers = {id(layer) for layer in chosen.values()}
+    parts = {id(part) for layer in chosen.values() for part in layer.modules()}
+    found: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, _PLAIN):
+            found |= {id(p) for p in module.parameters() if id(module) not in layers}
+        elif id(module) not in parts:
+            found |= {id(p) for p in module.parameters(recurse=False)}
+    return found
 
 
 def _check_parametrizations(name: str, layer: Any) -> None:

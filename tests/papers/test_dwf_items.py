@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from sparsenn import data as datasets
 from sparsenn.cli import main
 from sparsenn.data import ImageData
 from sparsenn.optim import FactorizedSGD
@@ -13,7 +14,7 @@ from sparsenn.papers.dwf.compare import Ours, accuracies, published, ratios, ver
 from sparsenn.papers.dwf.curves import accuracy_at, band, compression_at, front, sparsest
 from sparsenn.papers.dwf.phases import phases
 from sparsenn.papers.dwf.runs import Place, kept_state, rows_of, train
-from sparsenn.papers.dwf.settings import COMPRESSIONS, KEY, LAMS, Given, fine_tuned, log_spaced, onset, source_of
+from sparsenn.papers.dwf.settings import COMPRESSIONS, IMAGES, KEY, LAMS, Given, fine_tuned, log_spaced, onset, source_of
 from sparsenn.papers.dwf.tables import starts as starts_table
 from sparsenn.papers.dwf.tables import table1, table2
 from sparsenn.papers.dwf.trajectories import excess
@@ -195,6 +196,14 @@ def test_random_pruning_ends_where_nothing_is_left_but_biases_and_normalization(
     assert grids["lenet-300-100", "random"] == [10, 20, 50, 100, 200, 400]  # of 266,610 parameters 410 are biases
     assert grids["lenet-5", "random"] == [10, 20, 50, 100, 200]  # of 61,750 they are 280
     assert grids["lenet-5", "snip"] == grids["lenet-300-100", "snip"] == list(COMPRESSIONS)
+    digits = Given("digits", "lenet-300-100", seeds=1).pruned("random")
+    assert [key["prune_to"] for key in digits] == [10, 20, 50, 100]  # of 50,610 parameters 410 are biases
+
+
+def test_a_data_set_is_what_is_supposed_before_it_is_read():
+    data = datasets.load("digits")
+    assert IMAGES["digits"] == (len(data.train_labels), data.in_channels, data.image_size, data.num_classes)
+    assert set(IMAGES) == set(datasets.names())
 
 
 def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):

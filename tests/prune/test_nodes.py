@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -134,6 +135,28 @@ def test_layers_with_one_weight_lose_the_same_nodes():
     report = nodes(net, fraction=0.5)  # the third least relevant node is that of one layer alone
     assert report.killed == {"0": (1,), "1": (1,)}
     assert node_relevance(net[1]).tolist() == [3.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_weight_that_the_last_layer_shares_keeps_its_rows(depth):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net[4].weight = net[0].weight
+    if depth:
+        sparsenn.factorize(net, depth)
+    weight, x = net[0].weight.detach().clone(), torch.randn(8, 4)
+    found = nodes(net, threshold=math.inf, keep=0)
+    assert found.killed == {"0": (), "2": (0, 1, 2, 3)}
+    assert torch.equal(net[4].weight, weight)
+    assert torch.allclose(net(x), net[4].bias.expand(8, 4))  # the rest of the last layer's inputs are 0
+
+
+def test_a_weight_that_an_embedding_shares_keeps_its_rows():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    net[0].weight = net[1].weight
+    assert nodes(net, fraction=1.0, keep=0).killed == {"1": ()}
+    assert net[0].weight.all()
+    assert nodes(net, fraction=1.0, keep=0, layers=["3"]).killed == {"3": (0, 1)}
 
 
 def test_a_metric_stops_the_pruning_before_it_falls_too_far():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,11 +40,23 @@ POINTS = 13  # λ of a curve
 # Smallest and largest λ of a curve at each depth, as multiples of ``onset``: from a dense net to one that is hardly left.
 # The paper has 1e-6 to 1e-1, of which most leave everything or nothing.
 LAMS = {2: (0.8, 48.0), 3: (0.8, 24.0), 4: (0.5, 12.0)}
+
+
+class Images(NamedTuple):
+    """What is known of a data set before it is read: training images, channels, height and width, classes."""
+
+    count: int
+    channels: int
+    size: int
+    classes: int
+
+
 IMAGES = {
-    "digits": 1442,
-    **dict.fromkeys(("mnist", "fashion-mnist", "kuzushiji-mnist"), 60_000),
-    **dict.fromkeys(("cifar-10", "cifar-100"), 50_000),
-    "tiny-imagenet": 100_000,
+    "digits": Images(1442, 1, 8, 10),
+    **dict.fromkeys(("mnist", "fashion-mnist", "kuzushiji-mnist"), Images(60_000, 1, 28, 10)),
+    "cifar-10": Images(50_000, 3, 32, 10),
+    "cifar-100": Images(50_000, 3, 32, 100),
+    "tiny-imagenet": Images(100_000, 3, 64, 200),
 }
 # With weights that keep their start ("preserve") twice the paper's rate of 0.15 is better at depth 2, and half of it at
 # depth 4. At a compression of 1300 the paper's costs half a point at depth 4, and twice it a point at depth 3.
@@ -135,7 +147,7 @@ class Given:
         return [{**self.key("dense", s), "method": "dwf", "lam": lam, **how} for s in self._seeds(seeds) for lam in lams]
 
     def _lams(self, net: Row) -> tuple[float, float]:
-        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset] // net["batch_size"]))
+        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset].count // net["batch_size"]))
         low, high = LAMS.get(net["depth"], LAMS[4])
         return low * begin, high * begin
 
@@ -155,8 +167,9 @@ class Given:
         return [self.key(method, seed, prune_to=c, **changes) for seed in self._seeds() for c in reached]
 
     def _limit_of_weights(self) -> float:
+        images = IMAGES[self.dataset]
         with torch.device("meta"):
-            return compression_limit(models.build(self.model))
+            return compression_limit(models.build(self.model, images.classes, images.channels, images.size))
 
     def dense(self) -> list[Row]:
         """The dense nets."""
