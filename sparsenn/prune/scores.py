@@ -284,7 +284,7 @@ def synflow(
         A :class:`Pruning`.
 
     Raises:
-        ValueError: for fewer than one iteration; where the flow exceeds float64 too, or no weight has any, as behind a softmax
+        ValueError: for fewer than one iteration; for a model that can't take such an input; where the flow exceeds float64 too, or no weight has any, as behind a softmax
             or a layer normalization; and as :func:`magnitude`.
 
     Source: Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving synaptic flow", Algorithm 1.
@@ -332,8 +332,14 @@ def _magnitudes_of(model: nn.Module) -> nn.Module:
 
 def _flow(network: nn.Module, ones: Tensor, weights: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
     """The synaptic flow through every weight, and -1 where a mask has taken it."""
-    with torch.enable_grad():
-        flow = network(ones).sum()
+    try:
+        with torch.enable_grad():
+            flow = network(ones).sum()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"synflow: the model can't take ones of shape {tuple(ones.shape)} in float64 ({error}); input_shape is one input's "
+            "without the batch's axis, and models that read indices are pruned by snip or magnitude"
+        ) from error
     grads = torch.autograd.grad(flow, weights, allow_unused=True) if weights and flow.requires_grad else [None] * len(weights)
     scores = [torch.zeros_like(w) if g is None else (w * g).detach().abs() for w, g in zip(weights, grads, strict=True)]
     if not all(bool(torch.isfinite(score).all()) for score in scores):

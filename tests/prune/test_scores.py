@@ -347,6 +347,17 @@ def test_synflow_does_not_see_batch_statistics_or_dropout():
     assert all(map(torch.equal, prune.masks(model).values(), prune.masks(twin).values()))
 
 
+@pytest.mark.parametrize(
+    ("model", "shape"), [(nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 2)), (5,)), (nn.Linear(3, 2), (4,))]
+)
+def test_synflow_names_an_input_that_a_model_cant_take(model, shape):
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=rf"the model can't take ones of shape \(1, {shape[0]}\).*snip or magnitude"):
+        prune.synflow(model, compression=2, input_shape=shape)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not prune.masks(model)
+
+
 def test_synflow_without_flow_says_so():
     with pytest.raises(ValueError, match="no flow passes through any weight"):
         prune.synflow(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), compression=1.1, input_shape=(3,))

@@ -45,7 +45,7 @@ LAMS = {2: (0.8, 48.0), 3: (0.8, 24.0), 4: (0.5, 12.0)}
 class Images(NamedTuple):
     """What is known of a data set before it is read: training images, channels, height and width, classes."""
 
-    count: int
+    examples: int
     channels: int
     size: int
     classes: int
@@ -147,7 +147,7 @@ class Given:
         return [{**self.key("dense", s), "method": "dwf", "lam": lam, **how} for s in self._seeds(seeds) for lam in lams]
 
     def _lams(self, net: Row) -> tuple[float, float]:
-        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset].count // net["batch_size"]))
+        begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset].examples // net["batch_size"]))
         low, high = LAMS.get(net["depth"], LAMS[4])
         return low * begin, high * begin
 
