@@ -43,7 +43,7 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
     Linear layers, convolutions (with groups too: a group stays or goes as one), batch normalization, elementwise activations,
     pooling, flattening, sums, products, concatenation and dropout let units go. Other known operations, such as softmax, layer
     normalization, attention, recurrent and transposed layers, get all units of their inputs; so do layers that are called
-    twice or share a parameter.
+    twice or share a parameter. PyTorch's transformers lose the neurons between the two linear layers of a block.
 
     Args:
         model: Any module that ``torch.fx`` can trace. It stays as it is.

@@ -35,10 +35,13 @@ class Dense:
     What a constant input gives to the output is a number for each row, which goes into the bias. Where a convolution pads its
     input with zeros it is no constant near the border; then the columns of all constants other than zero become one column, of
     one constant that stays.
+
+    Where something reads the layer's weight past its forward, it must stay a plain one: it is never indexed then.
     """
 
-    def __init__(self, trace: Trace, site: Site, x: Units) -> None:
+    def __init__(self, trace: Trace, site: Site, x: Units, *, plain: bool = False) -> None:
         self.module = site.module
+        self.plain = plain
         self.x = trace.along(x, len(x.shape) + unit_axis(site.module))
         weight, bias = self.module.weight.detach(), self.module.bias
         self.constant = self.x.known.nan_to_num()  # the value of each known unit, 0 for the others
@@ -69,8 +72,8 @@ class Dense:
         wanted = self.read & self.x.live & inputs
         if self.carrier is not None:
             wanted[self.carrier] = True
-        rows = _choose(computed, outputs, round_to)
-        columns = _choose(wanted, inputs, round_to, always=self.x.given)
+        rows = outputs if self.plain else _choose(computed, outputs, round_to)
+        columns = inputs if self.plain else _choose(wanted, inputs, round_to, always=self.x.given)
         if rows.all() and columns.all() and bool(computed.all()) and bool(wanted.all()) and not self.constant.any():
             return
         device = self.module.weight.device

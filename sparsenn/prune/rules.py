@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from sparsenn.nn.spectral import SpectralGate
-from sparsenn.prune.layers import Site, batch_norm, dense, gate, prelu
+from sparsenn.prune.layers import Dense, Site, batch_norm, dense, gate, prelu
 from sparsenn.prune.units import Trace, Units, live_units, map_nested
 
 Rule = Callable[..., Any]
@@ -46,6 +48,34 @@ def mixing(trace: Trace, site: Site, *args: Any, **kwargs: Any) -> Any:
     for units in units_in(args, kwargs):
         trace.demand(units)
     return opaque(trace, site.result)
+
+
+def transformer(trace: Trace, site: Site, *args: Any, **kwargs: Any) -> Any:
+    """PyTorch's own transformers: attention mixes, and between the two linear layers of a block are neurons.
+
+    A block's fast path reads the weights of its linear layers, so these stay plain.
+    """
+    for block in site.module.modules():
+        if isinstance(block, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            _neurons(trace, site, block)
+    return mixing(trace, site, *args, **kwargs)
+
+
+def _neurons(trace: Trace, site: Site, block: Any) -> None:
+    inner, outer, activation = block.linear1, block.linear2, block.activation
+    rule = MODULES.get(type(activation)) if isinstance(activation, nn.Module) else FUNCTIONS.get(activation)
+    done = any(getattr(layer, "module", None) is inner for layer in trace.layers)
+    if (
+        done
+        or rule is None
+        or not {inner, outer}.isdisjoint(trace.whole)
+        or any(map(parametrize.is_parametrized, (inner, outer)))
+    ):
+        return
+    x, y, z = (torch.empty(1, width, device="meta") for width in (inner.in_features, inner.out_features, outer.out_features))
+    neurons = Dense(trace, replace(site, module=inner, result=y), trace.opaque(x), plain=True).out
+    active = rule(trace, replace(site, module=activation, result=y), neurons)
+    trace.demand(Dense(trace, replace(site, module=outer, result=z), active, plain=True).out)
 
 
 def unchanged(trace: Trace, site: Site, x: Units, *args: Any, **kwargs: Any) -> Units:
@@ -283,10 +313,10 @@ _MIXING = (
     "masked_fill cumsum topk sort argmax argmin getitem floordiv mod t unflatten type_as new_zeros new_ones zeros_like "
     "ones_like full_like eq ne lt le gt ge view_as reshape_as logsumexp prelu glu max min median any all"
 )
+_TRANSFORMERS = "TransformerEncoderLayer TransformerEncoder TransformerDecoderLayer TransformerDecoder Transformer"
 _MIXING_MODULES = (
     "Softmax Softmax2d LogSoftmax Softmin LayerNorm GroupNorm RMSNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
-    "LocalResponseNorm MultiheadAttention TransformerEncoderLayer TransformerEncoder TransformerDecoderLayer "
-    "TransformerDecoder Transformer RNN LSTM GRU RNNCell LSTMCell GRUCell Bilinear ConvTranspose1d ConvTranspose2d "
+    "LocalResponseNorm MultiheadAttention RNN LSTM GRU RNNCell LSTMCell GRUCell Bilinear ConvTranspose1d ConvTranspose2d "
     "ConvTranspose3d Embedding EmbeddingBag Upsample UpsamplingNearest2d UpsamplingBilinear2d PixelShuffle "
     "PixelUnshuffle ChannelShuffle Fold Unfold Unflatten ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d "
     "ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d "
@@ -305,6 +335,7 @@ MODULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys(_modules(_ELEMENTWISE_MODULES), _each_module),
     **dict.fromkeys(_modules(_SAME_MODULES), unchanged),
     **dict.fromkeys(_modules(_MIXING_MODULES), mixing),
+    **dict.fromkeys(_modules(_TRANSFORMERS), transformer),
     nn.Flatten: _flatten_module,
 }
 _BY_NAME: dict[str, Rule] = {  # functions and methods alike

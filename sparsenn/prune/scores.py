@@ -284,8 +284,8 @@ def synflow(
         A :class:`Pruning`.
 
     Raises:
-        ValueError: for fewer than one iteration; for a model that can't take such an input; where the flow exceeds float64 too, or no weight has any, as behind a softmax
-            or a layer normalization; and as :func:`magnitude`.
+        ValueError: for fewer than one iteration; for a model that can't take such an input; where the flow exceeds float64 too,
+            or no weight has any, as behind a softmax or a layer normalization; and as :func:`magnitude`.
 
     Source: Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving synaptic flow", Algorithm 1.
 
