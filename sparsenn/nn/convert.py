@@ -54,7 +54,9 @@ def factorize(
     products. An average of the model (``torch.optim.swa_utils.AveragedModel``) averages factors, not products. Save the
     ``state_dict``: torch pickles no parametrized module.
 
-    Tied parameters, one ``Parameter`` under several names, stay tied: their factors are one.
+    Tied parameters, one ``Parameter`` under several names, stay tied: their factors are one, and one parametrization stands
+    under both names. ``torch.func.functional_call`` needs ``tie_weights=False`` then: it would put values in its place twice,
+    and leave the first ones in the model.
 
     With ``groups`` all factors but one are a number for each row, column, filter or channel, as in
     :class:`sparsenn.nn.GroupProduct`: the penalty is then :math:`\lambda \sum_G \|w_G\|_2^{2/D}`, and whole groups die. Only
