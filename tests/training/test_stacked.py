@@ -296,6 +296,7 @@ def test_modules_are_read_only_and_come_back_as_copies():
         ({"data": [(torch.ones(3, 12), torch.ones(3))]}, r"the output has shape \(1, 1\), the targets \(1,\)"),
         ({"data": [(torch.ones(3, 5), torch.ones(3, 1))]}, "a step of Sequential fails under torch.func.vmap"),
         ({"modules": [fcn((2,)), fcn((3,))]}, "module 1 has parameters of shapes"),
+        ({"modules": [nn.Sequential(nn.Linear(12, 1), nn.Dropout(0.1))] * 2}, r"module 0 has random layers \(1\)"),
         ({"modules": [nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, 1))] * 2}, "module 0 has buffers .*running_mean"),
         ({"modules": [nn.Linear(12, 1).requires_grad_(False)] * 2}, r"that do not require grad \(weight, bias\)"),
         ({"modules": [nn.ReLU()] * 2}, "module 0 has no parameters"),

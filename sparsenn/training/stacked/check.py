@@ -14,6 +14,8 @@ from sparsenn.training.stacked.run import Run
 LOSSES = ("mse", "cross_entropy")
 DTYPES = (torch.float32, torch.float64)
 
+_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
 
 def check_sizes(
     modules: Sequence[nn.Module],
@@ -56,6 +58,11 @@ def check_modules(modules: Sequence[nn.Module]) -> None:
         if kept or frozen:
             what = f"buffers ({', '.join(kept)})" if kept else f"parameters that do not require grad ({', '.join(frozen)})"
             raise ValueError(f"Stack: module {index} has {what}; a stack takes modules whose tensors are all trained")
+        chance = [name for name, part in module.named_modules() if isinstance(part, _RANDOM)]
+        if chance:
+            raise ValueError(
+                f"Stack: module {index} has random layers ({', '.join(chance)}), which a stack can't tell apart by run"
+            )
         if not own:
             raise ValueError(f"Stack: module {index} has no parameters; there is nothing to train")
         if own != shapes[0]:
