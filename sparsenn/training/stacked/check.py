@@ -60,9 +60,7 @@ def check_modules(modules: Sequence[nn.Module]) -> None:
             raise ValueError(f"Stack: module {index} has {what}; a stack takes modules whose tensors are all trained")
         chance = [name for name, part in module.named_modules() if isinstance(part, _RANDOM)]
         if chance:
-            raise ValueError(
-                f"Stack: module {index} has random layers ({', '.join(chance)}), which a stack can't tell apart by run"
-            )
+            raise ValueError(f"Stack: module {index} has random layers ({', '.join(chance)}); a stack takes none")
         if not own:
             raise ValueError(f"Stack: module {index} has no parameters; there is nothing to train")
         if own != shapes[0]:
