@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from sparsenn._extras import require_extra
 from sparsenn._files import write_atomic
+from sparsenn.artefact.compare import results
 from sparsenn.artefact.files import plain
-from sparsenn.artefact.trace import is_layer, trace
+from sparsenn.artefact.trace import ArchitectureError, is_layer, trace
 from sparsenn.runtime.architecture import Op
 
 _OPSET = 20
@@ -36,7 +36,8 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
 
     Raises:
         MissingExtraError: if the package ``onnx`` is not installed; the message has the command.
-        ValueError: for a layer that is unknown, or a tensor of another type than float32.
+        ValueError: for a layer that is unknown, a model that computes something else than its trace, or a tensor of another
+            type than float32.
 
     Example:
         >>> import importlib.util, os, tempfile, torch, sparsenn
@@ -47,19 +48,24 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
     onnx = require_extra("onnx", "writing ONNX", "bridges")
     own = plain(model)
     own = nn.Sequential(own) if is_layer(own) else own
-    ops = trace(own)
     tensors = {name: t.detach().cpu() for name, t in own.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"to_onnx: {name} is {tensor.dtype}; it takes float32, as by model.float()")
+    try:
+        ops = trace(own)
+        made = results(own, ops, example_input)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"to_onnx: {error}; torch.onnx.export is for other models") from error
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     extra: dict[str, Tensor] = {}
-    result, deep = _tried(own, example_input)
-    nodes = [node for op in ops for node in _nodes(op, tensors, extra, deep, helper)]
+    shapes = [tuple(value.shape) for value in made]
+    nodes = [node for op in ops for node in _nodes(op, tensors, extra, shapes, helper)]
     stored = [numpy_helper.from_array(t.contiguous().numpy(), name) for name, t in {**tensors, **extra}.items()]
-    info, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    given, made = (["batch", *x.shape[1:]] for x in (example_input, result))
-    graph = helper.make_graph(nodes, "sparsenn", [info("v0", kind, given)], [info(f"v{len(ops)}", kind, made)], stored)
+    given, last = (
+        helper.make_tensor_value_info(f"v{at}", onnx.TensorProto.FLOAT, ["batch", *shapes[at][1:]]) for at in (0, len(ops))
+    )
+    graph = helper.make_graph(nodes, "sparsenn", [given], [last], stored)
     opset = [helper.make_opsetid("", _OPSET)]
     whole = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="sparsenn")
     onnx.checker.check_model(whole)
@@ -122,23 +128,16 @@ def _matrices(model: nn.Module, cpu: bool = True) -> dict[str, Tensor]:
     return {name: (p.cpu() if cpu else p).flatten(1) for name, p in own.items()}
 
 
-def _tried(model: nn.Module, x: Tensor) -> tuple[Tensor, set[str]]:
-    """What a model gives, and its linear layers whose input has more than two dimensions."""
-    own, deep = copy.deepcopy(model).eval(), set()
-    for name, module in own.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda _, given, name=name: deep.add(name) if given[0].dim() > 2 else None)
-    return own(x), deep
-
-
-def _nodes(op: Op, tensors: dict[str, Tensor], extra: dict[str, Tensor], deep: set[str], helper: Any) -> list[Any]:
+def _nodes(
+    op: Op, tensors: dict[str, Tensor], extra: dict[str, Tensor], shapes: list[tuple[int, ...]], helper: Any
+) -> list[Any]:
     inputs, output, options = [f"v{i}" for i in op.of], f"v{op.at}", op.options
 
     def node(name: str, more: list[str] | None = None, **attributes: Any) -> list[Any]:
         return [helper.make_node(name, [*inputs, *(more or [])], [output], **attributes)]
 
     parameters = [f"{op.module}.{part}" for part in ("weight", "bias") if f"{op.module}.{part}" in tensors]
-    if op.kind == "linear" and op.module in deep:  # Gemm takes matrices alone
+    if op.kind == "linear" and len(shapes[op.of[0]]) > 2:  # Gemm takes matrices alone
         turned, product = f"{output}_turned", f"{output}_product"
         last = [product, parameters[1]] if len(parameters) > 1 else [product]
         return [

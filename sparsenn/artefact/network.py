@@ -42,6 +42,10 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last result."""
+        return self.results(x)[-1]
+
+    def results(self, x: Tensor) -> list[Tensor]:
+        """The input, then the result of each operation."""
         results = [x]
         for op in self._ops:
             inputs = [results[i] for i in op.of]
@@ -49,7 +53,7 @@ class Network(nn.Module):
                 results.append(self.get_submodule(op.module)(*inputs))
             else:
                 results.append(_FUNCTIONS[op.kind](*inputs, **_arguments(op)))
-        return results[-1]
+        return results
 
 
 def _get(root: nn.Module, name: str) -> nn.Module | None:
