@@ -61,7 +61,8 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
     extra: dict[str, Tensor] = {}
     shapes = [tuple(value.shape) for value in made]
     nodes = [node for op in ops for node in _nodes(op, tensors, extra, shapes, helper)]
-    stored = [numpy_helper.from_array(t.contiguous().numpy(), name) for name, t in {**tensors, **extra}.items()]
+    read = {name for node in nodes for name in node.input}
+    stored = [numpy_helper.from_array(t.contiguous().numpy(), name) for name, t in {**tensors, **extra}.items() if name in read]
     given, last = (
         helper.make_tensor_value_info(f"v{at}", onnx.TensorProto.FLOAT, ["batch", *shapes[at][1:]]) for at in (0, len(ops))
     )
@@ -156,6 +157,10 @@ def _nodes(
             parameters = [f"{op.module}.weight", f"{op.module}.bias"]
             extra |= {parameters[0]: torch.ones_like(tensors[mean]), parameters[1]: torch.zeros_like(tensors[mean])}
         return node("BatchNormalization", [*parameters, mean, var], epsilon=float(options["eps"]))
+    if op.kind == "gate":
+        rank, factors = len(shapes[op.of[0]]), f"{output}_factors"
+        extra[factors] = tensors[f"{op.module}.lambda_out"].view(-1, *(1,) * (rank - 1 - options["dim"] % rank))
+        return node("Mul", [factors])
     if op.kind.startswith("adaptive"):
         if any(size != 1 for size in options["size"]):
             raise ValueError(f"to_onnx: {op.title} pools to {options['size']}; ONNX has adaptive pooling to one number alone")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from sparsenn.nn.spectral import SpectralGate
 from sparsenn.prune.calls import Tracer
 from sparsenn.runtime.architecture import Op, make
 
@@ -153,8 +154,8 @@ def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
 
 _INPUT = object()
 _WHAT = (
-    "what is known has one input, one output, and linear and convolutional layers, batch normalization, ReLU, tanh, sigmoid, "
-    "GELU, softmax, pooling, flatten, sums and dropout"
+    "what is known has one input, one output, and linear and convolutional layers, batch normalization, gates, ReLU, tanh, "
+    "sigmoid, GELU, softmax, pooling, flatten, sums and dropout"
 )
 
 
@@ -290,6 +291,7 @@ _MODULES: dict[Any, Callable[..., Any]] = {
     nn.Conv2d: _conv(2),
     nn.BatchNorm1d: _norm(1),
     nn.BatchNorm2d: _norm(2),
+    SpectralGate: lambda m, x: ("gate", [x], {"dim": m.dim}),
     nn.ReLU: _plain("relu"),
     nn.Tanh: _plain("tanh"),
     nn.Sigmoid: _plain("sigmoid"),

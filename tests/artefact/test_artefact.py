@@ -163,6 +163,29 @@ def test_factors_spectra_indices_and_parametrizations_are_multiplied_out(tmp_pat
         assert "factor" not in " ".join(again.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("sample", "layers"),
+    [
+        ((4,), lambda: (nn.Linear(4, 5), sparsenn.nn.SpectralGate(5, -1), nn.Sigmoid())),
+        ((2, 5), lambda: (nn.Conv1d(2, 3, 2), sparsenn.nn.SpectralGate(3), nn.ReLU(), sparsenn.nn.SpectralGate(4, 2))),
+        ((2, 5, 6), lambda: (sparsenn.nn.SpectralGate(2), nn.Conv2d(2, 3, 2), nn.ReLU(), sparsenn.nn.SpectralGate(3, -3))),
+    ],
+)
+@pytest.mark.parametrize("factors", [False, True])
+def test_gates_come_back_as_gates(sample, layers, factors, tmp_path):
+    net, x = nn.Sequential(*layers()).eval(), torch.randn(3, *sample)
+    for p in net.parameters():
+        p.data.normal_()
+    if factors:
+        sparsenn.factorize(net, 2)
+    path = sparsenn.save(net, tmp_path / "net", example_input=x)
+    again, into = sparsenn.load(path), nn.Sequential(*layers()).eval()
+    assert_same_bits(again, sparsenn.load(path, into=into))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), net(x))
+        assert torch.equal(into(x), again(x))
+
+
 def test_functions_residuals_and_reshapes_are_traced(tmp_path):
     class Net(nn.Module):
         def __init__(self):

@@ -9,6 +9,11 @@ from torch import nn
 
 import sparsenn
 
+
+def gate(features, dim=1):
+    return sparsenn.nn.SpectralGate(features, dim, init=nn.init.normal_)
+
+
 NETS = {
     "lenet5": ((1, 14, 14), lambda: sparsenn.models.lenet5(image_size=14)),
     "resnet18": ((3, 8, 8), lambda: sparsenn.models.resnet18()),
@@ -29,6 +34,12 @@ NETS = {
         ),
     ),
     "rows": ((5, 4), lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))),
+    "gates": (
+        (3, 6, 5),
+        lambda: nn.Sequential(
+            gate(3), nn.Conv2d(3, 4, 3), gate(4, -3), nn.ReLU(), gate(3, -1), nn.Flatten(), gate(48), gate(48, -1)
+        ),
+    ),
     "pools": (
         (2, 7, 7),
         lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(2, 1, 1, count_include_pad=False), nn.Tanh()),
