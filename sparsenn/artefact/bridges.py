@@ -166,11 +166,7 @@ def _nodes(
             raise ValueError(f"to_onnx: {op.title} pools to {options['size']}; ONNX has adaptive pooling to one number alone")
         return node("GlobalAveragePool" if "avg" in op.kind else "GlobalMaxPool")
     if "pool" in op.kind:
-        sizes = {"kernel_shape": options["kernel"], "strides": options["stride"], "pads": options["padding"] * 2}
-        sizes["ceil_mode"] = int(options["ceil"])
-        if "include_pad" in options:
-            sizes["count_include_pad"] = int(options["include_pad"])
-        return node("MaxPool" if "max" in op.kind else "AveragePool", **sizes)
+        return _pool(op, extra, shapes, helper)
     if op.kind == "gelu":
         return node("Gelu", approximate="tanh" if options["tanh"] else "none")
     if op.kind == "softmax":
@@ -179,3 +175,26 @@ def _nodes(
         return node("Flatten", axis=1)
     simple = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "add": "Add", "identity": "Identity", "dropout": "Identity"}
     return node(simple[op.kind])
+
+
+def _pool(op: Op, extra: dict[str, Tensor], shapes: list[tuple[int, ...]], helper: Any) -> list[Any]:
+    """Windows by explicit pads: houses differ in what ceil_mode does beside a border.
+
+    A border that an average counts is made of zeros first, where windows reach beyond it: what lies there counts for nobody.
+    """
+    kernel, stride, begin = (op.options[name] for name in ("kernel", "stride", "padding"))
+    end = list(begin)
+    if op.options["ceil"]:
+        sides = zip(shapes[op.of[0]][2:], shapes[op.at][2:], kernel, stride, begin, strict=True)
+        end = [max(0, (count - 1) * step + window - size - pad) for size, count, window, step, pad in sides]
+    counted = bool(op.options.get("include_pad", False))
+    source, output, nodes = f"v{op.of[0]}", f"v{op.at}", []
+    if counted and any(e > b for b, e in zip(begin, end, strict=True)):
+        last = [min(pair) for pair in zip(begin, end, strict=True)]
+        extra[f"{output}_pads"] = torch.tensor([0, 0, *begin, 0, 0, *last])
+        nodes.append(helper.make_node("Pad", [source, f"{output}_pads"], [f"{output}_padded"]))
+        source, counted = f"{output}_padded", False
+        begin, end = [0] * len(begin), [e - own for e, own in zip(end, last, strict=True)]
+    how = {"count_include_pad": int(counted)} if "avg" in op.kind else {}
+    name = "AveragePool" if how else "MaxPool"
+    return [*nodes, helper.make_node(name, [source], [output], kernel_shape=kernel, strides=stride, pads=[*begin, *end], **how)]
