@@ -56,7 +56,7 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
         ops = trace(own)
         made = results(own, ops, example_input)
     except ArchitectureError as error:
-        raise ArchitectureError(f"to_onnx: {error}; torch.onnx.export is for other models") from error
+        raise ArchitectureError(error.reason, "to_onnx", "torch.onnx.export is for other models") from error
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     extra: dict[str, Tensor] = {}
     shapes = [tuple(value.shape) for value in made]

@@ -39,6 +39,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_CURE = "save(model, path, architecture=False) stores the tensors of any model, and load(path, into=model) reads them back"
 _TORCH = {name: dtype for dtype, name in _DTYPES.items()}
 
 
@@ -109,10 +110,7 @@ def save(
         try:
             ops = _operations(own, example_input)
         except ArchitectureError as error:
-            raise ArchitectureError(
-                f"save: {error}; save(model, path, architecture=False) stores the tensors of any model, and load(path, "
-                "into=model) reads them back"
-            ) from error
+            raise ArchitectureError(error.reason, "save", _CURE) from error
     return write(path, tensors, ops, {"sparsenn": __version__, **(about or {})})
 
 

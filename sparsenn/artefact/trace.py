@@ -17,7 +17,11 @@ from sparsenn.runtime.architecture import Op, make
 
 
 class ArchitectureError(ValueError):
-    """Why the operations of a model cannot be listed."""
+    """The operations of a model cannot be listed; ``reason`` is why, the message also who says so and what helps."""
+
+    def __init__(self, reason: str, caller: str = "", cure: str = "") -> None:
+        super().__init__(f"{caller}: {reason}; {cure}" if caller else reason)
+        self.reason = reason
 
 
 def trace(model: nn.Module) -> list[Op]:
