@@ -46,7 +46,7 @@ def to_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> Path:
         ...         _ = sparsenn.artefact.to_onnx(torch.nn.Linear(4, 2), os.path.join(folder, "net.onnx"), torch.ones(1, 4))
     """
     onnx = require_extra("onnx", "writing ONNX", "bridges")
-    own = plain(model)
+    own = plain(model, "to_onnx")
     own = nn.Sequential(own) if is_layer(own) else own
     tensors = {name: t.detach().cpu() for name, t in own.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in tensors.items():
@@ -96,7 +96,7 @@ def to_scipy(model: nn.Module) -> dict[str, Any]:
     """
     sparse = require_extra("scipy.sparse", "converting to SciPy", "bridges")
     found = {}
-    for name, matrix in _matrices(model).items():
+    for name, matrix in _matrices(model, "to_scipy").items():
         if matrix.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"to_scipy: {name} is {matrix.dtype}; it takes float32 or float64")
         found[name] = sparse.csr_array(matrix.numpy().copy())
@@ -121,11 +121,11 @@ def to_torch_sparse(model: nn.Module) -> dict[str, Tensor]:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-        return {name: matrix.to_sparse_csr() for name, matrix in _matrices(model, cpu=False).items()}
+        return {name: matrix.to_sparse_csr() for name, matrix in _matrices(model, "to_torch_sparse", cpu=False).items()}
 
 
-def _matrices(model: nn.Module, cpu: bool = True) -> dict[str, Tensor]:
-    own = {name: p.detach() for name, p in plain(model).named_parameters() if p.dim() >= 2}
+def _matrices(model: nn.Module, caller: str, cpu: bool = True) -> dict[str, Tensor]:
+    own = {name: p.detach() for name, p in plain(model, caller).named_parameters() if p.dim() >= 2}
     return {name: (p.cpu() if cpu else p).flatten(1) for name, p in own.items()}
 
 

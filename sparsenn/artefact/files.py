@@ -19,6 +19,7 @@ from sparsenn.artefact.trace import ArchitectureError, is_layer, trace
 from sparsenn.nn.convert import collapse
 from sparsenn.nn.indexed import IndexedLayer
 from sparsenn.nn.parametrizations import own_class
+from sparsenn.nn.selection import check_module
 from sparsenn.runtime.architecture import Op
 from sparsenn.runtime.container import MAX_BYTES, Contents, read, write
 from sparsenn.runtime.errors import ArtefactError
@@ -101,7 +102,7 @@ def save(
     """
     if values is not None and values not in _VALUES:
         raise ValueError(f"save: values is {values!r}; it takes None or one of {', '.join(_VALUES)}")
-    own = plain(model)
+    own = plain(model, "save")
     if architecture and is_layer(own):
         own = nn.Sequential(own)
     tensors = {name: _entries(name, tensor, values) for name, tensor in own.state_dict().items()}
@@ -199,8 +200,9 @@ def _check_places(model: nn.Module, tensors: Mapping[str, Stored]) -> None:
             raise ArtefactError(f"the tensor {name!r} has shape {list(tensor.shape)}; the model has {list(places[name])}")
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module, caller: str) -> nn.Module:
     """The model, or a copy without factors, spectra, indices and parametrizations."""
+    check_module(caller, model)
     ours = any(type(m).__module__.startswith("sparsenn.nn.") or parametrize.is_parametrized(m) for m in model.modules())
     if not ours:
         return model

@@ -495,3 +495,19 @@ def test_the_comparison_draws_no_numbers_from_the_user_s_generator(tmp_path):
     net, before = Images(lambda layer, x: layer(x)), torch.get_rng_state()
     sparsenn.save(net, tmp_path / "net")
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("caller", "call"),
+    [
+        ("save", lambda tensors, path: sparsenn.save(tensors, path)),
+        ("save", lambda tensors, path: sparsenn.save(tensors, path, architecture=False)),
+        ("to_torch_sparse", lambda tensors, path: sparsenn.artefact.to_torch_sparse(tensors)),
+        ("collapse", lambda tensors, path: sparsenn.collapse(tensors)),
+        ("sparsity_report", lambda tensors, path: sparsenn.metrics.sparsity_report(tensors)),
+    ],
+)
+def test_a_state_dict_is_no_model(caller, call, tmp_path):
+    with pytest.raises(TypeError, match=f"^{caller}: model is OrderedDict; it takes a torch.nn.Module"):
+        call(nn.Linear(2, 2).state_dict(), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
