@@ -27,7 +27,7 @@ def results(model: nn.Module, ops: list[Op], example: Tensor) -> list[Tensor]:
         with evaluating(model):
             own = model(example.clone())
     except Exception as error:
-        raise ArchitectureError(f"the model fails on {of}: {error}") from error
+        raise ArchitectureError(f"the model fails on {of}: {error}; example_input takes a batch that it takes") from error
     found = _network(model, ops).results(example)
     if not close(own, found[-1]):
         raise ArchitectureError(
