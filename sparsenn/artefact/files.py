@@ -62,10 +62,10 @@ def save(
     entry is left out where it equals 0: what comes back is equal, and the same to the bit but for −0.0, which may become 0.0.
 
     Factors, spectra and other parametrizations are multiplied out first, in a copy; indexed layers become plain ones. A
-    ``SpectralGate`` stays one: there may be no layer before it to take its eigenvalues. The file
-    holds the operations of ``model(x)`` too, for :func:`load` and for ``sparsenn.runtime``, and a digest of all of it. It is
-    whole or not there. The operations are those that ``torch.fx`` traces; before they are stored, they are compared with the
-    model on an example, since a trace does not show all that a forward may do.
+    ``SpectralGate`` stays one: there may be no layer before it to take its eigenvalues. The file holds the operations of
+    ``model(x)`` too, for :func:`load` and for ``sparsenn.runtime``, and a digest of all of it. It is whole or not there. The
+    operations are those that ``torch.fx`` traces; before they are stored, they are compared with the model on an example, since
+    a trace does not show all that a forward may do.
 
     Args:
         model: any module whose forward ``torch.fx`` can trace and whose calls are among linear and convolutional layers, batch
