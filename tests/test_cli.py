@@ -193,6 +193,14 @@ def test_info_names_the_versions_that_run(capsys):
     assert lines["numpy"] == numpy.__version__
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_error_of_ours(unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    process = start("info")
+    process.stdout.close()
+    assert (process.wait(timeout=120), process.stderr.read()) == (1, "")
+
+
 def test_info_says_what_the_kernels_serve_or_why_not(capsys):
     from sparsenn import _extension
     from sparsenn.ops.schema import SCHEMAS

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsenn import __version__
+from sparsenn.artefact.compare import find_example, results
 from sparsenn.artefact.network import Network
-from sparsenn.artefact.trace import is_layer, trace
+from sparsenn.artefact.trace import ArchitectureError, is_layer, trace
 from sparsenn.nn.convert import collapse
 from sparsenn.nn.indexed import IndexedLayer
 from sparsenn.nn.parametrizations import own_class
+from sparsenn.nn.selection import check_module
+from sparsenn.runtime.architecture import Op
 from sparsenn.runtime.container import MAX_BYTES, Contents, read, write
 from sparsenn.runtime.errors import ArtefactError
 from sparsenn.runtime.graph import check_names
@@ -37,6 +40,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_CURE = "save(model, path, architecture=False) stores the tensors of any model, and load(path, into=model) reads them back"
 _TORCH = {name: dtype for dtype, name in _DTYPES.items()}
 
 
@@ -46,6 +50,7 @@ def save(
     *,
     values: str | None = None,
     architecture: bool = True,
+    example_input: Tensor | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     r"""Write a model as a sparse artefact: one safetensors file, each tensor in the form that takes the fewest bytes.
@@ -56,27 +61,33 @@ def save(
     every 255 skipped (the sum g of the quotients); compressed rows with 16- and with 32-bit columns; a bit for each entry. An
     entry is left out where it equals 0: what comes back is equal, and the same to the bit but for −0.0, which may become 0.0.
 
-    Factors, spectra and other parametrizations are multiplied out first, in a copy; indexed layers become plain ones. The file
-    holds the operations of the forward too, for :func:`load` and for ``sparsenn.runtime``, and a digest of all of it. It is
-    whole or not there.
+    Factors, spectra and other parametrizations are multiplied out first, in a copy; indexed layers become plain ones. A
+    ``SpectralGate`` stays one: there may be no layer before it to take its eigenvalues. The file holds the operations of
+    ``model(x)`` too, for :func:`load` and for ``sparsenn.runtime``, and a digest of all of it. It is whole or not there. The
+    operations are those that ``torch.fx`` traces; before they are stored, they are compared with the model on an example, since
+    a trace does not show all that a forward may do.
 
     Args:
         model: any module whose forward ``torch.fx`` can trace and whose calls are among linear and convolutional layers, batch
-            normalization, ReLU, tanh, sigmoid, GELU, softmax, pooling, flatten, sums and dropout. It stays as it is. A lone
-            layer is stored as the only module of a ``Sequential``.
+            normalization, gates, ReLU, tanh, sigmoid, GELU, softmax, pooling, flatten, sums and dropout. It stays as it is. A
+            lone layer is stored as the only module of a ``Sequential``.
         path: the file.
         values: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the stored entries of floating tensors with two or more
             dimensions, rounded to nearest even; they come back in their own type. None keeps every bit.
         architecture: False stores the tensors of any model and no operations.
+        example_input: a batch to compare on. None takes random numbers in the shape that the layers say: of vectors, or of
+            sequences or square images with sides up to 64 and some larger ones. Where no such batch fits, nothing is compared.
         about: notes, ready for JSON.
 
     Returns:
         The path.
 
     Raises:
+        TypeError: for anything else than a module.
         ValueError: for a model with a layer that is unknown, with forward hooks, or with tensors that its forward does not use
-            (they are named), for one that reads a tensor after an operation in place has changed it, for unknown ``values``,
-            for values beyond the range of a half type, and for types that are not stored, such as complex ones.
+            (they are named), for one that reads a tensor after an operation in place has changed it or that computes something
+            else than its trace, for unknown ``values``, for values beyond the range of a half type, and for types that are not
+            stored, such as complex ones.
         ArtefactError: if the file cannot be written.
 
     Example:
@@ -91,19 +102,30 @@ def save(
     """
     if values is not None and values not in _VALUES:
         raise ValueError(f"save: values is {values!r}; it takes None or one of {', '.join(_VALUES)}")
-    own = plain(model)
+    own = plain(model, "save")
     if architecture and is_layer(own):
         own = nn.Sequential(own)
-    ops = trace(own) if architecture else None
-    if ops is not None:
-        try:
-            check_names(ops, own.state_dict())
-        except ArtefactError as error:
-            raise ValueError(
-                f"save: {error}: the forward does not use them; remove them, or save(model, path, architecture=False)"
-            ) from error
     tensors = {name: _entries(name, tensor, values) for name, tensor in own.state_dict().items()}
+    ops = None
+    if architecture:
+        try:
+            ops = _operations(own, example_input)
+        except ArchitectureError as error:
+            raise ArchitectureError(error.reason, "save", _CURE) from error
     return write(path, tensors, ops, {"sparsenn": __version__, **(about or {})})
+
+
+def _operations(model: nn.Module, example: Tensor | None) -> list[Op]:
+    ops = trace(model)
+    try:
+        check_names(ops, model.state_dict())
+    except ArtefactError as error:
+        raise ArchitectureError(f"{error}: the forward does not use them; remove them") from error
+    if example is None:
+        example = find_example(model, ops)
+    if example is not None:
+        results(model, ops, example)
+    return ops
 
 
 @overload
@@ -178,8 +200,9 @@ def _check_places(model: nn.Module, tensors: Mapping[str, Stored]) -> None:
             raise ArtefactError(f"the tensor {name!r} has shape {list(tensor.shape)}; the model has {list(places[name])}")
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module, caller: str) -> nn.Module:
     """The model, or a copy without factors, spectra, indices and parametrizations."""
+    check_module(caller, model)
     ours = any(type(m).__module__.startswith("sparsenn.nn.") or parametrize.is_parametrized(m) for m in model.modules())
     if not ours:
         return model

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsenn.nn.spectral import SpectralGate
 from sparsenn.runtime.architecture import MODULE_KINDS, Op
 from sparsenn.runtime.errors import ArtefactError
 
@@ -42,6 +43,10 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last result."""
+        return self.results(x)[-1]
+
+    def results(self, x: Tensor) -> list[Tensor]:
+        """The input, then the result of each operation."""
         results = [x]
         for op in self._ops:
             inputs = [results[i] for i in op.of]
@@ -49,7 +54,7 @@ class Network(nn.Module):
                 results.append(self.get_submodule(op.module)(*inputs))
             else:
                 results.append(_FUNCTIONS[op.kind](*inputs, **_arguments(op)))
-        return results[-1]
+        return results
 
 
 def _get(root: nn.Module, name: str) -> nn.Module | None:
@@ -104,6 +109,11 @@ def _module(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
         if mean is None or len(mean) != 1:
             raise ArtefactError(f"the layer {op.title} lacks its running_mean")
         return _CLASSES[op.kind](mean[0], **arguments, affine=weight is not None, **options)
+    if op.kind == "gate":
+        spectrum = shapes.get(f"{op.module}.lambda_out")
+        if spectrum is None or len(spectrum) != 1:
+            raise ArtefactError(f"the layer {op.title} lacks its lambda_out of one dimension")
+        return SpectralGate(spectrum[0], **arguments, **options)
     wanted = 2 if op.kind == "linear" else 3 if op.kind == "conv1d" else 4
     if weight is None or len(weight) != wanted:
         raise ArtefactError(f"the layer {op.title} lacks its weight of {wanted} dimensions")

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from sparsenn.nn.spectral import SpectralGate
+from sparsenn.prune.calls import Tracer
 from sparsenn.runtime.architecture import Op, make
 
 
+class ArchitectureError(ValueError):
+    """The operations of a model cannot be listed; ``reason`` is why, the message also who says so and what helps."""
+
+    def __init__(self, reason: str, caller: str = "", cure: str = "") -> None:
+        super().__init__(f"{caller}: {reason}; {cure}" if caller else reason)
+        self.reason = reason
+
+
 def trace(model: nn.Module) -> list[Op]:
-    """The operations of a model in eval mode.
+    """The operations of ``model(x)`` in eval mode.
 
     Raises:
-        ValueError: for a model that torch.fx cannot trace, a module with forward hooks, or a call that has no row here; it is
-            named.
+        ArchitectureError: for a model that torch.fx cannot trace, a module with forward hooks, or a call that has no row here;
+            it is named.
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            raise ValueError(
-                f"save: {f'the module {name!r}' if name else 'the model'} ({type(module).__name__}) has forward hooks, which a "
-                "file cannot hold; for masks and norms of torch.nn.utils, remove() makes plain weights of them"
+            raise ArchitectureError(
+                f"{f'the module {name!r}' if name else 'the model'} ({type(module).__name__}) has forward hooks, which a file "
+                "cannot hold; for masks and norms of torch.nn.utils, remove() makes plain weights of them"
             )
+    with evaluating(model):
+        try:
+            graph = _Tracer(_MODULES, (_INPUT,)).calls(model)
+        except ValueError as error:
+            raise ArchitectureError(str(error)) from error
+        return _Calls(model).list(graph)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode, and each module back into its own."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        graph = _Tracer().trace(model)
-    except Exception as error:
-        raise ValueError(
-            f"save: the model cannot be traced by torch.fx ({error}); save(model, path, architecture=False) stores its "
-            "tensors, and load(path, into=model) reads them back"
-        ) from error
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return _Calls(model).list(graph)
 
 
 def is_layer(model: nn.Module) -> bool:
@@ -52,14 +68,10 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """With sums in place."""
         return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """What has a row is one call."""
-        return type(m) in _MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Calls:
@@ -78,18 +90,13 @@ class _Calls:
     def list(self, graph: fx.Graph) -> list[Op]:
         for node in graph.nodes:
             if node.op == "placeholder":
-                self._placeholder(node)
+                self.results[node] = 0
+                self._own(node)
             elif node.op == "output":
                 self._output(node)
             elif not _is_batch_size(node):
                 self._call(node)
         return self.ops
-
-    def _placeholder(self, node: fx.Node) -> None:
-        if self.results and node.users:
-            raise ValueError(f"save: the model takes a second input, {node.name!r}; {_WHAT}")
-        self.results[node] = 0
-        self._own(node)
 
     def _own(self, node: fx.Node) -> None:
         self.memory[node], self.versions[node] = (node, 0), 0
@@ -97,12 +104,12 @@ class _Calls:
     def _check_fresh(self, node: fx.Node, title: str) -> None:
         home, version = self.memory[node]
         if version != self.versions[home]:
-            raise ValueError(f"save: {title} reads a tensor that an operation in place has changed; {_WHAT}")
+            raise ArchitectureError(f"{title} reads a tensor that an operation in place has changed; {_WHAT}")
 
     def _output(self, node: fx.Node) -> None:
         (result,) = node.args
         if not isinstance(result, fx.Node):
-            raise ValueError(f"save: the model returns {type(result).__name__} instead of one tensor; {_WHAT}")
+            raise ArchitectureError(f"the model returns {type(result).__name__} instead of one tensor; {_WHAT}")
         self._check_fresh(result, "the output")
         at = self.results[result]
         if at != len(self.ops) or not self.ops:
@@ -117,14 +124,14 @@ class _Calls:
         row = table.get(key)
         title = f"{node.target!r} ({type(module).__name__})" if module else f"{node.name!r} ({getattr(key, '__name__', key)})"
         if row is None:
-            raise ValueError(f"save: {title} is unknown; {_WHAT}")
+            raise ArchitectureError(f"{title} is unknown; {_WHAT}")
         try:
             made = row(module, *node.args, **node.kwargs) if module is not None else row(*node.args, **node.kwargs)
         except (TypeError, _Unknown) as error:
-            raise ValueError(f"save: {title} is called in a way that is unknown: {error}; {_WHAT}") from error
+            raise ArchitectureError(f"{title} is called in a way that is unknown: {error}; {_WHAT}") from error
         kind, inputs, options = made
         if not all(isinstance(x, fx.Node) and x in self.results for x in inputs):
-            raise ValueError(f"save: {title} takes something else than tensors that were computed from the input; {_WHAT}")
+            raise ArchitectureError(f"{title} takes something else than tensors that were computed from the input; {_WHAT}")
         for x in inputs:
             self._check_fresh(x, title)
         of = tuple(self.results[x] for x in inputs)
@@ -149,10 +156,10 @@ def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
     return node.target is operator.iadd or str(node.target).endswith("_") or bool(node.kwargs.get("inplace", False))
 
 
+_INPUT = object()
 _WHAT = (
-    "what can be stored with its architecture has one input, one output, and linear and convolutional layers, batch "
-    "normalization, ReLU, tanh, sigmoid, GELU, softmax, pooling, flatten, sums and dropout; save(model, path, "
-    "architecture=False) stores the tensors of any model"
+    "what is known has one input, one output, and linear and convolutional layers, batch normalization, gates, ReLU, tanh, "
+    "sigmoid, GELU, softmax, pooling, flatten, sums and dropout"
 )
 
 
@@ -267,6 +274,8 @@ def _softmax(x: Any, dim: Any = None, dtype: Any = None) -> Any:
 
 
 def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    if training and p:
+        raise _Unknown("training=True, by which it is random in eval mode too")
     return "dropout", [x], {"p": float(p)}
 
 
@@ -286,6 +295,7 @@ _MODULES: dict[Any, Callable[..., Any]] = {
     nn.Conv2d: _conv(2),
     nn.BatchNorm1d: _norm(1),
     nn.BatchNorm2d: _norm(2),
+    SpectralGate: lambda m, x: ("gate", [x], {"dim": m.dim}),
     nn.ReLU: _plain("relu"),
     nn.Tanh: _plain("tanh"),
     nn.Sigmoid: _plain("sigmoid"),
@@ -293,9 +303,9 @@ _MODULES: dict[Any, Callable[..., Any]] = {
     nn.Softmax: lambda m, x: _softmax(x, m.dim),
     nn.Flatten: lambda m, x: _flatten(x, m.start_dim, m.end_dim),
     nn.Identity: _plain("identity"),
-    nn.Dropout: lambda m, x: _dropout(x, m.p),
-    nn.Dropout1d: lambda m, x: _dropout(x, m.p),
-    nn.Dropout2d: lambda m, x: _dropout(x, m.p),
+    nn.Dropout: lambda m, x: _dropout(x, m.p, m.training),
+    nn.Dropout1d: lambda m, x: _dropout(x, m.p, m.training),
+    nn.Dropout2d: lambda m, x: _dropout(x, m.p, m.training),
 }
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.relu: _elementwise("relu"),

@@ -6,6 +6,7 @@ Each command is a module: ``add`` gives it its flags, ``run`` is what it does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -24,12 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 data or a package is missing or damaged, 2 wrong usage, 3 the loss is no longer finite,
-        130 (128 + signal) stopped with a resumable folder.
+        The exit code: 0 done, 1 data or a package is missing or damaged, or nobody reads the output, 2 wrong usage, 3 the loss
+        is no longer finite, 130 (128 + signal) stopped with a resumable folder.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without λ shows a question mark instead of failing
+    try:
+        code = _run(argv)
+        print(end="", flush=True)  # a reader that has gone, as head has, is met here and not at exit
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
         return args.command(args)

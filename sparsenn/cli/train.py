@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         result = training.train(config, args.out or fresh_name("runs", config), quiet=args.quiet)
     if not args.quiet:
         print(f"{result}\n")
-        if result.folder is not None and result.net.config.dtype == "float32":
+        if result.folder is not None and result.untraced is None and result.net.config.dtype == "float32":
             from sparsenn.training.run import ARTEFACT
             from sparsenn.training.serving import summary
 

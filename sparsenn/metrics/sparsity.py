@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparsenn.nn.selection import check_module
 from sparsenn.nn.spectral import SPECTRUM, SpectralLayer
 
 
@@ -152,6 +153,7 @@ def sparsity_report(model: nn.Module, threshold: float | None = None) -> Sparsit
         A :class:`SparsityReport`.
 
     Raises:
+        TypeError: for anything else than a module.
         ValueError: for a threshold that is negative or NaN, and for parameters on the meta device, which have no values.
 
     Source: the threshold and the compression ratio are those of Kolb et al. 2025, Appendix G.
@@ -171,6 +173,7 @@ def sparsity_report(model: nn.Module, threshold: float | None = None) -> Sparsit
         ------------------------------------------------------------------------
         total               10            4                6         2.50   1.67
     """
+    check_module("sparsity_report", model)
     if threshold is None:
         threshold = torch.finfo(torch.float32).eps
     threshold = _checked_threshold("sparsity_report", threshold)

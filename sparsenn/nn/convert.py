@@ -22,7 +22,7 @@ from sparsenn.nn.parametrizations import (
     own_class,
     parametrizations_of,
 )
-from sparsenn.nn.selection import Rule, join, matches, rules, walk
+from sparsenn.nn.selection import Rule, check_module, join, matches, rules, walk
 from sparsenn.nn.spectral import SPECTRUM, SpectralGate, SpectralLayer
 from sparsenn.ops.reference import DTYPES
 
@@ -143,6 +143,7 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
         The same model.
 
     Raises:
+        TypeError: for anything else than a module.
         ValueError: for a negative or NaN threshold, or a factorized parameter with another parametrization on top; the model is
             then untouched.
 
@@ -155,6 +156,7 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
         >>> sparsenn.collapse(layer).weight.tolist()
         [[0.25, 0.0, -4.0]]
     """
+    check_module("collapse", model)
     if not threshold >= 0:
         raise ValueError(f"collapse: threshold is {threshold!r}; it takes a number >= 0")
     modules = {id(module): (path, module) for path, module, _ in walk(model)}

@@ -21,6 +21,14 @@ def walk(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = ()) -
             yield from walk(child, join(path, name), inside)
 
 
+def check_module(caller: str, model: Any) -> None:
+    """Refuse what is no module, such as its state_dict."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{caller}: model is {type(model).__name__}; it takes a torch.nn.Module, into which load_state_dict reads tensors"
+        )
+
+
 def join(path: str, name: str) -> str:
     """The name of something in the module at a path."""
     return f"{path}.{name}" if path else name

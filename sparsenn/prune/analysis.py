@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from sparsenn.prune.calls import Tracer
 from sparsenn.prune.layers import Site
 from sparsenn.prune.rules import FUNCTIONS, LAYERS, METHODS, MODULES, mixing, opaque, read_width, reshape, units_in
 from sparsenn.prune.units import Trace, Units, map_nested
@@ -21,34 +22,13 @@ _RESHAPES = ("view", "reshape", torch.reshape)
 _signature = functools.cache(inspect.signature)
 
 
-class Tracer(fx.Tracer):
-    """Knows where it was when it failed."""
-
-    failed: str | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """What has a rule is one call, whatever it does inside."""
-        return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call of a submodule, as in ``torch.fx``."""
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or self.path_of_module(m)
-            raise
-
-
-def trace_calls(model: nn.Module) -> fx.Graph:
-    """The calls of a model, or a sentence on why there is no such list."""
-    tracer = Tracer()
+def trace_calls(model: nn.Module, given: tuple[Any, ...]) -> fx.Graph:
+    """The calls of ``model(*given)``, or a sentence on why there is no such list."""
     try:
-        return tracer.trace(model)
-    except Exception as error:
-        where = f"{tracer.failed!r} ({type(model.get_submodule(tracer.failed)).__name__})" if tracer.failed else "the model"
+        return Tracer(MODULES, given).calls(model)
+    except ValueError as error:
         raise ValueError(
-            f"compact: {where} cannot be traced by torch.fx: {error}; what compaction takes is a model whose forward makes the "
-            "same calls for all inputs"
+            f"compact: {error}; what compaction takes is a model whose forward makes the same calls for all inputs"
         ) from error
 
 

@@ -60,8 +60,9 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
         ValueError: for a threshold or a ``round_to`` that is out of range; a model that cannot be traced, fails on the example,
             holds an operation that is unknown, or changes a tensor in place that is read again; a hook on a layer or on the
             model itself; a layer with a parametrization; batch normalization in training mode where a constant passes through
-            it; a copy whose output on the example differs, which happens where the forward computes with widths in a way that a
-            trace does not show. All name the place.
+            it; a layer whose forward was replaced on the instance; a trace or a copy whose output on the example differs, which
+            happens where the forward chooses by types or counters, or computes with widths, in a way that a trace does not
+            show.
 
     Example:
         >>> import torch, sparsenn
@@ -81,8 +82,14 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
     small.eval()
     holder = nn.Sequential(small) if _is_layer(small) else small  # so that a lone layer is a call like any other
     attributes, buffers = set(vars(holder)), [(buffer, buffer.clone()) for buffer in small.buffers()]
-    analysis = Analysis(holder, trace_calls(holder), {module for module, training in modes.items() if training})
-    before = analysis.run(*_clones(example))
+    analysis = Analysis(holder, trace_calls(holder, example), {module for module, training in modes.items() if training})
+    traced = analysis.run(*_clones(example))
+    before = small(*_clones(example))
+    if not close(before, traced):
+        raise ValueError(
+            "compact: the calls that torch.fx traced give another output for example_input than the model; its forward does "
+            "what a trace does not show, such as a change in place under another name, or a choice by a type or a counter"
+        )
     analysis.trace.play_back()
     stay = analysis.trace.layout(round_to)
     for layer in analysis.trace.layers:
@@ -150,12 +157,19 @@ def _compare(before: Any, small: nn.Module, example: tuple[Any, ...]) -> None:
         after = small(*_clones(example))
     except Exception as error:
         raise ValueError(f"compact: the smaller copy fails on example_input ({error}); {cure}") from error
-    for old, new in zip(_flat(before), _flat(after), strict=True):
-        if old.shape != new.shape or old.dtype != new.dtype or not _close(old, new):
-            raise ValueError(f"compact: the smaller copy gives another output for example_input; {cure}")
+    if not close(before, after):
+        raise ValueError(f"compact: the smaller copy gives another output for example_input; {cure}")
+
+
+def close(before: Any, after: Any) -> bool:
+    """Whether two outputs, however nested, are the same function's to rounding: to √ε of the largest entry of each tensor."""
+    old, new = _flat(before), _flat(after)
+    return len(old) == len(new) and all(map(_close, old, new))
 
 
 def _close(old: Tensor, new: Tensor) -> bool:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
     if not (old.is_floating_point() or old.is_complex()):
         return torch.equal(old, new)
     largest = float(old.abs().nan_to_num(0.0, 0.0, 0.0).max()) if old.numel() else 0.0

@@ -111,6 +111,7 @@ KINDS: dict[str, dict[str, tuple[Callable[[Any], bool], Any]]] = {
     "conv2d": _conv(2),
     "batchnorm1d": _NORM,
     "batchnorm2d": _NORM,
+    "gate": {"dim": (_dimension, 1)},
     "relu": {},
     "tanh": {},
     "sigmoid": {},
@@ -130,7 +131,7 @@ KINDS: dict[str, dict[str, tuple[Callable[[Any], bool], Any]]] = {
     "dropout": {"p": (_number, 0.5)},
 }
 PRODUCTS = ("linear", "conv1d", "conv2d")
-MODULE_KINDS = (*PRODUCTS, "batchnorm1d", "batchnorm2d")
+MODULE_KINDS = (*PRODUCTS, "batchnorm1d", "batchnorm2d", "gate")
 
 
 def make(at: int, kind: str, module: str = "", of: tuple[int, ...] | None = None, **options: Any) -> Op:

@@ -108,6 +108,7 @@ _PARTS = {
     "linear": ("weight", "bias"),
     "conv": ("weight", "bias"),
     "batchnorm": ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+    "gate": ("lambda_out",),
 }
 
 
@@ -128,6 +129,9 @@ def _node(op: Op, of: list[int], tensors: Mapping[str, Stored]) -> Node:
         if not mean.shape == scale.shape == shift.shape:
             raise ArtefactError(f"the tensors of {op.title} have different sizes")
         return Node("affine", name, of, scale=scale, bias=shift - mean * scale, options={"dims": int(op.kind[-2])})
+    if op.kind == "gate":
+        scale = _vector(op, tensors, "lambda_out")
+        return Node("affine", name, of, scale=scale, bias=np.zeros_like(scale), options=dict(op.options))
     if "pool" in op.kind:
         return Node("pool", name, of, options={**op.options, "kind": op.kind, "dims": int(op.kind[-2])})
     if op.kind == "gelu":
@@ -217,10 +221,14 @@ def _fuse(nodes: list[Node], kind: str, absorb: Any) -> list[Node]:
 def _fold_norm(before: Node, norm: Node) -> bool:
     if before.kind != "product" or before.relu or before.matrix is None or before.matrix.shape[0] != norm.scale.size:
         return False
-    if norm.options["dims"] != max(before.options["dims"], 1):
+    dims = before.options["dims"]
+    fits = norm.options["dim"] in (1, -dims - 1) if "dim" in norm.options else norm.options["dims"] == max(dims, 1)
+    if not fits:
         return False
     matrix = before.matrix
-    before.matrix = replace(matrix, values=matrix.values * norm.scale[matrix.rows])
+    values = matrix.values * norm.scale[matrix.rows]
+    left = values != 0  # a gate may close
+    before.matrix = replace(matrix, rows=matrix.rows[left], columns=matrix.columns[left], values=values[left])
     before.bias = before.bias * norm.scale + norm.bias
     return True
 

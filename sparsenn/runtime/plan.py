@@ -212,12 +212,13 @@ def _shape(node: Node, of: list[tuple[int, ...]], sample: tuple[int, ...]) -> tu
         if len(x) != dims + 1:
             raise _misfit(node, f"takes {dims + 2} dimensions and gets {_text(x)}", sample)
         return (x[0], *(len(_spans(node, node.options, i, size)[0]) for i, size in enumerate(x[1:])))
+    if node.options.get("dim", 1) not in (1, -len(x)):
+        what = "softmax" if node.kind == "softmax" else "gate"
+        raise ArtefactError(f"{node.name!r} is a {what} over dimension {node.options['dim']}; the runtime takes dimension 1")
     if node.kind == "affine":
-        fits = len(x) == 3 if node.options["dims"] == 2 else len(x) < 3
+        fits = "dim" in node.options or (len(x) == 3 if node.options["dims"] == 2 else len(x) < 3)
         if not fits or x[0] != node.scale.size:
             raise _misfit(node, f"takes {node.scale.size} channels and gets {_text(x)}", sample)
-    if node.kind == "softmax" and node.options["dim"] not in (1, -len(x)):
-        raise ArtefactError(f"{node.name!r} is a softmax over dimension {node.options['dim']}; the runtime takes dimension 1")
     return x
 
 

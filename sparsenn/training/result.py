@@ -77,11 +77,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A run: the net, its dense twin if one was trained, and the folder if there is one. ``str(result)`` is the report."""
+    """A run: the net, its dense twin if one was trained, and the folder if there is one. ``str(result)`` is the report.
+
+    ``untraced`` is why the folder's sparse artefact holds no architecture; None where it holds one, or there is no folder.
+    """
 
     net: Outcome
     twin: Outcome | None
     folder: Path | None
+    untraced: str | None = None
 
     @property
     def fewer_weights(self) -> float | None:
@@ -101,12 +105,18 @@ class Result:
             "net": self.net.to_dict(),
             "twin": self.twin.to_dict() if self.twin is not None else None,
             "comparison": comparison if self.twin is not None else None,
+            "untraced": self.untraced,
         }
 
     def __str__(self) -> str:
         parts = [_title(self.net.config), _sparsity(self.net), _table(self)]
         if self.twin is not None:
             parts.append(_verdict(self))
+        if self.untraced is not None:
+            parts.append(
+                "The sparse artefact holds the tensors alone, which sparsenn.load(path, into=model) reads back: "
+                f"{self.untraced}."
+            )
         return "\n\n".join(parts)
 
 

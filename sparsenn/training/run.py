@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import nn
 
 from sparsenn import data as datasets
 from sparsenn.artefact import save as save_artefact
+from sparsenn.artefact.trace import ArchitectureError
 from sparsenn.data import ImageData, require_extra
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.files import write_atomic, write_json
@@ -95,9 +98,7 @@ def _load(config: TrainConfig, images: ImageData | None, pictures: bool) -> Imag
 def _run(config: TrainConfig, images: ImageData, home: Path | None, quiet: bool) -> Result:
     with StopSignal() as stop, progress_for(quiet=quiet) as progress:
         result = _train_both(config, images, home, progress, stop)
-    if home is not None:
-        _write(result, images, home)
-    return result
+    return result if home is None else _write(result, images, home)
 
 
 def _train_both(config: TrainConfig, images: ImageData, home: Path | None, progress: Progress, stop: StopSignal) -> Result:
@@ -108,15 +109,26 @@ def _train_both(config: TrainConfig, images: ImageData, home: Path | None, progr
     return Result(outcome(net), outcome(twin) if twin is not None else None, home)
 
 
-def _write(result: Result, images: ImageData, home: Path) -> None:
+def _write(result: Result, images: ImageData, home: Path) -> Result:
     _write_model(result.net, images, home / MODEL)
-    sample = [images.in_channels, images.image_size, images.image_size]
-    save_artefact(result.net.model, home / ARTEFACT, about={"sample": sample})
+    result = dataclasses.replace(result, untraced=_write_artefact(result.net.model, images, home / ARTEFACT))
     if result.twin is not None:
         _write_model(result.twin, images, home / TWIN / MODEL)
     write_json(home / "report.json", result.to_dict())
     write_atomic(home / "report.txt", f"{result}\n".encode())
     write_pictures(result, home)
+    return result
+
+
+def _write_artefact(model: nn.Module, images: ImageData, path: Path) -> str | None:
+    """None, or why the artefact has no architecture."""
+    about = {"sample": [images.in_channels, images.image_size, images.image_size]}
+    try:
+        save_artefact(model, path, example_input=images.test_images[:2].cpu(), about=about)
+    except ArchitectureError as error:
+        save_artefact(model, path, architecture=False, about=about)
+        return error.reason
+    return None
 
 
 def _write_model(net: Outcome, images: ImageData, path: Path) -> None:

@@ -163,6 +163,29 @@ def test_factors_spectra_indices_and_parametrizations_are_multiplied_out(tmp_pat
         assert "factor" not in " ".join(again.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("sample", "layers"),
+    [
+        ((4,), lambda: (nn.Linear(4, 5), sparsenn.nn.SpectralGate(5, -1), nn.Sigmoid())),
+        ((2, 5), lambda: (nn.Conv1d(2, 3, 2), sparsenn.nn.SpectralGate(3), nn.ReLU(), sparsenn.nn.SpectralGate(4, 2))),
+        ((2, 5, 6), lambda: (sparsenn.nn.SpectralGate(2), nn.Conv2d(2, 3, 2), nn.ReLU(), sparsenn.nn.SpectralGate(3, -3))),
+    ],
+)
+@pytest.mark.parametrize("factors", [False, True])
+def test_gates_come_back_as_gates(sample, layers, factors, tmp_path):
+    net, x = nn.Sequential(*layers()).eval(), torch.randn(3, *sample)
+    for p in net.parameters():
+        p.data.normal_()
+    if factors:
+        sparsenn.factorize(net, 2)
+    path = sparsenn.save(net, tmp_path / "net", example_input=x)
+    again, into = sparsenn.load(path), nn.Sequential(*layers()).eval()
+    assert_same_bits(again, sparsenn.load(path, into=into))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), net(x))
+        assert torch.equal(into(x), again(x))
+
+
 def test_functions_residuals_and_reshapes_are_traced(tmp_path):
     class Net(nn.Module):
         def __init__(self):
@@ -351,3 +374,142 @@ def test_the_architecture_is_short(tmp_path):
     text = json.dumps([op.to_json() for op in contents.architecture])
     assert '["conv2d", "0", {"padding": [2, 2]}]' in text
     assert '["conv2d", "4"]' in text
+
+
+class Optional(nn.Module):
+    """Arguments with defaults, which a trace must not take for inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, targets=None, *rest, slope=None, skip=True, **more):
+        y = self.layer(x)
+        if targets is not None or rest or more:
+            y = torch.softmax(y, 1)
+        if slope is not None:
+            y = torch.relu(y)
+        return y + x if skip else y
+
+
+class Wraps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def replaced_as_a_whole():
+    net = Wraps()
+    net.forward = lambda x: torch.relu(Wraps.forward(net, x))
+    return net
+
+
+def replaced_inside():
+    return nn.Sequential(replaced_as_a_whole(), nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    ("build", "sample"),
+    [
+        (Optional, (4,)),
+        (lambda: nn.Sequential(Optional()), (4,)),
+        (replaced_as_a_whole, (3, 5, 5)),
+        (replaced_inside, (3, 5, 5)),
+    ],
+)
+def test_what_is_stored_is_the_model_s_answer_to_one_input(build, sample, tmp_path):
+    net, x = build().eval(), torch.randn(3, *sample)
+    path = sparsenn.save(net, tmp_path / "net")
+    with torch.no_grad():
+        assert torch.equal(sparsenn.load(path)(x), net(x))
+
+
+def replaced_layer():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    net[0].forward = lambda x: 2 * nn.Linear.forward(net[0], x)
+    return net
+
+
+def by_type(layer, x):
+    return layer(x) if isinstance(x, torch.Tensor) else torch.relu(layer(x))
+
+
+def every_other_time():
+    calls = []
+
+    def how(layer, x):
+        calls.append(x)
+        return layer(x) if len(calls) % 2 else torch.relu(layer(x))
+
+    return how
+
+
+class Images(Reads):
+    """Its layer says neither how high nor how wide an image is, but the pooling and the last layer do."""
+
+    def __init__(self, how):
+        super().__init__(how)
+        self.layer, self.last = nn.Conv2d(2, 4, 3), nn.Linear(4 * 5 * 5, 2)
+
+    def forward(self, x):
+        return self.last(nn.functional.max_pool2d(self.how(self.layer, x), 2).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (replaced_layer, "save: '0' (Linear) cannot be traced by torch.fx: its forward was replaced on the instance"),
+        (lambda: replaced_layer()[0], "save: '0' (Linear) cannot be traced by torch.fx: its forward was replaced"),
+        (lambda: Reads(by_type), "an example of shape (2, 4); its forward does what a trace does not show"),
+        (lambda: Reads(every_other_time()), "give another output than the model"),
+        (lambda: Images(by_type), "an example of shape (2, 2, 12, 12)"),
+        (lambda: Reads(lambda layer, x: nn.functional.dropout(layer(x))), "random in eval mode"),
+    ],
+)
+def test_what_is_not_what_was_traced_is_refused(build, sentence, tmp_path):
+    with pytest.raises(ValueError, match=f"{re.escape(sentence)}.*architecture=False"):
+        sparsenn.save(build(), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_example_compares_where_the_layers_do_not_say_its_shape(tmp_path):
+    class Flat(Images):
+        def __init__(self, how):
+            super().__init__(how)
+            self.last = nn.Linear(4 * 2 * 7, 2)  # of images that are no squares
+
+    sparsenn.save(Flat(by_type), tmp_path / "net")
+    with pytest.raises(ValueError, match=r"give another output than the model for an example of shape \(1, 2, 6, 17\)"):
+        sparsenn.save(Flat(by_type), tmp_path / "net", example_input=torch.randn(1, 2, 6, 17))
+    with pytest.raises(
+        ValueError, match=r"save: the model fails on an example of shape \(1, 2, 6, 6\): mat1.*example_input takes"
+    ):
+        sparsenn.save(Flat(by_type), tmp_path / "net", example_input=torch.randn(1, 2, 6, 6))
+    net, x = Flat(lambda layer, x: layer(x)), torch.randn(3, 2, 6, 17)
+    path = sparsenn.save(net, tmp_path / "net", example_input=x)
+    assert torch.equal(sparsenn.load(path)(x), net(x))
+
+
+def test_the_comparison_draws_no_numbers_from_the_user_s_generator(tmp_path):
+    net, before = Images(lambda layer, x: layer(x)), torch.get_rng_state()
+    sparsenn.save(net, tmp_path / "net")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("caller", "call"),
+    [
+        ("save", lambda tensors, path: sparsenn.save(tensors, path)),
+        ("save", lambda tensors, path: sparsenn.save(tensors, path, architecture=False)),
+        ("to_torch_sparse", lambda tensors, path: sparsenn.artefact.to_torch_sparse(tensors)),
+        ("collapse", lambda tensors, path: sparsenn.collapse(tensors)),
+        ("sparsity_report", lambda tensors, path: sparsenn.metrics.sparsity_report(tensors)),
+    ],
+)
+def test_a_state_dict_is_no_model(caller, call, tmp_path):
+    with pytest.raises(TypeError, match=f"^{caller}: model is OrderedDict; it takes a torch.nn.Module"):
+        call(nn.Linear(2, 2).state_dict(), tmp_path / "net")
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,11 @@ from torch import nn
 
 import sparsenn
 
+
+def gate(features, dim=1):
+    return sparsenn.nn.SpectralGate(features, dim, init=nn.init.normal_)
+
+
 NETS = {
     "lenet5": ((1, 14, 14), lambda: sparsenn.models.lenet5(image_size=14)),
     "resnet18": ((3, 8, 8), lambda: sparsenn.models.resnet18()),
@@ -29,6 +34,12 @@ NETS = {
         ),
     ),
     "rows": ((5, 4), lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))),
+    "gates": (
+        (3, 6, 5),
+        lambda: nn.Sequential(
+            gate(3), nn.Conv2d(3, 4, 3), gate(4, -3), nn.ReLU(), gate(3, -1), nn.Flatten(), gate(48), gate(48, -1)
+        ),
+    ),
     "pools": (
         (2, 7, 7),
         lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(2, 1, 1, count_include_pad=False), nn.Tanh()),
@@ -51,6 +62,38 @@ def test_onnx_runtime_computes_the_same(name, tmp_path):
         assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
+POOLS = [
+    (nn.AvgPool2d, {"kernel_size": 2, "ceil_mode": True, "padding": 1, "count_include_pad": False}),
+    *(
+        (kind, {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil, **more})
+        for kind in (nn.MaxPool1d, nn.AvgPool1d, nn.MaxPool2d, nn.AvgPool2d)
+        for kernel, stride, padding in ((2, 2, 1), (2, 3, 0), (3, 2, 1), (3, 5, 1), (5, 3, 2), (1, 2, 0), (4, 3, 0))
+        for ceil in (False, True)
+        for more in (({},) if "Max" in kind.__name__ else ({"count_include_pad": True}, {"count_include_pad": False}))
+    ),
+    (nn.AvgPool2d, {"kernel_size": (4, 2), "stride": (3, 4), "padding": (2, 0), "ceil_mode": True}),
+    (nn.AvgPool2d, {"kernel_size": (4, 3), "stride": (3, 5), "padding": (0, 1), "ceil_mode": True}),
+]
+
+
+@pytest.mark.parametrize("size", [(9, 9), (8, 6)])
+def test_windows_beside_the_border_are_those_of_pytorch(size, tmp_path):
+    pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    quiet = ort.SessionOptions()
+    quiet.intra_op_num_threads = quiet.inter_op_num_threads = 1
+    for kind, options in POOLS:
+        x = torch.randn(2, 3, *size) + 3 if "2d" in kind.__name__ else torch.randn(2, 3, size[1]) + 3
+        pool = kind(**options)
+        net = nn.Sequential(pool, nn.Flatten(), nn.Linear(pool(x).flatten(1).shape[1], 3))  # whose sizes are checked
+        path = sparsenn.artefact.to_onnx(net, tmp_path / "net.onnx", x)
+        session = ort.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"v0": x.numpy()})
+        expected = net(x).detach()
+        assert found.shape == tuple(expected.shape), pool
+        assert np.abs(found - expected.numpy()).max() <= 2e-5 * float(expected.abs().max()), pool
+
+
 def test_factors_and_compacted_models_are_exported(tmp_path):
     pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
@@ -71,6 +114,10 @@ def test_what_onnx_does_not_have_is_named(tmp_path):
         sparsenn.artefact.to_onnx(nn.AdaptiveAvgPool2d(2), tmp_path / "net", torch.ones(1, 2, 4, 4))
     with pytest.raises(ValueError, match=r"0\.weight is torch\.float64; it takes float32"):
         sparsenn.artefact.to_onnx(nn.Linear(2, 2).double(), tmp_path / "net", torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"^to_onnx: '0' \(LSTM\) is unknown; .*; torch.onnx.export is for other models$"):
+        sparsenn.artefact.to_onnx(nn.Sequential(nn.LSTM(3, 3)), tmp_path / "net", torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"^to_onnx: the model fails on an example of shape \(1, 3\): mat1"):
+        sparsenn.artefact.to_onnx(nn.Linear(2, 2), tmp_path / "net", torch.ones(1, 3))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -40,6 +40,10 @@ def branch(y: Tensor, x: Tensor) -> Tensor:
     return y if y.sum() > 0 else -y
 
 
+def by_type(y: Tensor, x: Tensor) -> Tensor:
+    return y if isinstance(x, Tensor) else -y
+
+
 def late(y: Tensor, x: Tensor) -> Tensor:
     z = torch.relu_(y)
     return z + y
@@ -112,7 +116,7 @@ class Hidden(nn.Module):
 
 
 def test_a_trace_that_is_not_what_runs_is_noticed():
-    with pytest.raises(ValueError, match="gives another output for example_input"):
+    with pytest.raises(ValueError, match="give another output for example_input than the model"):
         compact(generic(Hidden()), torch.randn(1, 4).double())
 
 
@@ -139,9 +143,9 @@ def test_an_example_that_does_not_fit_is_named_with_the_place():
     net = Masked().eval()
     with pytest.raises(ValueError, match=r"^compact: 'first' \(Linear\) fails on example_input: mat1 and mat2 shapes"):
         compact(net, (torch.randn(1, 3), torch.ones(4)))
-    with pytest.raises(ValueError, match=r"^compact: 'mul' \(mul\) fails on example_input: unsupported operand"):
-        compact(net, torch.randn(1, 4))
-    with pytest.raises(ValueError, match=r"^compact: 'x' \(x\) fails on example_input"):
+    with pytest.raises(ValueError, match=r"^compact: 'mul' \(mul\) fails on example_input: The size of tensor"):
+        compact(net, (torch.randn(1, 4), torch.ones(3)))
+    with pytest.raises(ValueError, match=r"^compact: the model cannot be traced by torch.fx: .* missing 1 required .* 'x'"):
         compact(net, ())
 
 
@@ -164,3 +168,36 @@ def test_a_model_without_values_is_refused():
         compact(nn.Sequential(nn.LazyLinear(3)), torch.randn(1, 2))
     with pytest.raises(ValueError, match="'weight' is on the meta device"):
         compact(nn.Linear(2, 2, device="meta"), torch.randn(1, 2))
+
+
+@pytest.mark.parametrize("given", [(), (None,), (True,)], ids=str)
+def test_arguments_that_are_no_tensors_are_what_they_are(given):
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, skip=None, *, scale: float | None = None) -> Tensor:
+            h = torch.relu(self.first(x))
+            if skip is not None:
+                h = -h
+            return self.last(h if scale is None else scale * h)
+
+    net = generic(Skips())
+    zero(net.first.weight, 1, 3)
+    x = torch.randn(5, 4).double()
+    small = compact(net, (x[:1], *given))
+    assert small.first.out_features == 4
+    torch.testing.assert_close(small(x, *given), net(x, *given))
+
+
+def test_a_choice_by_type_is_noticed():
+    with pytest.raises(ValueError, match="than the model; its forward does what a trace does not show"):
+        compact(generic(Calls(by_type)), torch.randn(1, 4).double())
+
+
+def test_a_layer_whose_forward_was_replaced_is_named():
+    net = generic(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    net[0].forward = lambda x: 2 * nn.Linear.forward(net[0], x)
+    with pytest.raises(ValueError, match=r"'0' \(Linear\) cannot be traced by torch.fx: its forward was replaced"):
+        compact(net, torch.randn(1, 4).double())

@@ -83,6 +83,13 @@ class Skip(nn.Module):
         return torch.relu(self.layer(x)) + x
 
 
+def gate(features, dim=1):
+    """Of both signs, and one is closed."""
+    made = sparsenn.nn.SpectralGate(features, dim, init=nn.init.normal_)
+    made.lambda_out.data[1] = 0
+    return made
+
+
 NETS = {
     "linear": ((20,), lambda: nn.Sequential(nn.Linear(20, 7))),
     "wide": ((1200,), lambda: nn.Sequential(nn.Linear(1200, 33, bias=False), nn.ReLU(), nn.Linear(33, 50))),
@@ -153,6 +160,29 @@ NETS = {
             nn.AdaptiveMaxPool2d(2),
             nn.AvgPool2d(2, 1, 1, count_include_pad=False),
         ),
+    ),
+    "gates": (
+        (5,),
+        lambda: nn.Sequential(
+            gate(5),
+            nn.Linear(5, 7),
+            gate(7, dim=-1),
+            nn.ReLU(),
+            gate(7),
+            nn.Linear(7, 6),
+            gate(6),
+            nn.BatchNorm1d(6),
+        ),
+    ),
+    "gates of images": (
+        (3, 6, 7),
+        lambda: nn.Sequential(
+            gate(3), nn.Conv2d(3, 4, 3), gate(4), nn.ReLU(), gate(4, dim=-3), nn.MaxPool2d(2), gate(4), nn.Flatten(), gate(16)
+        ),
+    ),
+    "gates of sequences": (
+        (3, 8),
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 3), gate(4, dim=-2), nn.Conv1d(4, 2, 3, groups=2), gate(2), nn.Tanh()),
     ),
     "global": ((3, 6, 5), lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))),
     "softmax": ((3, 4, 4), lambda: nn.Sequential(nn.Conv2d(3, 5, 2), nn.Softmax(1))),
@@ -281,6 +311,19 @@ def test_wrong_arguments_and_files_are_sentences(tmp_path):
     net = sparsenn.save(nn.Sequential(nn.Linear(4, 3), nn.Softmax(0)), path)
     with pytest.raises(ArtefactError, match="a softmax over dimension 0"):
         runtime.load(net)(np.zeros((1, 4), np.float32))
+    net = sparsenn.save(nn.Sequential(nn.Conv2d(2, 3, 1), gate(5, dim=-1)), path, example_input=torch.ones(1, 2, 4, 5))
+    with pytest.raises(ArtefactError, match="'1' is a gate over dimension -1; the runtime takes dimension 1"):
+        runtime.load(net)(np.zeros((1, 2, 4, 5), np.float32))
+    net = sparsenn.save(nn.Sequential(nn.Linear(4, 4), gate(4)), path)
+    with pytest.raises(ValueError, match="takes 4 features"):
+        runtime.load(net)(np.zeros((1, 5), np.float32))
+
+
+def test_closed_gates_leave_no_weights(tmp_path):
+    net = nn.Sequential(nn.Linear(6, 8), gate(8), nn.ReLU(), nn.Linear(8, 3))
+    net[1].lambda_out.data[2:] = 0
+    first, second = runtime.load(sparsenn.save(net, tmp_path / "net")).choices(6)
+    assert (first.rows, first.nonzeros, second.columns) == (1, 6, 1)
 
 
 def test_units_that_are_constant_or_unread_are_not_computed(tmp_path):

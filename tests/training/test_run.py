@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import sparsenn
 from sparsenn import models
 from sparsenn.data import ImageData
 from sparsenn.training import (
@@ -130,6 +131,25 @@ def test_metrics_are_json_lines_of_the_history(finished):
     lines = (finished.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == finished.net.history
     assert [r["epoch"] for r in finished.net.history] == [50, 100, 150, 200]
+
+
+def test_a_model_that_cannot_be_traced_ends_in_a_complete_folder(shapes, tmp_path):
+    result = train(config(model="row-transformer", epochs=1, twin=False), tmp_path / "r", images=shapes)
+    assert {f.name for f in result.folder.iterdir()} == FILES - {"twin"}
+    sentence = "The sparse artefact holds the tensors alone, which sparsenn.load(path, into=model) reads back: 'transpose'"
+    assert sentence in (tmp_path / "r" / "report.txt").read_text()
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["untraced"] == result.untraced
+    net = models.build("row-transformer", num_classes=3, image_size=8)
+    sparsenn.load(tmp_path / "r" / "sparse.safetensors", into=net)
+    assert all(torch.equal(tensor, result.net.model.state_dict()[name]) for name, tensor in net.state_dict().items())
+    kept = (tmp_path / "r" / "report.txt").read_text()
+    assert str(resume(tmp_path / "r", images=shapes)) + "\n" == kept
+
+
+def test_the_artefact_of_a_run_is_its_net(finished, shapes):
+    assert finished.untraced is None
+    again = sparsenn.load(finished.folder / "sparse.safetensors")
+    torch.testing.assert_close(again(shapes.test_images), finished.net.model(shapes.test_images))
 
 
 def test_a_run_in_memory_writes_nothing_and_is_the_same(shapes, finished, tmp_path, monkeypatch):
