@@ -184,6 +184,9 @@ def test_grids_begin_at_the_onset_of_their_own_learning_rate():
     for lr in (0.15, 0.6):
         lams = [key["lam"] for key in given.sweep(2, lr=lr)]
         assert lams == pytest.approx([share * onset(lr, steps) for share in LAMS[2]], rel=1e-3)
+    whole = {lr: [key["lam"] for key in given.sweep(4, **({"lr": lr} if lr else {}))] for lr in (None, 0.3)}
+    assert whole[None] == pytest.approx([share * onset(0.15, steps) for share in (0.7, 16)], rel=1e-3)
+    assert whole[0.3] == pytest.approx([share * onset(0.3, steps) for share in LAMS[4]], rel=1e-3)
     assert [key["lam"] for key in given.l1_sweep("prox")] == [key["lam"] for key in given.sweep(2)]
 
 

@@ -62,6 +62,7 @@ IMAGES = {
 # ("preserve") twice that is better at depth 2; on Fashion-MNIST half of it at depth 4 is better by half a point at compression
 # 1300, at the cost of as much at moderate ones.
 LENET_LRS = {"mnist": {2: 0.3}, "fashion-mnist": {2: 0.3, 4: 0.08}}
+LENET_LAMS = {"mnist": {4: (0.7, 16.0)}}  # in the place of ``LAMS`` at these rates: 12 ends before a compression of 1000
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,10 @@ class Given:
 
     def _lams(self, net: Row) -> tuple[float, float]:
         begin = onset(net["lr"], net["epochs"] * -(-IMAGES[self.dataset].examples // net["batch_size"]))
-        low, high = LAMS.get(net["depth"], LAMS[4])
+        depth = net["depth"]
+        low, high = LAMS.get(depth, LAMS[4])
+        if self.model == "lenet-300-100" and self.lr is None and net["lr"] == self.key("dwf", depth=depth)["lr"]:
+            low, high = LENET_LAMS.get(self.dataset, {}).get(depth, (low, high))
         return low * begin, high * begin
 
     def l1_sweep(self, method: str) -> list[Row]:
