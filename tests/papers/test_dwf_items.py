@@ -163,8 +163,9 @@ def test_a_weight_without_gradients_is_at_the_threshold_at_the_onset():
 
 
 def test_grids_share_their_nets():
-    rates = [[Given("mnist", m).key("dwf", depth=d)["lr"] for d in (2, 3, 4)] for m in ("lenet-300-100", "lenet-5")]
-    assert rates == [[0.3, 0.15, 0.08], [0.15, 0.15, 0.15]]
+    nets = (("fashion-mnist", "lenet-300-100"), ("mnist", "lenet-300-100"), ("fashion-mnist", "lenet-5"))
+    rates = [[Given(*net).key("dwf", depth=d)["lr"] for d in (2, 3, 4)] for net in nets]
+    assert rates == [[0.3, 0.15, 0.08], [0.3, 0.15, 0.15], [0.15, 0.15, 0.15]]
     assert log_spaced(1e-6, 1e-1, 6) == pytest.approx([10.0**k for k in range(-6, 0)])
     for depth in (2, 3, 4):
         lams = [{key["lam"] for key in Given("mnist", "lenet-300-100", points=n).sweep(depth, [0])} for n in (7, 13)]
