@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
-from sparsenn.ops.modes import batched, differentiated, needs_definition
+from sparsenn.ops.modes import batched, below_autograd, differentiated, needs_definition
 from sparsenn.ops.schema import NAMESPACE
 
 _ops = torch.ops.sparsenn
@@ -47,8 +47,10 @@ def soft_threshold(input: Tensor, threshold: float | Tensor) -> Tensor:  # noqa:
     level = _level(input, threshold)
     if needs_definition():
         return reference.thresholded(input, level)
-    if torch.compiler.is_compiling() or not differentiated([input, level]):
+    if torch.compiler.is_compiling():
         return _ops.soft_threshold(input, level)
+    if not differentiated([input, level]):
+        return below_autograd(_ops.soft_threshold.default, input, level)
     return _SoftThreshold.apply(input, level)
 
 

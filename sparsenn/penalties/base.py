@@ -129,8 +129,8 @@ def like(x: Tensor, value: float | Tensor) -> Tensor:
 
 
 def signed(magnitude: Tensor, sign_of: Tensor) -> Tensor:
-    """The magnitude with another tensor's signs; zeros stay positive, NaN stays NaN."""
-    return torch.copysign(magnitude, sign_of) + 0.0
+    """The magnitude, in its own memory, with another tensor's signs; zeros stay positive, NaN stays NaN."""
+    return magnitude.copysign_(sign_of).add_(0.0)
 
 
 def broadcasts_to(x: Tensor, w: Tensor) -> bool:
