@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import is_, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsenn import init
+from sparsenn._numbers import whole
 from sparsenn.ops import hadamard_product
 from sparsenn.optim import common, plans, shards
 from sparsenn.optim.memory import staggered_zeros
@@ -53,6 +55,7 @@ class Factorized(Optimizer):
     The state of a parameter has ``factor_0`` ... and, of the subclass's ``moments``, ``momentum_0`` ... in the same way.
     """
 
+    options: ClassVar[tuple[str, ...]] = ("lr", "lam", "depth", "factor_init")  # what is checked
     identified_by: ClassVar[tuple[str, ...]]  # options by which a saved state is known to be of this optimizer
     moments: ClassVar[tuple[str, ...]]  # what a factor may have beside it
     restarted: ClassVar[tuple[str, ...]]  # of these, what a factor that was set anew loses
@@ -70,16 +73,23 @@ class Factorized(Optimizer):
     def _owner(self) -> str:
         return type(self).__name__  # for errors
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        """Refuse options out of their range; a subclass has more of them."""
+    def _check_options(self, group: dict[str, Any], known: tuple[Any, ...] = ()) -> None:
+        """Refuse options out of their range; numbers become Python's. A subclass has more of them.
+
+        Tensors on another device that are ``known`` to be right are not looked at, not to wait for it.
+        """
         owner = self._owner
         for name in ("lr", "lam"):
-            common.check_number(owner, name, group[name], may_be_tensor=True)
-        if not isinstance(group["depth"], int) or isinstance(group["depth"], bool) or group["depth"] < 1:
+            value = group[name]
+            if not (isinstance(value, Tensor) and not value.is_cpu and any(value is x for x in known)):
+                group[name] = common.checked_number(owner, name, value, may_be_tensor=True)
+        depth = whole(group["depth"])
+        if depth is None or depth < 1:
             raise ValueError(f"{owner}: depth is {group['depth']!r}; it takes an integer >= 1")
+        group["depth"] = depth
         if group["factor_init"] not in init.FACTOR_INITS:
-            known = ", ".join(init.FACTOR_INITS)
-            raise ValueError(f"{owner}: factor_init is {group['factor_init']!r}; it takes one of {known}")
+            inits = ", ".join(init.FACTOR_INITS)
+            raise ValueError(f"{owner}: factor_init is {group['factor_init']!r}; it takes one of {inits}")
 
     def _check_parameter(self, p: Tensor, group: dict[str, Any]) -> None:
         """Refuse a parameter that can't be factorized with a group's options."""
@@ -129,7 +139,8 @@ class Factorized(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with hyperparameters of their own where given; their weights are factorized at once."""
-        self._check_options({**self.defaults, **param_group})
+        param_group = {**self.defaults, **param_group}
+        self._check_options(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -138,6 +149,7 @@ class Factorized(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._checked[len(self.param_groups) - 1] = self._options_of(group), _versions(group)
         if not self._constructing:  # when all groups are found to be right, none is left half-way
             self._factorize_group(group)
 
@@ -149,7 +161,9 @@ class Factorized(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         compiling = torch.compiler.is_compiling()
-        # All gradients and weights are gathered, and checked, before anything is moved.
+        # All options, gradients and weights are gathered, and checked, before anything is moved.
+        if not compiling:
+            self._check_changed_options()
         work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
         for group, plan, grads in work:
             for batch, own in zip(plan.batches, grads, strict=True):
@@ -163,6 +177,18 @@ class Factorized(Optimizer):
         if not compiling:
             self._step_done()
         return loss
+
+    def _check_changed_options(self) -> None:
+        """Check options that were written into groups, and CPU tensors among them that were changed in place.
+
+        Other devices are not waited for: a tensor there is looked at when it comes into a group.
+        """
+        for index, group in enumerate(self.param_groups):
+            options = self._options_of(group)
+            known, versions = self._checked.get(index, ((), ()))
+            if len(known) != len(options) or not all(map(is_, options, known)) or _versions(group) != versions:
+                self._check_options(group, known)
+                self._checked[index] = self._options_of(group), _versions(group)
 
     def factors(self, p: Tensor) -> tuple[Tensor, ...]:
         """The D factors of a parameter, in its shape: the tensors that the optimizer moves, not copies.
@@ -244,6 +270,8 @@ class Factorized(Optimizer):
         self._pieces: dict[Tensor, Pieces] = {}
         self._plans: dict[int, plans.Plan] = {}
         self._scalar = common.Scalars()
+        self._options_of = itemgetter(*self.options)
+        self._checked: dict[int, tuple[tuple[Any, ...], tuple[int, ...]]] = {}  # options, and the versions of tensors
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -401,3 +429,7 @@ class Factorized(Optimizer):
             if sorted(found) != sorted(names) and (found or stem == "factor"):
                 raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
+
+
+def _versions(group: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(x._version for x in (group["lr"], group["lam"]) if isinstance(x, Tensor) and x.is_cpu)

@@ -193,7 +193,8 @@ class Proximal(Optimizer):
             if penalty is None:
                 continue
             if group["lam"] is not penalty.lam:
-                self._penalties[index] = _fitted(penalty, group, index)
+                self._penalties[index] = fitted = _fitted(penalty, group, index)
+                group["lam"] = fitted.lam  # NumPy's number is Python's now
             elif isinstance(penalty.lam, Tensor) and penalty.lam.is_cpu and not torch.compiler.is_compiling():
                 penalty.with_lam(penalty.lam)  # it may have been changed in place; elsewhere a look would wait for the device
         return self._penalties
@@ -263,7 +264,10 @@ def _itself(step: Tensor) -> Tensor:
 def _hand_over(group: dict[str, Any], penalty: Penalty | None) -> None:
     """Penalties are ours and not part of the base optimizer's options, which go into its state dict: numbers only."""
     group.pop("penalty", None)
-    group.setdefault("lam", 0.0 if penalty is None else penalty.lam)
+    if penalty is None:
+        group.setdefault("lam", 0.0)
+    else:
+        group["lam"] = penalty.lam
 
 
 def _fitted(penalty: Penalty, group: dict[str, Any], index: int) -> Penalty:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import plain
 from sparsenn.ops import soft_threshold
 from sparsenn.penalties.base import like, signed
 from sparsenn.penalties.separable import Separable
@@ -194,9 +195,10 @@ class MCP(_OfMagnitudes):
 
     def __init__(self, lam: float | Tensor, gamma: float = 3.0) -> None:
         super().__init__(lam)
-        if not (isinstance(gamma, int | float) and math.isfinite(gamma) and gamma > 0):
+        number = plain(gamma)
+        if number is None or not (math.isfinite(number) and number > 0):
             raise ValueError(f"MCP: gamma is {gamma!r}; it takes a finite number > 0")
-        self.gamma = float(gamma)
+        self.gamma = float(number)
 
     def _penalty(self, m: Tensor, lam: Tensor) -> Tensor:
         bent = torch.minimum(m, (self.gamma * lam).expand_as(m))  # the same formula holds with m cut at gamma * lam
@@ -249,9 +251,10 @@ class SCAD(_OfMagnitudes):
 
     def __init__(self, lam: float | Tensor, a: float = 3.7) -> None:
         super().__init__(lam)
-        if not (isinstance(a, int | float) and math.isfinite(a) and a > 1):
+        number = plain(a)
+        if number is None or not (math.isfinite(number) and number > 1):
             raise ValueError(f"SCAD: a is {a!r}; it takes a finite number > 1")
-        self.a = float(a)
+        self.a = float(number)
 
     def _penalty(self, m: Tensor, lam: Tensor) -> Tensor:
         linear = torch.minimum(m, lam.expand_as(m))

@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import plain
 from sparsenn.ops import soft_threshold
 from sparsenn.penalties.base import Penalty, like
 
@@ -121,6 +122,7 @@ class ElasticNet(Separable):
 
 def checked_ratio(kind: str, ratio: float) -> float:
     """L1's share of a penalty as a float, or ValueError."""
-    if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+    number = plain(ratio)
+    if number is None or not 0 <= number <= 1:
         raise ValueError(f"{kind}: l1_ratio is {ratio!r}; it takes a number from 0 to 1")
-    return float(ratio)
+    return float(number)
