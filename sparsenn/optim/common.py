@@ -72,6 +72,15 @@ def check_parameter(owner: str, p: Tensor) -> None:
         raise ValueError(f"{owner}: a parameter has layout {p.layout}; it takes dense ones")
 
 
+def check_state_fits(owner: str, position: Callable[[Tensor], int], p: Tensor, tensor: Tensor) -> None:
+    """Refuse a parameter that was converted to another dtype than its state is made for."""
+    if tensor.dtype != state_dtype(p):
+        raise RuntimeError(
+            f"{owner}: parameter {position(p)} (shape {tuple(p.shape)}) is {p.dtype}, and its state {tensor.dtype}: it was"
+            " converted after the optimizer was made. Make the optimizer after converting the model"
+        )
+
+
 def sparse_gradient(owner: str) -> RuntimeError:
     """The error for a gradient that is not dense."""
     return RuntimeError(f"{owner}.step: a gradient is sparse; it takes dense ones")

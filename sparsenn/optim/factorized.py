@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import is_, itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,22 @@ class Batch(plans.Batch):
     pieces: list[Pieces] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
     moments: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+class Place(NamedTuple):
+    """Where a parameter stands: in which of how many groups, at which slot there, and at which position over all groups."""
+
+    group: int
+    groups: int
+    slot: int
+    position: int
+
+    def holds(self, p: Tensor, groups: list[dict[str, Any]]) -> bool:
+        """Whether it still stands there."""
+        if len(groups) != self.groups:
+            return False
+        params = groups[self.group]["params"]
+        return self.slot < len(params) and params[self.slot] is p
 
 
 def numbered(state: dict[str, Any], stem: str) -> list[Tensor]:
@@ -268,16 +285,26 @@ class Factorized(Optimizer):
     def _forget(self) -> None:
         """Drop what was derived from the groups and the state."""
         self._pieces: dict[Tensor, Pieces] = {}
+        self._places: dict[Tensor, Place] = {}
         self._plans: dict[int, plans.Plan] = {}
         self._scalar = common.Scalars()
         self._options_of = itemgetter(*self.options)
         self._checked: dict[int, tuple[tuple[Any, ...], tuple[int, ...]]] = {}  # options, and the versions of tensors
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
-        for group in self.param_groups:
-            if any(p is q for q in group["params"]):
-                return group
-        raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
+        return self.param_groups[self._place_of(p).group]
+
+    def _position(self, p: Tensor) -> int:
+        return self._place_of(p).position
+
+    def _place_of(self, p: Tensor) -> Place:
+        place = self._places.get(p)
+        if place is None or not place.holds(p, self.param_groups):
+            self._places = _places(self.param_groups)  # of all, as one question seldom comes alone
+            place = self._places.get(p)
+        if place is None:
+            raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
+        return place
 
     def _factorized(self) -> list[Tensor]:
         """The parameters that have factors, each once."""
@@ -294,9 +321,6 @@ class Factorized(Optimizer):
 
     def _before_split(self, p: Tensor, changed: Tensor) -> None:
         """What is to be done before the changed weights of a parameter are split anew."""
-
-    def _position(self, p: Tensor) -> int:
-        return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
 
     def _factorize_group(self, group: dict[str, Any]) -> None:
         for p in group["params"]:
@@ -357,11 +381,13 @@ class Factorized(Optimizer):
                 idle.append(p)
                 continue
             pieces = self._pieces_of(p, group)
+            for tensor in chain(pieces.factors, *pieces.moments.values()):
+                common.check_state_fits(self._owner, self._position, p, tensor)
             damped, sharded = self._dampening(group, pieces.state), shards.is_sharded(p)
             key = (p.device, p.dtype, damped, sharded, len(pieces.factors))
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = Batch(self._owner, damped, sharded, moments={m: [] for m in self.moments})
+                batch = batches[key] = Batch(self._owner, damped, sharded, p.dtype, moments={m: [] for m in self.moments})
             batch.params.append(p)
             batch.weights.append(pieces.weight)
             batch.pieces.append(pieces)
@@ -429,6 +455,16 @@ class Factorized(Optimizer):
             if sorted(found) != sorted(names) and (found or stem == "factor"):
                 raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
+
+
+def _places(groups: list[dict[str, Any]]) -> dict[Tensor, Place]:
+    found: dict[Tensor, Place] = {}
+    position = 0
+    for number, group in enumerate(groups):
+        for slot, p in enumerate(group["params"]):
+            found.setdefault(p, Place(number, len(groups), slot, position))
+            position += 1
+    return found
 
 
 def _versions(group: dict[str, Any]) -> tuple[int, ...]:

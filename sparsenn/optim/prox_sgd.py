@@ -281,7 +281,11 @@ class ProxSGD(Optimizer):
         buffer = state.get(_BUFFER)
         if buffer is None or ((buffer.device != p.device or buffer.dtype != dtype) and not state.get(_STARTED)):
             state[_BUFFER], state[_STARTED] = staggered_zeros(p, dtype, 0), False
+        common.check_state_fits(_NAME, self._position, p, state[_BUFFER])
         return state
+
+    def _position(self, p: Tensor) -> int:
+        return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
 
     def _checked_setting(self, index: int, group: dict[str, Any]) -> _Setting:
         if torch.compiler.is_compiling():
@@ -338,7 +342,7 @@ class ProxSGD(Optimizer):
             key = (p.device, p.dtype, dampening, sharded)
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(_NAME, dampening, sharded)
+                batch = batches[key] = _Batch(_NAME, dampening, sharded, p.dtype)
             batch.add(p)
             if group["momentum"]:
                 batch.states.append(state)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sparsenn
-from sparsenn.optim import FactorizedAdam, FactorizedSGD, Proximal, ProxSGD, TargetSparsity, lambda_path
+from sparsenn.optim import FactorizedAdam, FactorizedSGD, Proximal, ProxSGD, TargetSparsity, factorized, lambda_path
 from sparsenn.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Heads
 
 MAKERS = {
@@ -196,3 +196,67 @@ def test_bools_are_no_numbers(flag):
     ):
         with pytest.raises(ValueError, match="it takes"):
             refused_call()
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_parameter_that_was_converted_is_named_before_anything_moves(maker, dtypes, steps):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).to(dtypes[0])
+    optimizer = MAKERS[maker]([{"params": model[0].parameters()}, {"params": model[1].parameters()}])
+    for _ in range(steps):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    model[1].to(dtypes[1])
+    for grads_anew in (False, True):
+        before = [p.detach().clone() for p in model.parameters()]
+        if grads_anew:
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+        with pytest.raises(RuntimeError) as caught:
+            optimizer.step()
+        text = str(caught.value)
+        assert text.startswith(f"{maker}: parameter 2 (shape (2, 3)) is {dtypes[1]}, and its state {dtypes[0]}")
+        assert text.endswith("Make the optimizer after converting the model")
+        assert all(map(torch.equal, model.parameters(), before))
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_parameter_may_become_one_whose_state_is_the_same(maker):
+    """Half types keep float32 states: their weights are those of a float32 twin, rounded."""
+    mine, twin = weights(), weights()
+    twin.data.copy_(mine)
+    torch.manual_seed(0)  # of the factors
+    optimizer = MAKERS[maker]([mine])
+    torch.manual_seed(0)
+    theirs = MAKERS[maker]([twin])
+    step(mine, optimizer)
+    step(twin, theirs)
+    for w, o, dtype in ((mine, optimizer, torch.bfloat16), (twin, theirs, torch.float32)):
+        w.data = w.data.to(dtype)
+        w.grad = None
+        w.grad = torch.ones_like(w)
+        o.step()
+    torch.testing.assert_close(mine.float(), twin, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("maker", ["FactorizedSGD", "FactorizedAdam"])
+def test_parameters_are_looked_up_in_one_table(maker, monkeypatch):
+    """Once for a construction and once for what comes after, however many there are."""
+    calls = []
+    table = factorized._places
+    monkeypatch.setattr(factorized, "_places", lambda groups: calls.append(1) or table(groups))
+    params = [nn.Parameter(torch.ones(2)) for _ in range(40)]
+    optimizer = MAKERS[maker]([{"params": params[:15]}, {"params": params[15:], "depth": 3}])
+    optimizer.resync()
+    assert len(calls) <= 2
+    assert [optimizer._position(p) for p in params] == list(range(40))
+    assert [len(optimizer.factors(p)) for p in params] == [2] * 15 + [3] * 25
+    added = nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [added]})
+    optimizer.param_groups[0]["params"].reverse()
+    assert optimizer._position(params[0]) == 14
+    assert optimizer._position(added) == 40
+    with pytest.raises(ValueError, match="the tensor is no parameter of this optimizer"):
+        optimizer._group_of(torch.ones(2))
