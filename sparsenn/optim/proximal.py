@@ -134,6 +134,10 @@ class Proximal(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of the base optimizer, then the proximal map for every parameter that has a gradient."""
+        return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        """The step itself, for a subclass: were ``step`` called once more, its hooks would be too."""
         penalties = self._current()  # checked before the base optimizer writes
         loss = self.base_optimizer.step(closure) if closure is not None else self.base_optimizer.step()
         self._shrink_all(penalties)
