@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsenn import init
+from sparsenn._numbers import whole
 from sparsenn.ops import hadamard_product, spectral_weight
 
 # name: dimensions that the weight may have, and which of them numbers the groups
@@ -62,7 +63,8 @@ class HadamardProduct(nn.Module):
 
     def __init__(self, depth: int, factor_init: str = "preserve", generator: torch.Generator | None = None) -> None:
         super().__init__()
-        _check(depth, factor_init)
+        depth = _checked_depth(depth)
+        _check(factor_init)
         self.depth = depth
         self.factor_init = factor_init
         self.generator = generator
@@ -168,9 +170,14 @@ class GroupProduct(HadamardProduct):
         return f"depth={self.depth}, groups={self.groups!r}, factor_init={self.factor_init!r}"
 
 
-def _check(depth: int, factor_init: str) -> None:
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+def _checked_depth(depth: int) -> int:
+    number = whole(depth)
+    if number is None or number < 1:
         raise ValueError(f"depth is {depth!r}; it takes an int >= 1")
+    return number
+
+
+def _check(factor_init: str) -> None:
     if factor_init not in init.FACTOR_INITS:
         known = ", ".join(repr(name) for name in init.FACTOR_INITS)
         raise ValueError(f"factor_init is {factor_init!r}; it takes one of {known}")

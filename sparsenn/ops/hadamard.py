@@ -33,6 +33,7 @@ def hadamard_product(factors: Sequence[Tensor], *, out: Tensor | None = None) ->
         The product; ``out`` where it is given. Empty and 0-d tensors are fine.
 
     Raises:
+        TypeError: for one tensor in the place of a list.
         ValueError: for no factors, different shapes, dtypes or devices, a dtype that is not one of the four, an ``out``
             of another kind.
         RuntimeError: for ``out`` with a factor that requires grad; from the kernels for an ``out`` that overlaps itself or a
@@ -174,6 +175,10 @@ _register()
 
 
 def _check_factors(factors: Sequence[Tensor]) -> None:
+    if isinstance(factors, Tensor):
+        raise TypeError(
+            f"hadamard_product: factors is a tensor of shape {tuple(factors.shape)}; it takes a list or tuple of tensors"
+        )
     if len(factors) == 0:
         raise ValueError("hadamard_product: factors is empty; it takes at least one tensor")
     first = factors[0]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import plain
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
-from sparsenn.ops.modes import batched, differentiated, needs_definition
+from sparsenn.ops.modes import batched, below_autograd, differentiated, needs_definition
 from sparsenn.ops.schema import NAMESPACE
 
 _ops = torch.ops.sparsenn
@@ -47,8 +48,10 @@ def soft_threshold(input: Tensor, threshold: float | Tensor) -> Tensor:  # noqa:
     level = _level(input, threshold)
     if needs_definition():
         return reference.thresholded(input, level)
-    if torch.compiler.is_compiling() or not differentiated([input, level]):
+    if torch.compiler.is_compiling():
         return _ops.soft_threshold(input, level)
+    if not differentiated([input, level]):
+        return below_autograd(_ops.soft_threshold.default, input, level)
     return _SoftThreshold.apply(input, level)
 
 
@@ -58,9 +61,10 @@ def _level(x: Tensor, threshold: float | Tensor) -> Tensor:
         raise ValueError(f"soft_threshold: input has dtype {x.dtype}; it takes float64, float32, bfloat16 or float16")
     wide = torch.float32 if x.dtype in reference.HALF else x.dtype
     if not isinstance(threshold, Tensor):
-        if not isinstance(threshold, int | float) or not threshold >= 0:
+        number = plain(threshold)
+        if number is None or not number >= 0:
             raise ValueError(f"soft_threshold: threshold is {threshold!r}; it takes a number >= 0 or a tensor")
-        return torch.scalar_tensor(threshold, dtype=wide)
+        return torch.scalar_tensor(number, dtype=wide)
     if threshold.dtype not in (x.dtype, wide):
         raise ValueError(f"soft_threshold: threshold is {_kind(threshold)}; an input that is {_kind(x)} takes {wide}")
     if threshold.device != x.device and (threshold.dim() or not threshold.is_cpu):

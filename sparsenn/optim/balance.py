@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from sparsenn import init
+from sparsenn._numbers import plain
 from sparsenn.init import stream
 from sparsenn.ops import hadamard_product
 from sparsenn.optim import common, shards
@@ -209,10 +210,12 @@ def check_options(owner: str, group: dict[str, Any]) -> None:
             " factor_init='root', or balanced='auto' to wait until they are"
         )
     check_tolerances(owner, [group["balance_tolerance"]])
+    group["balance_tolerance"] = plain(group["balance_tolerance"])
 
 
 def check_tolerances(owner: str, tolerances: Iterable[Any]) -> None:
     """Refuse what no imbalance can be compared with."""
     for tolerance in tolerances:
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:  # nor NaN
+        number = plain(tolerance)
+        if number is None or not number >= 0:  # nor NaN
             raise ValueError(f"{owner}: balance_tolerance is {tolerance!r}; it takes a number >= 0")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsenn._numbers import plain
 from sparsenn.ops.reference import DTYPES
 from sparsenn.optim.memory import staggered_zeros
 
@@ -40,8 +41,8 @@ def state_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def check_number(owner: str, name: str, value: Any, *, may_be_tensor: bool) -> None:
-    """A finite number >= 0; lr and lam also as a float32 or float64 tensor of one element."""
+def checked_number(owner: str, name: str, value: Any, *, may_be_tensor: bool = False) -> Any:
+    """A finite number >= 0 as Python has it; lr and lam also as a float32 or float64 tensor of one element."""
     if isinstance(value, Tensor) and (
         not may_be_tensor or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64)
     ):
@@ -49,14 +50,16 @@ def check_number(owner: str, name: str, value: Any, *, may_be_tensor: bool) -> N
             f"{owner}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
             " (lr and lam also a 0-d float32 or float64 tensor)"
         )
-    if not isinstance(value, int | float | Tensor) or not (math.isfinite(value) and value >= 0):
+    number = value if isinstance(value, Tensor) else plain(value)
+    if number is None or not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{owner}: {name} is {value!r}; it takes a finite number >= 0")
+    return number
 
 
 def check_momentum(owner: str, group: dict[str, Any]) -> None:
-    """The options of momentum and weight decay, as torch.optim.SGD has them."""
+    """The options of momentum and weight decay, as torch.optim.SGD has them; numbers become Python's."""
     for name in ("momentum", "dampening", "weight_decay"):
-        check_number(owner, name, group[name], may_be_tensor=False)
+        group[name] = checked_number(owner, name, group[name])
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError(f"{owner}: nesterov needs momentum > 0 and dampening 0")
 
@@ -67,6 +70,15 @@ def check_parameter(owner: str, p: Tensor) -> None:
         raise ValueError(f"{owner}: a parameter has dtype {p.dtype}; it takes float64, float32, bfloat16 or float16")
     if p.layout is not torch.strided:
         raise ValueError(f"{owner}: a parameter has layout {p.layout}; it takes dense ones")
+
+
+def check_state_fits(owner: str, position: Callable[[Tensor], int], p: Tensor, tensor: Tensor) -> None:
+    """Refuse a parameter that was converted to another dtype than its state is made for."""
+    if tensor.dtype != state_dtype(p):
+        raise RuntimeError(
+            f"{owner}: parameter {position(p)} (shape {tuple(p.shape)}) is {p.dtype}, and its state {tensor.dtype}: it was"
+            " converted after the optimizer was made. Make the optimizer after converting the model"
+        )
 
 
 def sparse_gradient(owner: str) -> RuntimeError:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from itertools import chain
+from operator import is_, itemgetter
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsenn import init
+from sparsenn._numbers import whole
 from sparsenn.ops import hadamard_product
 from sparsenn.optim import common, plans, shards
 from sparsenn.optim.memory import staggered_zeros
@@ -39,6 +42,22 @@ class Batch(plans.Batch):
     moments: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
+class Place(NamedTuple):
+    """Where a parameter stands: in which of how many groups, at which slot there, and at which position over all groups."""
+
+    group: int
+    groups: int
+    slot: int
+    position: int
+
+    def holds(self, p: Tensor, groups: list[dict[str, Any]]) -> bool:
+        """Whether it still stands there."""
+        if len(groups) != self.groups:
+            return False
+        params = groups[self.group]["params"]
+        return self.slot < len(params) and params[self.slot] is p
+
+
 def numbered(state: dict[str, Any], stem: str) -> list[Tensor]:
     """The tensors ``stem_0``, ``stem_1`` ... of a parameter's state."""
     found: list[Tensor] = []
@@ -53,6 +72,7 @@ class Factorized(Optimizer):
     The state of a parameter has ``factor_0`` ... and, of the subclass's ``moments``, ``momentum_0`` ... in the same way.
     """
 
+    options: ClassVar[tuple[str, ...]] = ("lr", "lam", "depth", "factor_init")  # what is checked
     identified_by: ClassVar[tuple[str, ...]]  # options by which a saved state is known to be of this optimizer
     moments: ClassVar[tuple[str, ...]]  # what a factor may have beside it
     restarted: ClassVar[tuple[str, ...]]  # of these, what a factor that was set anew loses
@@ -70,16 +90,23 @@ class Factorized(Optimizer):
     def _owner(self) -> str:
         return type(self).__name__  # for errors
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        """Refuse options out of their range; a subclass has more of them."""
+    def _check_options(self, group: dict[str, Any], known: tuple[Any, ...] = ()) -> None:
+        """Refuse options out of their range; numbers become Python's. A subclass has more of them.
+
+        Tensors on another device that are ``known`` to be right are not looked at, not to wait for it.
+        """
         owner = self._owner
         for name in ("lr", "lam"):
-            common.check_number(owner, name, group[name], may_be_tensor=True)
-        if not isinstance(group["depth"], int) or isinstance(group["depth"], bool) or group["depth"] < 1:
+            value = group[name]
+            if not (isinstance(value, Tensor) and not value.is_cpu and any(value is x for x in known)):
+                group[name] = common.checked_number(owner, name, value, may_be_tensor=True)
+        depth = whole(group["depth"])
+        if depth is None or depth < 1:
             raise ValueError(f"{owner}: depth is {group['depth']!r}; it takes an integer >= 1")
+        group["depth"] = depth
         if group["factor_init"] not in init.FACTOR_INITS:
-            known = ", ".join(init.FACTOR_INITS)
-            raise ValueError(f"{owner}: factor_init is {group['factor_init']!r}; it takes one of {known}")
+            inits = ", ".join(init.FACTOR_INITS)
+            raise ValueError(f"{owner}: factor_init is {group['factor_init']!r}; it takes one of {inits}")
 
     def _check_parameter(self, p: Tensor, group: dict[str, Any]) -> None:
         """Refuse a parameter that can't be factorized with a group's options."""
@@ -129,7 +156,8 @@ class Factorized(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with hyperparameters of their own where given; their weights are factorized at once."""
-        self._check_options({**self.defaults, **param_group})
+        param_group = {**self.defaults, **param_group}
+        self._check_options(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -138,6 +166,7 @@ class Factorized(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._checked[len(self.param_groups) - 1] = self._options_of(group), _versions(group)
         if not self._constructing:  # when all groups are found to be right, none is left half-way
             self._factorize_group(group)
 
@@ -149,7 +178,9 @@ class Factorized(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         compiling = torch.compiler.is_compiling()
-        # All gradients and weights are gathered, and checked, before anything is moved.
+        # All options, gradients and weights are gathered, and checked, before anything is moved.
+        if not compiling:
+            self._check_changed_options()
         work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
         for group, plan, grads in work:
             for batch, own in zip(plan.batches, grads, strict=True):
@@ -163,6 +194,18 @@ class Factorized(Optimizer):
         if not compiling:
             self._step_done()
         return loss
+
+    def _check_changed_options(self) -> None:
+        """Check options that were written into groups, and CPU tensors among them that were changed in place.
+
+        Other devices are not waited for: a tensor there is looked at when it comes into a group.
+        """
+        for index, group in enumerate(self.param_groups):
+            options = self._options_of(group)
+            known, versions = self._checked.get(index, ((), ()))
+            if len(known) != len(options) or not all(map(is_, options, known)) or _versions(group) != versions:
+                self._check_options(group, known)
+                self._checked[index] = self._options_of(group), _versions(group)
 
     def factors(self, p: Tensor) -> tuple[Tensor, ...]:
         """The D factors of a parameter, in its shape: the tensors that the optimizer moves, not copies.
@@ -242,14 +285,26 @@ class Factorized(Optimizer):
     def _forget(self) -> None:
         """Drop what was derived from the groups and the state."""
         self._pieces: dict[Tensor, Pieces] = {}
+        self._places: dict[Tensor, Place] = {}
         self._plans: dict[int, plans.Plan] = {}
         self._scalar = common.Scalars()
+        self._options_of = itemgetter(*self.options)
+        self._checked: dict[int, tuple[tuple[Any, ...], tuple[int, ...]]] = {}  # options, and the versions of tensors
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
-        for group in self.param_groups:
-            if any(p is q for q in group["params"]):
-                return group
-        raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
+        return self.param_groups[self._place_of(p).group]
+
+    def _position(self, p: Tensor) -> int:
+        return self._place_of(p).position
+
+    def _place_of(self, p: Tensor) -> Place:
+        place = self._places.get(p)
+        if place is None or not place.holds(p, self.param_groups):
+            self._places = _places(self.param_groups)  # of all, as one question seldom comes alone
+            place = self._places.get(p)
+        if place is None:
+            raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
+        return place
 
     def _factorized(self) -> list[Tensor]:
         """The parameters that have factors, each once."""
@@ -266,9 +321,6 @@ class Factorized(Optimizer):
 
     def _before_split(self, p: Tensor, changed: Tensor) -> None:
         """What is to be done before the changed weights of a parameter are split anew."""
-
-    def _position(self, p: Tensor) -> int:
-        return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
 
     def _factorize_group(self, group: dict[str, Any]) -> None:
         for p in group["params"]:
@@ -329,11 +381,13 @@ class Factorized(Optimizer):
                 idle.append(p)
                 continue
             pieces = self._pieces_of(p, group)
+            for tensor in chain(pieces.factors, *pieces.moments.values()):
+                common.check_state_fits(self._owner, self._position, p, tensor)
             damped, sharded = self._dampening(group, pieces.state), shards.is_sharded(p)
             key = (p.device, p.dtype, damped, sharded, len(pieces.factors))
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = Batch(self._owner, damped, sharded, moments={m: [] for m in self.moments})
+                batch = batches[key] = Batch(self._owner, damped, sharded, p.dtype, moments={m: [] for m in self.moments})
             batch.params.append(p)
             batch.weights.append(pieces.weight)
             batch.pieces.append(pieces)
@@ -401,3 +455,17 @@ class Factorized(Optimizer):
             if sorted(found) != sorted(names) and (found or stem == "factor"):
                 raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
+
+
+def _places(groups: list[dict[str, Any]]) -> dict[Tensor, Place]:
+    found: dict[Tensor, Place] = {}
+    position = 0
+    for number, group in enumerate(groups):
+        for slot, p in enumerate(group["params"]):
+            found.setdefault(p, Place(number, len(groups), slot, position))
+            position += 1
+    return found
+
+
+def _versions(group: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(x._version for x in (group["lr"], group["lam"]) if isinstance(x, Tensor) and x.is_cpu)

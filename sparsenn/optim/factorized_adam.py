@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import plain
 from sparsenn.optim import common
 from sparsenn.optim.factorized import Batch, Factorized
 
@@ -70,7 +71,8 @@ class FactorizedAdam(Factorized):
         generator: Source of the seed for the factors, as in `FactorizedSGD`.
 
     Raises:
-        ValueError: for an argument out of its range, and parameters of another dtype.
+        ValueError: for an argument out of its range, and parameters of another dtype. From ``step`` too, where an option of a
+            group was changed to such a value; a tensor that is changed in place is looked at again on the CPU alone.
         RuntimeError: from ``step`` where weights were changed behind the optimizer's back (see `resync`), for sparse
             gradients and for a group whose depth was changed; before any parameter moves.
 
@@ -93,6 +95,7 @@ class FactorizedAdam(Factorized):
         True
     """
 
+    options = (*Factorized.options, "betas", "eps", "weight_decay")
     identified_by = ("depth", "seed", "betas")
     moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     restarted = ("exp_avg",)
@@ -140,17 +143,15 @@ class FactorizedAdam(Factorized):
         for p, state in self.state.items():  # a copy, where a step counts: the saved one is someone else's
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device=p.device)
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        super()._check_options(group)
-        common.check_number(self._owner, "weight_decay", group["weight_decay"], may_be_tensor=False)
+    def _check_options(self, group: dict[str, Any], known: tuple[Any, ...] = ()) -> None:
+        super()._check_options(group, known)
+        for name in ("weight_decay", "eps"):
+            group[name] = common.checked_number(self._owner, name, group[name])
         betas = group["betas"]
-        if (
-            not isinstance(betas, tuple | list)
-            or len(betas) != 2
-            or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)
-        ):
+        rates = [plain(beta) for beta in betas] if isinstance(betas, tuple | list) else []
+        if len(rates) != 2 or not all(rate is not None and 0 <= rate < 1 for rate in rates):
             raise ValueError(f"{self._owner}: betas is {betas!r}; it takes two numbers of at least 0 and below 1")
-        common.check_number(self._owner, "eps", group["eps"], may_be_tensor=False)
+        group["betas"] = tuple(rates)
         if group["eps"] < _LEAST_EPS:
             raise ValueError(
                 f"{self._owner}: eps is {group['eps']!r}; it takes at least {_LEAST_EPS:.2g}, or dead weights, whose gradients"

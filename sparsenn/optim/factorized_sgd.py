@@ -65,7 +65,8 @@ class FactorizedSGD(Factorized):
             initialized, so every rank must then construct the optimizer. With one, give every rank the same seed.
 
     Raises:
-        ValueError: for an argument out of its range, and parameters of another dtype.
+        ValueError: for an argument out of its range, and parameters of another dtype. From ``step`` too, where an option of a
+            group was changed to such a value; a tensor that is changed in place is looked at again on the CPU alone.
         RuntimeError: from ``step`` where weights were changed behind the optimizer's back (see `resync`), for sparse
             gradients and for a group whose depth was changed; before any parameter moves.
 
@@ -86,6 +87,10 @@ class FactorizedSGD(Factorized):
         True
     """
 
+    options = (
+        *Factorized.options,
+        *("momentum", "dampening", "nesterov", "weight_decay", "balanced", "balance_tolerance"),
+    )
     identified_by = ("depth", "seed", "momentum")
     moments = ("momentum",)
     restarted = ("momentum",)
@@ -202,8 +207,8 @@ class FactorizedSGD(Factorized):
             for name, value in (("balanced", False), ("balance_tolerance", 1e-3), ("balance_steps", 0)):
                 group.setdefault(name, value)
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        super()._check_options(group)
+    def _check_options(self, group: dict[str, Any], known: tuple[Any, ...] = ()) -> None:
+        super()._check_options(group, known)
         common.check_momentum(self._owner, group)
         balance.check_options(self._owner, group)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsenn._numbers import whole
 from sparsenn.optim.gradients import gradients
 from sparsenn.optim.groups import Selector, param_groups
 from sparsenn.optim.strength import Strength
@@ -113,11 +114,11 @@ def lambda_path(lam_max: float, n: int = 50, eps: float = 1e-3) -> list[float]:
     """
     if not (math.isfinite(lam_max) and lam_max > 0):
         raise ValueError(f"lambda_path: lam_max is {lam_max!r}; it takes a finite number > 0")
-    if not isinstance(n, int) or n < 1:
+    if (points := whole(n)) is None or points < 1:
         raise ValueError(f"lambda_path: n is {n!r}; it takes an integer >= 1")
     if not 0 < eps <= 1:
         raise ValueError(f"lambda_path: eps is {eps!r}; it takes a number in (0, 1]")
-    return [lam_max * eps ** (k / (n - 1)) if k else lam_max for k in range(n)]
+    return [lam_max * eps ** (k / (points - 1)) if k else lam_max for k in range(points)]
 
 
 def regularization_path(

@@ -21,6 +21,7 @@ class Batch:
     owner: str  # the optimizer, for errors
     dampening: float
     sharded: bool
+    dtype: torch.dtype  # of the parameters, when they were taken in
     params: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)  # the parameters, or this rank's parts of them
 
@@ -30,7 +31,7 @@ class Batch:
         self.weights.append(shards.local(p.detach()) if self.sharded else p)
 
     def gradients(self) -> list[Tensor] | None:
-        """The gradients as an operator takes them; None where a parameter has none any more."""
+        """The gradients as an operator takes them; None where a parameter has none any more, or was converted."""
         grads: list[Any] = [p.grad for p in self.params]
         try:
             layouts = {grad.layout for grad in grads}
@@ -38,6 +39,8 @@ class Batch:
             return None
         if layouts != _DENSE:
             raise common.sparse_gradient(self.owner)
+        if any(p.dtype is not self.dtype for p in self.params):
+            return None
         return [shards.local(grad) for grad in grads] if self.sharded else grads
 
 

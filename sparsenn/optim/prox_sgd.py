@@ -281,7 +281,11 @@ class ProxSGD(Optimizer):
         buffer = state.get(_BUFFER)
         if buffer is None or ((buffer.device != p.device or buffer.dtype != dtype) and not state.get(_STARTED)):
             state[_BUFFER], state[_STARTED] = staggered_zeros(p, dtype, 0), False
+        common.check_state_fits(_NAME, self._position, p, state[_BUFFER])
         return state
+
+    def _position(self, p: Tensor) -> int:
+        return next(i for i, q in enumerate(common.parameters(self.param_groups)) if q is p)
 
     def _checked_setting(self, index: int, group: dict[str, Any]) -> _Setting:
         if torch.compiler.is_compiling():
@@ -296,12 +300,12 @@ class ProxSGD(Optimizer):
         return setting
 
     def _make_setting(self, group: dict[str, Any], old: _Setting | None = None) -> _Setting:
-        options = _options(group)
-        tensors = [x for x in options[:2] if isinstance(x, Tensor)]
         versions = []
         if not torch.compiler.is_compiling():
-            versions = [x._version for x in tensors]
             _check_options(group, old)
+            versions = [x._version for x in _options(group)[:2] if isinstance(x, Tensor)]
+        options = _options(group)
+        tensors = [x for x in options[:2] if isinstance(x, Tensor)]
         lam = group["lam"]
         spread = isinstance(lam, Tensor) and lam.dim() > 0
         shape = (bool(group["momentum"]), group["dampening"], lam if spread else None, versions[-1:] if spread else None)
@@ -338,7 +342,7 @@ class ProxSGD(Optimizer):
             key = (p.device, p.dtype, dampening, sharded)
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(_NAME, dampening, sharded)
+                batch = batches[key] = _Batch(_NAME, dampening, sharded, p.dtype)
             batch.add(p)
             if group["momentum"]:
                 batch.states.append(state)
@@ -390,13 +394,14 @@ def _changed(value: Any, known: Any, version: int | None) -> bool:
 
 
 def _check_options(group: dict[str, Any], old: _Setting | None) -> None:
+    """Refuse options out of their range; numbers become Python's."""
     lr, lam = group["lr"], group["lam"]
     known = dict(zip(map(id, old.tensors), old.versions, strict=True)) if old else {}
     old_lr, old_lam = old.options[:2] if old else (_UNCHECKED, _UNCHECKED)
     if _changed(lr, old_lr, known.get(id(lr))):
-        common.check_number(_NAME, "lr", lr, may_be_tensor=True)
+        group["lr"] = common.checked_number(_NAME, "lr", lr, may_be_tensor=True)
     if _changed(lam, old_lam, known.get(id(lam))):
-        _check_lam(lam, group["params"])
+        group["lam"] = lam = _checked_lam(lam, group["params"])
     common.check_momentum(_NAME, group)
     if group["momentum"] >= 1:
         raise ValueError(f"{_NAME}: momentum is {group['momentum']!r}; it takes a number below 1")
@@ -404,10 +409,9 @@ def _check_options(group: dict[str, Any], old: _Setting | None) -> None:
         raise ValueError(f"{_NAME}: dampening is {group['dampening']!r}; it takes a number below 1 where there is a penalty")
 
 
-def _check_lam(lam: Any, params: list[Tensor]) -> None:
+def _checked_lam(lam: Any, params: list[Tensor]) -> Any:
     if not isinstance(lam, Tensor) or lam.dim() == 0:
-        common.check_number(_NAME, "lam", lam, may_be_tensor=not shards.is_sharded(lam))
-        return
+        return common.checked_number(_NAME, "lam", lam, may_be_tensor=not shards.is_sharded(lam))
     if lam.dtype not in common.DTYPES or lam.layout is not torch.strided:
         raise ValueError(
             f"{_NAME}: lam is a {lam.dtype} tensor of layout {lam.layout}; it takes dense ones of a floating dtype"
@@ -417,6 +421,7 @@ def _check_lam(lam: Any, params: list[Tensor]) -> None:
     values = shards.local(lam)
     if not lam.is_meta and not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"{_NAME}: lam, of shape {tuple(lam.shape)}, has an element that is negative, infinite or NaN")
+    return lam
 
 
 def _check_fit(lam: Tensor, p: Tensor) -> None:

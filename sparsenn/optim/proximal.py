@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsenn.optim import shards, steps
+from sparsenn.optim import runs, shards, steps
 from sparsenn.penalties import Penalty
+from sparsenn.penalties.base import broadcasts_to
 from sparsenn.penalties.separable import Separable
 
 StepSize = Callable[[dict[str, Any], dict[str, Any], Tensor], float | Tensor]
+StepFor = Callable[..., float | Tensor]  # from the tensors that S is made of
 
 
 class Proximal(Optimizer):
@@ -132,6 +134,10 @@ class Proximal(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of the base optimizer, then the proximal map for every parameter that has a gradient."""
+        return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        """The step itself, for a subclass: were ``step`` called once more, its hooks would be too."""
         penalties = self._current()  # checked before the base optimizer writes
         loss = self.base_optimizer.step(closure) if closure is not None else self.base_optimizer.step()
         self._shrink_all(penalties)
@@ -191,7 +197,8 @@ class Proximal(Optimizer):
             if penalty is None:
                 continue
             if group["lam"] is not penalty.lam:
-                self._penalties[index] = _fitted(penalty, group, index)
+                self._penalties[index] = fitted = _fitted(penalty, group, index)
+                group["lam"] = fitted.lam  # NumPy's number is Python's now
             elif isinstance(penalty.lam, Tensor) and penalty.lam.is_cpu and not torch.compiler.is_compiling():
                 penalty.with_lam(penalty.lam)  # it may have been changed in place; elsewhere a look would wait for the device
         return self._penalties
@@ -203,20 +210,68 @@ class Proximal(Optimizer):
         for group, penalty in zip(self.param_groups, penalties, strict=True):
             if penalty is None or (not isinstance(penalty.lam, Tensor) and penalty.lam == 0):
                 continue
-            for p in group["params"]:
-                if p.grad is not None:
-                    _shrink(p, penalty, self._step_for(group, p))
+            for rows, step_for in self._alike(group):
+                work = _shrinking(penalty, step_for)
+                if isinstance(penalty, Separable) and not getattr(penalty.lam, "shape", ()):
+                    runs.over(rows, work)
+                else:
+                    for row in rows:
+                        work(*row)
 
-    def _step_for(self, group: dict[str, Any], p: Tensor) -> float | Tensor:
+    def _alike(self, group: dict[str, Any]) -> Iterator[tuple[list[runs.Row], StepFor]]:
+        """The moved parameters that share a rule for S, each with what the rule reads by element, as this rank has them."""
+        params = [p for p in group["params"] if p.grad is not None]
         if self._step_size is not None:
-            return self._step_size(group, self.state[p], p)
-        return steps.RULES[type(self.base_optimizer)](group, self.state[p])
+            for p in params:
+                step, weight = self._step_size(group, self.state[p], p), shards.local(p)
+                if not isinstance(step, Tensor):
+                    yield [(weight,)], _always(step)
+                    continue
+                step = shards.local(step)
+                if not broadcasts_to(step, weight):
+                    raise ValueError(
+                        f"Proximal: step_size gives a tensor of shape {tuple(step.shape)}; it takes one that broadcasts to the"
+                        f" parameter, of shape {tuple(weight.shape)}"
+                    )
+                yield [(weight, step.expand(weight.shape))], _itself
+            return
+        rule = steps.RULES[type(self.base_optimizer)]
+        found: dict[tuple[Any, ...], tuple[list[runs.Row], StepFor]] = {}
+        for p in params:
+            numbers, tensors = steps.read(self.state[p])
+            key = (p.dtype, p.device, *numbers.values(), *tensors)
+            if key not in found:
+                found[key] = [], _by_rule(rule, group, numbers, list(tensors))
+            found[key][0].append((shards.local(p), *map(shards.local, tensors.values())))
+        yield from found.values()
+
+
+def _shrinking(penalty: Penalty, step_for: StepFor) -> Callable[..., None]:
+    def shrink(weight: Tensor, *own: Tensor) -> None:
+        weight.copy_(penalty.prox(weight, step_for(*own)))
+
+    return shrink
+
+
+def _by_rule(rule: steps.Rule, group: dict[str, Any], numbers: dict[str, float | Tensor], names: list[str]) -> StepFor:
+    return lambda *own: rule(group, {**numbers, **dict(zip(names, own, strict=True))})
+
+
+def _always(step: float | Tensor) -> StepFor:
+    return lambda: step
+
+
+def _itself(step: Tensor) -> Tensor:
+    return step
 
 
 def _hand_over(group: dict[str, Any], penalty: Penalty | None) -> None:
     """Penalties are ours and not part of the base optimizer's options, which go into its state dict: numbers only."""
     group.pop("penalty", None)
-    group.setdefault("lam", 0.0 if penalty is None else penalty.lam)
+    if penalty is None:
+        group.setdefault("lam", 0.0)
+    else:
+        group["lam"] = penalty.lam
 
 
 def _fitted(penalty: Penalty, group: dict[str, Any], index: int) -> Penalty:
@@ -229,10 +284,3 @@ def _fitted(penalty: Penalty, group: dict[str, Any], index: int) -> Penalty:
                 f"Proximal: {name} is sharded; {penalty!r} needs it whole. It takes a separable penalty with one number for lam"
             )
     return penalty
-
-
-def _shrink(p: Tensor, penalty: Penalty, step: float | Tensor) -> None:
-    if isinstance(step, Tensor):
-        step = shards.local(step)
-    weight = shards.local(p)
-    weight.copy_(penalty.prox(weight, step))

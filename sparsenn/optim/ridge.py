@@ -78,26 +78,40 @@ def ridge_proximal(
     if form == "path":
         for block in blocks:
             block.normalize_()
-    optimizer = Proximal(base([group for group in groups if group["params"]]))
-    if form == "path":
-        optimizer.register_step_pre_hook(lambda _, args, kwargs: _to_the_sphere(blocks, args, kwargs))
-        optimizer.register_step_post_hook(lambda *_: _normalize(blocks))
-    return optimizer
+    optimizer = base([group for group in groups if group["params"]])
+    return _OnSpheres(optimizer, blocks) if form == "path" else Proximal(optimizer)
 
 
-def _to_the_sphere(blocks: list[RidgeBlock], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Gradients without their part along w: there the penalty pulls, and the norm is held. A closure makes them in the step."""
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
-        _drop_radial_parts(blocks)
-        return None
+class _OnSpheres(Proximal):
+    """Proximal steps that hold the rows w of ridge blocks at unit length. The blocks are a part of what is copied and pickled.
 
-    def tangential() -> Any:
-        loss = closure()
-        _drop_radial_parts(blocks)
+    Gradients lose their part along w: there the penalty pulls, and the norm is held.
+    """
+
+    _blocks: list[RidgeBlock]
+
+    def __init__(self, base_optimizer: Optimizer, blocks: list[RidgeBlock]) -> None:
+        super().__init__(base_optimizer)
+        self._blocks = blocks
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        """A proximal step on tangential gradients, which a closure makes in the step, and the way back to unit length."""
+        if closure is None:
+            _drop_radial_parts(self._blocks)
+            loss = super()._step(None)
+        else:
+            loss = super()._step(lambda: self._tangential(closure))
+        for block in self._blocks:
+            block.normalize_()
         return loss
 
-    return args[:1], {"closure": tangential}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_blocks": self._blocks}
+
+    def _tangential(self, closure: Callable[[], Any]) -> Any:
+        loss = closure()
+        _drop_radial_parts(self._blocks)
+        return loss
 
 
 @torch.no_grad()
@@ -106,8 +120,3 @@ def _drop_radial_parts(blocks: list[RidgeBlock]) -> None:
         w = block.inner.weight
         if w.grad is not None:
             w.grad.sub_(w * (w.grad * w).sum(1, keepdim=True))
-
-
-def _normalize(blocks: list[RidgeBlock]) -> None:
-    for block in blocks:
-        block.normalize_()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsenn._numbers import plain, whole
 from sparsenn.optim import shards
 from sparsenn.optim.strength import Strength
 
@@ -79,16 +80,18 @@ class TargetSparsity:
         gain: float = 0.07,
         horizon: float = 20.0,
     ) -> None:
-        if not isinstance(target, int | float) or not 0 < target < 1:
+        share, count = plain(target), whole(updates)
+        if share is None or not 0 < share < 1:
             raise ValueError(f"TargetSparsity: target is {target!r}; it takes a number between 0 and 1")
-        if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
+        if count is None or count < 1:
             raise ValueError(f"TargetSparsity: updates is {updates!r}; it takes an integer >= 1")
         for name, value, low in (("threshold", threshold, "> 0"), ("gain", gain, "> 0"), ("horizon", horizon, ">= 0")):
-            if not (math.isfinite(value) and (value > 0 or (low == ">= 0" and value == 0))):
+            number = plain(value)
+            if number is None or not (math.isfinite(number) and (number > 0 or (low == ">= 0" and number == 0))):
                 raise ValueError(f"TargetSparsity: {name} is {value!r}; it takes a finite number {low}")
         self.optimizer = optimizer
-        self.target = float(target)
-        self._updates, self._threshold, self._gain, self._horizon = updates, float(threshold), float(gain), float(horizon)
+        self.target = float(share)
+        self._updates, self._threshold, self._gain, self._horizon = count, float(threshold), float(gain), float(horizon)
         self._strength = Strength("TargetSparsity", optimizer)
         if any(shards.is_sharded(p) for p in self._weights()):
             raise ValueError("TargetSparsity: a parameter is sharded; it takes whole ones")

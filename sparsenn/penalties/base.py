@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import plain
 from sparsenn.ops.reference import DTYPES, accumulator
 
 _P = TypeVar("_P", bound="Penalty")
@@ -111,7 +112,7 @@ class Penalty(ABC):
                 raise ValueError(
                     f"{kind}.prox: step has shape {tuple(step.shape)}, which does not broadcast to w of shape {tuple(w.shape)}"
                 )
-        elif not (isinstance(step, int | float) and math.isfinite(step) and step >= 0):
+        elif (number := plain(step)) is None or not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{kind}.prox: step is {step!r}; it takes a finite number >= 0, or a tensor of them")
 
     def _options(self) -> dict[str, object]:
@@ -129,8 +130,8 @@ def like(x: Tensor, value: float | Tensor) -> Tensor:
 
 
 def signed(magnitude: Tensor, sign_of: Tensor) -> Tensor:
-    """The magnitude with another tensor's signs; zeros stay positive, NaN stays NaN."""
-    return torch.copysign(magnitude, sign_of) + 0.0
+    """The magnitude, in its own memory, with another tensor's signs; zeros stay positive, NaN stays NaN."""
+    return magnitude.copysign_(sign_of).add_(0.0)
 
 
 def broadcasts_to(x: Tensor, w: Tensor) -> bool:
@@ -144,7 +145,7 @@ def broadcasts_to(x: Tensor, w: Tensor) -> bool:
 
 
 def checked_nonnegative(kind: str, name: str, value: float | Tensor) -> float | Tensor:
-    """A strength as it was given, or ValueError. Looks at a tensor's values, so it waits for the device."""
+    """A strength as Python's number or the tensor given, or ValueError. Looks at a tensor's values: waits for the device."""
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise ValueError(f"{kind}: {name} is a {value.dtype} tensor; it takes a number or a floating-point tensor")
@@ -152,6 +153,7 @@ def checked_nonnegative(kind: str, name: str, value: float | Tensor) -> float | 
         if not (value.is_meta or bool(((values >= 0) & values.isfinite()).all())):
             raise ValueError(f"{kind}: {name} holds a negative or non-finite number; it takes finite numbers >= 0")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+    number = plain(value)
+    if number is None or not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{kind}: {name} is {value!r}; it takes a finite number >= 0, or a tensor of them")
-    return value
+    return number

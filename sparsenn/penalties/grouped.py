@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import whole
 from sparsenn.nn.parametrizations import GROUPS
 from sparsenn.ops import soft_threshold
 from sparsenn.ops.reference import accumulator
@@ -44,9 +45,10 @@ class Heads:
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "head_dim"):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"Heads: {name} is {number!r}; it takes an integer >= 1")
+            given = getattr(self, name)
+            if (number := whole(given)) is None or number < 1:
+                raise ValueError(f"Heads: {name} is {given!r}; it takes an integer >= 1")
+            object.__setattr__(self, name, number)
         if self.of not in ("rows", "columns"):
             raise ValueError(f"Heads: of is {self.of!r}; it takes 'rows' or 'columns'")
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import plain
 from sparsenn.ops import soft_threshold
+from sparsenn.penalties.base import like, signed
 from sparsenn.penalties.separable import Separable
 
-_NEWTON_STEPS = 6  # from the worst start to the last bit of float64: each squares an error that begins below 1/3
+_NEWTON_STEPS = {torch.float32: 4, torch.float64: 5}  # to the last bit: each squares an error that begins below 0.1
 
 
-class _Power(Separable):
-    """λ Σ |w|^q with 0 < q < 1."""
+class _OfMagnitudes(Separable):
+    """A penalty whose proximal map is written for magnitudes, and may change its memory."""
+
+    def _prox(self, x: Tensor, step: Tensor) -> Tensor:
+        return signed(self._shrink(x.abs(), like(x, self.lam), step), x)
+
+    @abstractmethod
+    def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor: ...
+
+
+class _Power(_OfMagnitudes):
+    """λ Σ |w|^q with q = 1 - 1/n."""
 
     q: ClassVar[float]
+    n: ClassVar[int]
 
     def _lambda_max(self, g: Tensor, step: Tensor) -> Tensor:
         # s |g| <= u (lam s)^(1 / (2 - q)), solved for lam in a form without a division by a step of 0
@@ -36,16 +50,17 @@ class _Power(Separable):
         return torch.where(lam == 0, 0.0, lam * self.q * m ** (self.q - 1))
 
     def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
-        q, scale = self.q, (lam * step) ** (1 / (2 - self.q))
+        q, n, scale = self.q, self.n, (lam * step) ** (1 / (2 - self.q))
         dead = m <= self._threshold() * scale
-        # The share r = x / w that is kept solves r + q k r^(q - 1) = 1 with k <= 0.56. The left side is convex, so Newton's
-        # method falls from 1 onto the larger root; k = 0 gives exactly 1. Unlike the closed forms it can't overflow.
-        k = torch.where(dead, 0.0, scale / m) ** (2 - q)
-        share = torch.ones_like(k)
-        for _ in range(_NEWTON_STEPS):
-            power = share ** (q - 2)
-            share = (1 - k * q * (2 - q) * share * power) / (1 - k * q * (1 - q) * power)
-        return torch.where(dead, 0.0, m * share)
+        # The share r = x / w that is kept solves r + c r^(-1/n) = 1 with c = q k, k <= 0.56: for its root y = r^(1/n) that is
+        # y^(n+1) - y + c = 0, with no power but whole ones. The left side is convex, so Newton's method falls from 1, and first
+        # to 1 - c/n, onto the largest root; k = 0 gives exactly 1. Unlike the closed forms it can't overflow.
+        c = torch.where(dead, 0.0, scale.div(m)).pow_(2 - q).mul_(q)
+        y = 1 - c / n
+        for _ in range(_NEWTON_STEPS[m.dtype]):
+            power = y.pow(n)
+            y.mul_(power).mul_(n).sub_(c).div_(power.mul_(n + 1).sub_(1))
+        return torch.where(dead, 0.0, m.mul_(y.pow_(n)))
 
 
 class L0_5(_Power):  # noqa: N801  (the digits are the exponent)
@@ -77,7 +92,7 @@ class L0_5(_Power):  # noqa: N801  (the digits are the exponent)
         tensor([ 0.0000,  1.1295, 99.9500])
     """
 
-    q = 1 / 2
+    q, n = 1 / 2, 2
 
 
 class L2_3(_Power):  # noqa: N801
@@ -108,10 +123,10 @@ class L2_3(_Power):  # noqa: N801
         tensor([  0.0000,   1.4047, 999.9333])
     """
 
-    q = 2 / 3
+    q, n = 2 / 3, 3
 
 
-class L0(Separable):
+class L0(_OfMagnitudes):
     r"""The number of weights that are not 0; its proximal map is hard thresholding.
 
     .. math::
@@ -149,7 +164,7 @@ class L0(Separable):
         return torch.where(m <= (2 * lam * step).sqrt(), 0.0, m)
 
 
-class MCP(Separable):
+class MCP(_OfMagnitudes):
     r"""The minimax concave penalty: L1 near 0, constant from γλ on, so that large weights are not shrunk.
 
     .. math::
@@ -180,9 +195,10 @@ class MCP(Separable):
 
     def __init__(self, lam: float | Tensor, gamma: float = 3.0) -> None:
         super().__init__(lam)
-        if not (isinstance(gamma, int | float) and math.isfinite(gamma) and gamma > 0):
+        number = plain(gamma)
+        if number is None or not (math.isfinite(number) and number > 0):
             raise ValueError(f"MCP: gamma is {gamma!r}; it takes a finite number > 0")
-        self.gamma = float(gamma)
+        self.gamma = float(number)
 
     def _penalty(self, m: Tensor, lam: Tensor) -> Tensor:
         bent = torch.minimum(m, (self.gamma * lam).expand_as(m))  # the same formula holds with m cut at gamma * lam
@@ -192,17 +208,17 @@ class MCP(Separable):
         return (lam - m / self.gamma).clamp(min=0)
 
     def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
-        firm = step < self.gamma
-        narrowing = torch.where(firm, 1 - step / self.gamma, 1.0)
-        inner = torch.where(firm, soft_threshold(m, lam * step) / narrowing, 0.0)
-        knee = torch.where(firm, self.gamma * lam, lam * (self.gamma * step).sqrt())
+        ratio = step / self.gamma
+        narrowing = torch.where(ratio < 1, 1 - ratio, torch.inf)
+        inner = soft_threshold(m, lam * step).div_(narrowing)
+        knee = ratio.clamp_(min=1).sqrt_().mul(self.gamma * lam)
         return torch.where(m <= knee, torch.minimum(inner, m), m)
 
     def _options(self) -> dict[str, object]:
         return {"gamma": self.gamma}
 
 
-class SCAD(Separable):
+class SCAD(_OfMagnitudes):
     r"""The smoothly clipped absolute deviation penalty: L1 up to λ, then ever flatter, constant from aλ on.
 
     .. math::
@@ -235,9 +251,10 @@ class SCAD(Separable):
 
     def __init__(self, lam: float | Tensor, a: float = 3.7) -> None:
         super().__init__(lam)
-        if not (isinstance(a, int | float) and math.isfinite(a) and a > 1):
+        number = plain(a)
+        if number is None or not (math.isfinite(number) and number > 1):
             raise ValueError(f"SCAD: a is {a!r}; it takes a finite number > 1")
-        self.a = float(a)
+        self.a = float(number)
 
     def _penalty(self, m: Tensor, lam: Tensor) -> Tensor:
         linear = torch.minimum(m, lam.expand_as(m))
@@ -252,7 +269,7 @@ class SCAD(Separable):
         convex = step < a - 1
         soft = soft_threshold(m, lam * step)
         # written as a fall from m, which is rounded relative to the fall
-        fall = step * (a * lam - m) / torch.where(convex, a - 1 - step, 1.0)
+        fall = (a * lam - m).mul_(step).div_(torch.where(convex, a - 1 - step, 1.0))
         inner = torch.where(convex & (m > lam * (1 + step)), m - fall, soft)
         knee = torch.where(step <= a + 1, (a + 1 + step) / 2, (step * (a + 1)).sqrt())
         return torch.where(m <= lam * torch.where(convex, a, knee), inner, m)

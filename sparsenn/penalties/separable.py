@@ -7,22 +7,20 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from sparsenn._numbers import plain
 from sparsenn.ops import soft_threshold
-from sparsenn.penalties.base import Penalty, like, signed
+from sparsenn.penalties.base import Penalty, like
 
 
 class Separable(Penalty):
     """A penalty that is the sum of one function of each weight's magnitude. λ may be a tensor that broadcasts to the weights.
 
     A subclass writes down that function, its slope for magnitudes ≥ 0 (at 0 the slope to the right, which may be infinite) and
-    its proximal map on magnitudes.
+    its proximal map.
     """
 
     def _value(self, x: Tensor) -> Tensor:
         return self._penalty(x.abs(), like(x, self.lam)).sum()
-
-    def _prox(self, x: Tensor, step: Tensor) -> Tensor:
-        return signed(self._shrink(x.abs(), like(x, self.lam), step), x)
 
     def _distance(self, x: Tensor, g: Tensor) -> Tensor:
         slope = self._slope(x.abs(), like(x, self.lam))
@@ -36,9 +34,6 @@ class Separable(Penalty):
 
     @abstractmethod
     def _slope(self, m: Tensor, lam: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor: ...
 
 
 class L1(Separable):
@@ -74,8 +69,8 @@ class L1(Separable):
     def _slope(self, m: Tensor, lam: Tensor) -> Tensor:
         return lam.expand_as(m)
 
-    def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
-        return soft_threshold(m, lam * step)
+    def _prox(self, x: Tensor, step: Tensor) -> Tensor:
+        return soft_threshold(x, like(x, self.lam) * step)
 
 
 class ElasticNet(Separable):
@@ -117,9 +112,9 @@ class ElasticNet(Separable):
     def _slope(self, m: Tensor, lam: Tensor) -> Tensor:
         return lam * (self.l1_ratio + (1 - self.l1_ratio) * m)
 
-    def _shrink(self, m: Tensor, lam: Tensor, step: Tensor) -> Tensor:
-        reach = lam * step
-        return soft_threshold(m, self.l1_ratio * reach) / (1 + (1 - self.l1_ratio) * reach)
+    def _prox(self, x: Tensor, step: Tensor) -> Tensor:
+        reach = like(x, self.lam) * step
+        return soft_threshold(x, self.l1_ratio * reach).div_((1 - self.l1_ratio) * reach + 1)
 
     def _options(self) -> dict[str, object]:
         return {"l1_ratio": self.l1_ratio}
@@ -127,6 +122,7 @@ class ElasticNet(Separable):
 
 def checked_ratio(kind: str, ratio: float) -> float:
     """L1's share of a penalty as a float, or ValueError."""
-    if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+    number = plain(ratio)
+    if number is None or not 0 <= number <= 1:
         raise ValueError(f"{kind}: l1_ratio is {ratio!r}; it takes a number from 0 to 1")
-    return float(ratio)
+    return float(number)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparsenn._numbers import whole
 from sparsenn.nn.convert import collapse
 from sparsenn.nn.indexed import IndexedLayer
 from sparsenn.prune.analysis import Analysis, trace_calls
@@ -75,7 +76,8 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
         >>> torch.allclose(small(x), net(x), atol=1e-6)
         True
     """
-    _check(model, threshold, round_to)
+    round_to = _checked_multiple(round_to)
+    _check(model, threshold)
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     small = _copy(model, threshold)
     modes = {module: module.training for module in small.modules()}
@@ -104,11 +106,15 @@ def compact(model: ModuleT, example_input: Tensor | tuple[Any, ...], threshold: 
     return small
 
 
-def _check(model: nn.Module, threshold: float, round_to: int) -> None:
+def _checked_multiple(round_to: int) -> int:
+    if (multiple := whole(round_to)) is None or multiple < 1:
+        raise ValueError(f"compact: round_to is {round_to!r}; it takes an int >= 1")
+    return multiple
+
+
+def _check(model: nn.Module, threshold: float) -> None:
     if not threshold >= 0:
         raise ValueError(f"compact: threshold is {threshold!r}; it takes a number >= 0")
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise ValueError(f"compact: round_to is {round_to!r}; it takes an int >= 1")
     for name, tensor in _tensors(model):
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"compact: {name!r} is not initialized yet; run one batch through the model first")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparsenn._numbers import whole
 from sparsenn.nn.parametrizations import HadamardProduct, factors_by_row
 from sparsenn.nn.spectral import SpectralLayer
 
@@ -129,7 +130,7 @@ def nodes(
         raise ValueError(f"nodes: threshold is {threshold!r}; it takes a number >= 0")
     if fraction is not None and not 0 <= fraction <= 1:
         raise ValueError(f"nodes: fraction is {fraction!r}; it takes a number from 0 to 1")
-    if not isinstance(keep, int) or keep < 0:
+    if (spared := whole(keep)) is None or spared < 0:
         raise ValueError(f"nodes: keep is {keep!r}; it takes an int >= 0")
     chosen = _layers(model, layers)
     for name, layer in chosen.items():
@@ -143,7 +144,7 @@ def nodes(
         goes[everything.argsort(stable=True)[: int(fraction * everything.numel() + 1e-9)]] = True
     dead = dict(zip(chosen, goes.split([own.numel() for own in relevance.values()]), strict=True))
     for name, own in relevance.items():
-        dead[name][own.argsort(descending=True, stable=True)[:keep]] = False
+        dead[name][own.argsort(descending=True, stable=True)[:spared]] = False
     tied: dict[int, list[str]] = {}
     for name, layer in chosen.items():
         tied.setdefault(id(_stored(layer)[0]), []).append(name)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from sparsenn._numbers import plain, whole
 from sparsenn.optim.groups import NamedParameter, Selector, selected
 from sparsenn.prune.budgets import BUDGETS, allocate, erdos_renyi_kernel, largest, uniform
 from sparsenn.prune.masks import Entry, entries, remove, set_masks
@@ -300,7 +301,8 @@ def synflow(
         ([[0.0, -2.0], [0.0, 0.0]], [[5.0, 0.0]])
     """
     plan = _plan("synflow", model, compression, exclude, on_collapse)
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
+    rounds = whole(iterations)
+    if rounds is None or rounds < 1:
         raise ValueError(f"synflow: iterations is {iterations!r}; it takes an int >= 1")
     network = _magnitudes_of(model)
     twins = {entry.name: entry.stored for entry in entries(network)}
@@ -309,8 +311,8 @@ def synflow(
     device = weights[0].device if weights else torch.device("cpu")
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=device)
     count = sum(int(mask.sum()) for mask in masks)
-    for k in range(1, iterations + 1):
-        left = round(count * (plan.keep / count) ** (k / iterations)) if count else 0
+    for k in range(1, rounds + 1):
+        left = round(count * (plan.keep / count) ** (k / rounds)) if count else 0
         masks = largest(_flow(network, ones, weights, masks), left)
         with torch.no_grad():
             for weight, mask in zip(weights, masks, strict=True):
@@ -400,8 +402,8 @@ class _Plan:
 
 
 def _plan(caller: str, model: nn.Module, compression: float, exclude: Iterable[Selector], on_collapse: str) -> _Plan:
-    number = isinstance(compression, (int, float)) and not isinstance(compression, bool)
-    if not number or not 1 <= compression < math.inf:
+    ratio = plain(compression)
+    if ratio is None or not 1 <= ratio < math.inf:
         raise ValueError(f"{caller}: compression is {compression!r}; it takes a number >= 1")
     _check_choice(caller, "on_collapse", on_collapse, ON_COLLAPSE)
     found = entries(model)
@@ -413,16 +415,16 @@ def _plan(caller: str, model: nn.Module, compression: float, exclude: Iterable[S
             raise ValueError(f"{caller}: {entry.name!r} holds NaN; it takes weights that can be compared")
     total = _numel(found)
     free = total - _numel(candidates)
-    keep = math.floor(total / compression) - free
+    keep = math.floor(total / ratio) - free
     if keep < 0:
         raise ValueError(
-            f"{caller}: compression is {compression}; {free:,} of {total:,} parameters are never pruned (exclude={exclude!r} "
+            f"{caller}: compression is {ratio}; {free:,} of {total:,} parameters are never pruned (exclude={exclude!r} "
             f"and frozen ones), so it takes at most {total / free:.6g}; exclude=() prunes biases and normalization too"
         )
     now = sum(int(entry.kept.sum()) for entry in candidates)
     if keep > now:
         raise ValueError(
-            f"{caller}: compression is {compression}, but the masks of the model give {total / (now + free):.6g} already; it "
+            f"{caller}: compression is {ratio}, but the masks of the model give {total / (now + free):.6g} already; it "
             f"takes more than that, or remove the masks first"
         )
     return _Plan(caller, found, candidates, keep, on_collapse)

@@ -260,3 +260,9 @@ def test_out_that_autograd_saved_is_watched(backend):
         hadamard_product([torch.full((3,), 2.0)], out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 2)])
+def test_a_tensor_is_no_list_of_factors(shape):
+    with pytest.raises(TypeError, match=r"factors is a tensor of shape \(.*\); it takes a list or tuple"):
+        hadamard_product(torch.ones(shape))

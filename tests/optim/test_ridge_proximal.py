@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 import sparsenn
 from sparsenn.nn import RidgeNet
-from sparsenn.optim import ridge_proximal
-from sparsenn.penalties import rbv2, rbv2_path
+from sparsenn.optim import Proximal, ridge_proximal
+from sparsenn.penalties import L1, rbv2, rbv2_path
 
 LAM = 3e-2
 BASES = {
@@ -105,3 +106,49 @@ def test_errors():
         ridge_proximal(RidgeNet(2, 1, width=3, activation=nn.Sigmoid), BASES["sgd"], 1e-3)
     with pytest.raises(ValueError, match=r"ridge_proximal: lam is -1; it takes a finite number >= 0"):
         ridge_proximal(net, BASES["sgd"], -1)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda pair: pickle.loads(pickle.dumps(pair))}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("form", ["path", "squares"])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_copy_trains_on_to_the_same_bits(way, form, base, closed):
+    net, x, y = task()
+    optimizer = ridge_proximal(net, BASES[base], LAM, form=form)
+
+    def train(net, optimizer, steps: int) -> list[Tensor]:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = (net(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(steps):
+            if closed:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        return [p.detach().clone() for p in net.parameters()]
+
+    before = train(net, optimizer, 3)
+    twin, other = COPIES[way]((net, optimizer))
+    expected = train(net, optimizer, 5)
+    assert all(map(torch.equal, train(twin, other, 0), before))  # the copy has parameters of its own
+    assert all(map(torch.equal, train(twin, other, 5), expected))
+    if form == "path":
+        torch.testing.assert_close(twin[0].inner.weight.norm(dim=1), torch.ones(12, dtype=torch.float64))
+
+
+def test_hooks_of_the_user_are_called_once_a_step():
+    Proximal(torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1), L1(0.1))  # torch wraps a class's step with its first object
+    net, x, y = task()
+    optimizer, calls = ridge_proximal(net, BASES["sgd"], LAM), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    (net(x) - y).square().mean().backward()
+    optimizer.step()
+    assert calls == ["before", "after"]
