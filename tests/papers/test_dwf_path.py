@@ -73,7 +73,7 @@ def test_a_path_that_diverges_says_where_and_has_no_later_points(place):
 
 
 def test_what_makes_no_path_is_refused_before_anything_is_written(place):
-    with pytest.raises(ValueError, match="points is 1; it takes 2 or more"):
+    with pytest.raises(ConfigError, match="points is 1; it takes 2 or more"):
         reproduce("dwf", "path", out=place.folder, points=1)
     with pytest.raises(ConfigError, match=r"lams is 1 0\.1"):
         reproduce("dwf", "path", out=place.folder, lams=[1, 0.1])

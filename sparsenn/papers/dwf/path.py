@@ -13,7 +13,7 @@ from sparsenn.papers.dwf.curves import NAMES, kind, seeds_in, select
 from sparsenn.papers.dwf.runs import Place, config_of, line_of, rows_of, train, trained_state
 from sparsenn.papers.dwf.settings import KEY, POINTS, SEEDS, SPARSITIES, TOLERANCES, Given, tuning_epochs
 from sparsenn.papers.dwf.tables import mean_of
-from sparsenn.training.errors import TrainingInterrupted
+from sparsenn.training.errors import ConfigError, TrainingInterrupted
 from sparsenn.training.files import write_atomic
 from sparsenn.training.fit import Fit
 from sparsenn.training.logging import progress_for
@@ -75,7 +75,6 @@ def reproduce(
 
     Raises:
         ConfigError: for a setting out of range, before anything is read or written.
-        ValueError: for fewer than 2 points.
         DataError: if a data file is missing or damaged.
         TrainingInterrupted: after a signal.
     """
@@ -92,7 +91,7 @@ def reproduce(
     )
     given.check()
     if points < 2:
-        raise ValueError(f"path: points is {points}; it takes 2 or more")
+        raise ConfigError(f"path: points is {points}; it takes 2 or more")
     place = Place(Path(out), data_root, device, threads, quiet)
     table = Table(place.folder / "path.jsonl", (*KEY, *_STAGE))
     curves = [given.sweep(depth, [seed]) for seed in range(seeds) for depth in depths]
