@@ -20,6 +20,7 @@ from sparsenn.ops import PatchLayer, RunSettings, permutation, stacked_steps_, s
 
 STUDENTS = {
     "fcn_256_32": ([PatchLayer(12, 256), PatchLayer(256, 32), PatchLayer(32, 1)], "relu"),
+    "baselineCNN": ([PatchLayer(1, 1, 12, 3), PatchLayer(1, 1, 4, 2), PatchLayer(1, 1, 2, 2)], "tanh"),
     "multiChannelCNN": ([PatchLayer(1, 4, 12, 3), PatchLayer(4, 4, 4, 2), PatchLayer(4, 1, 2, 2)], "tanh"),
 }
 STEPS, BATCH, LR, MOMENTUM, LAM = 100, 16, 5e-3, 0.9, 1e-5
@@ -212,6 +213,7 @@ CASES = [
     for size, runs in (
         ("fcn_256_32", 10),
         ("fcn_256_32", 45),
+        ("baselineCNN", 32),
         ("multiChannelCNN", 32),
         ("multiChannelCNN", 270),
         *([("fcn_256_32", 1000), ("multiChannelCNN", 4000)] if device == "cuda" else []),

@@ -145,7 +145,9 @@ def targets() -> Iterator[Target]:
             group = f"training · step · cpu · {batch} · D={depth}"
             yield Target(group, "training: ours ÷ dense", bound, lambda g: g.ratio("optimizer", "dense"), at_most=True)
 
-    for size, loop, bmm in (("fcn_256_32 · R=10", 25, 3), ("fcn_256_32 · R=45", 25, 3), ("multiChannelCNN · R=32", 1000, 10)):
+    students = {"fcn_256_32 · R=10": (25, 3), "fcn_256_32 · R=45": (25, 3)}
+    students |= dict.fromkeys(("baselineCNN · R=32", "multiChannelCNN · R=32"), (1000, 10))
+    for size, (loop, bmm) in students.items():
         group = f"stacked_steps · cpu · {size}"
         yield Target(group, "stack: the ordinary loop ÷ ours", loop, lambda g: g.ratio("loop", "fused"))
         yield Target(group, "stack: compiled bmm ÷ ours", bmm, lambda g: g.ratio("compiled-bmm", "fused"))

@@ -24,7 +24,10 @@ constexpr int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to
 
 struct StackedLayer : PatchLayer {
   int64_t positions, inputs, outputs;
-  int64_t weights, biases;  // where they begin among a run's parameters
+  int64_t weights, biases;    // where they begin among a run's parameters
+  std::vector<int64_t> taps;  // where the inputs of the first patch lie
+
+  int64_t patch() const { return static_cast<int64_t>(taps.size()); }
 };
 
 std::vector<StackedLayer> layers_of(const Stack& stack);
@@ -77,11 +80,11 @@ void move(const StepKind& kind, const Moves<double>& moves);
 void activate(Activation kind, int64_t size, float* z, float* a);
 void activate(Activation kind, int64_t size, double* z, double* a);
 
-// Losses of kWide lanes: `outputs`, targets and gradients are (count, kWide), labels (kWide). `scale` is what the sum
-// of losses is divided by in their mean; `sums` are added to.
+// Losses of kWide lanes: `count` rows of outputs, targets and gradients, `stride` apart; labels are one row. `scale` is
+// what the sum of losses is divided by in their mean; `sums` are added to.
 template <class T>
 struct Losses {
-  int64_t count;
+  int64_t count, stride;
   const T* outputs;
   const T* targets;       // null with labels
   const int64_t* labels;  // null with targets
@@ -105,8 +108,10 @@ class Room {
  public:
   explicit Room(int64_t size) : data_(new (std::align_val_t(64)) T[size]()) {}
   Room(Room&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-  Room(const Room&) = delete;
-  Room& operator=(const Room&) = delete;
+  Room& operator=(Room&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
   ~Room() { ::operator delete[](data_, std::align_val_t(64)); }
   operator T*() { return data_; }
   operator const T*() const { return data_; }

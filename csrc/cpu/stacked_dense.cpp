@@ -324,7 +324,7 @@ class Dense {
       }
       T sums[W] = {};
       T* const pulls = made.pulls + at;
-      lose(Losses<T>{outputs_, made.by_feature + at, stack_.labels ? nullptr : static_cast<T*>(targets_),
+      lose(Losses<T>{outputs_, W, made.by_feature + at, stack_.labels ? nullptr : static_cast<T*>(targets_),
                      stack_.labels ? static_cast<int64_t*>(labels_) : nullptr, scale, pulls, sums});
       for (int64_t s = 0; s < here; ++s) total += static_cast<double>(sums[s]);
       for (int64_t n = 0; n < outputs_; ++n) std::fill(pulls + n * W + here, pulls + (n + 1) * W, T(0));

@@ -99,9 +99,9 @@ SPARSENN_INLINE void lose_squares(const Losses<T>& losses) {
   std::copy_n(losses.sums, kWide<T>, sums);
   const T twice = 2 / losses.scale;
   for (int64_t n = 0; n < losses.count; ++n) {
-    const T* const outputs = losses.outputs + n * kWide<T>;
-    const T* const targets = losses.targets + n * kWide<T>;
-    T* const gradients = losses.gradients + n * kWide<T>;
+    const T* const outputs = losses.outputs + n * losses.stride;
+    const T* const targets = losses.targets + n * losses.stride;
+    T* const gradients = losses.gradients + n * losses.stride;
     SPARSENN_INDEPENDENT
     for (int lane = 0; lane < kWide<T>; ++lane) {
       const T gap = outputs[lane] - targets[lane];
@@ -119,29 +119,29 @@ SPARSENN_INLINE void lose_entropy(const Losses<T>& losses) {
   std::copy_n(losses.outputs, kWide<T>, most);
   std::fill_n(total, kWide<T>, T(0));
   for (int64_t n = 1; n < losses.count; ++n) {
-    const T* const outputs = losses.outputs + n * kWide<T>;
+    const T* const outputs = losses.outputs + n * losses.stride;
     SPARSENN_INDEPENDENT
     for (int lane = 0; lane < kWide<T>; ++lane) most[lane] = outputs[lane] > most[lane] ? outputs[lane] : most[lane];
   }
   for (int64_t n = 0; n < losses.count; ++n) {
-    const T* const outputs = losses.outputs + n * kWide<T>;
-    T* const gradients = losses.gradients + n * kWide<T>;
+    const T* const outputs = losses.outputs + n * losses.stride;
+    T* const gradients = losses.gradients + n * losses.stride;
     SPARSENN_INDEPENDENT
     for (int lane = 0; lane < kWide<T>; ++lane) {
-      gradients[lane] = exponential(outputs[lane] - most[lane]);
+      gradients[lane] = exponential<Sign::negative>(outputs[lane] - most[lane]);
       total[lane] += gradients[lane];
     }
   }
   const T share = T(1) / losses.scale;
   for (int64_t n = 0; n < losses.count; ++n) {
-    T* const gradients = losses.gradients + n * kWide<T>;
+    T* const gradients = losses.gradients + n * losses.stride;
     SPARSENN_INDEPENDENT
     for (int lane = 0; lane < kWide<T>; ++lane) {
       gradients[lane] = (gradients[lane] / total[lane] - (losses.labels[lane] == n ? T(1) : T(0))) * share;
     }
   }
   for (int lane = 0; lane < kWide<T>; ++lane) {
-    const T own = losses.outputs[losses.labels[lane] * kWide<T> + lane];
+    const T own = losses.outputs[losses.labels[lane] * losses.stride + lane];
     losses.sums[lane] += logarithm(total[lane]) + most[lane] - own;
   }
 }
@@ -172,24 +172,35 @@ SPARSENN_CLONES void activate(Activation kind, int64_t size, double* z, double* 
 SPARSENN_CLONES void lose(const Losses<float>& losses) { lose_any(losses); }
 SPARSENN_CLONES void lose(const Losses<double>& losses) { lose_any(losses); }
 
-// Once through the network for all; the few that come out too large go through it again alone.
+// Once through the network for all; the few that come out too large go through it again alone. A piece takes its rounds
+// together: one number after the other would wait for each of its products.
 SPARSENN_CLONES void samples_of(const Permutation& order, int64_t begin, int64_t count, int32_t* samples) {
+  constexpr int32_t kPiece = 128;
   const Permutation own = order;
   if (own.size < 2) {
     std::fill_n(samples, count, 0);
     return;
   }
-  const uint32_t start = static_cast<uint32_t>(begin);
-  const int32_t size = static_cast<int32_t>(count);
-  auto* const found = reinterpret_cast<uint32_t*>(samples);
-  uint32_t most = 0;
-  SPARSENN_INDEPENDENT
-  for (int32_t i = 0; i < size; ++i) {
-    found[i] = own.once(start + static_cast<uint32_t>(i));
-    most = found[i] > most ? found[i] : most;
-  }
-  for (int32_t i = 0; most >= own.size && i < size; ++i) {
-    while (found[i] >= own.size) found[i] = own.once(found[i]);
+  uint32_t left[kPiece], right[kPiece];
+  for (int64_t done = 0; done < count; done += kPiece) {
+    const uint32_t start = static_cast<uint32_t>(begin + done);
+    const int32_t size = static_cast<int32_t>(std::min<int64_t>(kPiece, count - done));
+    SPARSENN_INDEPENDENT
+    for (int32_t i = 0; i < size; ++i) own.split(start + static_cast<uint32_t>(i), left[i], right[i]);
+    for (int k = 0; k < Permutation::kRounds; k += 2) {
+      SPARSENN_INDEPENDENT
+      for (int32_t i = 0; i < size; ++i) own.rounds(k, left[i], right[i]);
+    }
+    auto* const found = reinterpret_cast<uint32_t*>(samples + done);
+    uint32_t most = 0;
+    SPARSENN_INDEPENDENT
+    for (int32_t i = 0; i < size; ++i) {
+      found[i] = left[i] * own.b + right[i];
+      most = found[i] > most ? found[i] : most;
+    }
+    for (int32_t i = 0; most >= own.size && i < size; ++i) {
+      while (found[i] >= own.size) found[i] = own.once(found[i]);
+    }
   }
 }
 

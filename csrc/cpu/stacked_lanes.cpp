@@ -7,14 +7,27 @@ namespace {
 
 constexpr int kSamples = 4;  // that go through the network together: each weight is read once for them
 
-// What the layers make of kSamples samples, and the gradients of that: (sample, feature, lane).
+// The numbers of one feature of kSamples samples, one behind the other.
+template <class T>
+constexpr int64_t kFeature = kSamples * kWide<T>;
+
+// What a layer makes of kSamples samples, and the gradients of that: (feature, sample, lane).
 template <class T>
 struct Signals {
-  Signals(int64_t features) : features(features), values(size()), slopes(size()), pulls(size()) {}
-  int64_t size() const { return kSamples * features * kWide<T>; }
-  int64_t stride() const { return features * kWide<T>; }
-  int64_t features;
+  Signals(int64_t features) : size(features * kFeature<T>), values(size), slopes(size), pulls(size) {}
+  int64_t size;
   Room<T> values, slopes, pulls;
+};
+
+// What a step reads: where the samples' rows lie (sample, lane), and what the network should make of them, for kSamples
+// after kSamples (output, sample, lane), or labels (sample, lane).
+template <class T>
+struct Batch {
+  Batch(int64_t size, int64_t outputs)
+      : rows(size * kWide<T>), targets(padded(size, kSamples) * outputs * kWide<T>), labels(size * kWide<T>) {}
+  Room<const T*> rows;
+  Room<T> targets;
+  Room<int64_t> labels;
 };
 
 template <class T, int kLanes>
@@ -36,108 +49,159 @@ struct Ops {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) accumulate<kLanes, T>(to.parts[v], a.parts[v], b.parts[v]);
   }
+  static SPARSENN_INLINE void add(Wide& to, const Wide& a) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) to.parts[v] += a.parts[v];
+  }
+  static SPARSENN_INLINE void multiply(Wide& to, const Wide& a) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) to.parts[v] *= a.parts[v];
+  }
+
+  // Filters, or inputs of a patch, that are worked on together, so that what they share is read once for them.
+  static constexpr int kTile = sizeof(vector_t<T, kLanes>) == 64 ? 4 : 1;
+
+  // Calls body(number, first) for tiles of kTile numbers, then for one after the other.
+  template <class Body>
+  static SPARSENN_INLINE void for_each_tile(int64_t size, const Body& body) {
+    int64_t first = 0;
+    for (; first + kTile <= size; first += kTile) body(std::integral_constant<int, kTile>(), first);
+    for (; first < size; ++first) body(std::integral_constant<int, 1>(), first);
+  }
+
+  // Calls body(p, shared) for every position of the patch; `shared` is which of the layer's filters are used there.
+  template <class Body>
+  static SPARSENN_INLINE void for_each_position(const StackedLayer& layer, const Body& body) {
+    int64_t shared = 0;
+    for (int64_t p = 0; p < layer.positions; ++p) {
+      body(p, shared);
+      if (++shared == layer.filters) shared = 0;
+    }
+  }
 
   // z = bias + sum w x, the sum over channels and then along the patch.
-  static SPARSENN_INLINE void forward(const StackedLayer& layer, const T* parameters, const T* inputs,
-                                      int64_t input_stride, T* z, int64_t z_stride) {
-    constexpr int64_t W = kWide<T>;
-    const int64_t patch = layer.in_channels * layer.kernel;
-    for (int64_t o = 0; o < layer.out_channels; ++o) {
-      for (int64_t p = 0; p < layer.positions; ++p) {
-        const int64_t filter = (p % layer.filters) * layer.out_channels + o;
-        const T* weights = parameters + (layer.weights + filter * patch) * W;
-        Wide sums[kSamples] = {};
+  static SPARSENN_INLINE void forward(const StackedLayer& layer, const T* parameters, const T* inputs, T* z) {
+    constexpr int64_t W = kWide<T>, F = kFeature<T>;
+    const int64_t patch = layer.patch(), positions = layer.positions;
+    for_each_position(layer, [&](int64_t p, int64_t shared) SPARSENN_INLINED {
+      const T* const x = inputs + p * layer.kernel * F;
+      for_each_tile(layer.out_channels, [&](auto tile, int64_t o) SPARSENN_INLINED {
+        constexpr int N = tile();
+        const int64_t filter = shared * layer.out_channels + o;
+        const T* const weights = parameters + (layer.weights + filter * patch) * W;
+        Wide sums[N][kSamples] = {};
         if (layer.bias) {
 #pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) load(sums[s], parameters + (layer.biases + filter) * W);
-        }
-        for (int64_t c = 0; c < layer.in_channels; ++c) {
-          const T* x = inputs + (c * layer.length + p * layer.kernel) * W;
-          for (int64_t j = 0; j < layer.kernel; ++j, weights += W, x += W) {
-            Wide weight, input;
-            load(weight, weights);
+          for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 4
-            for (int s = 0; s < kSamples; ++s) load(input, x + s * input_stride), add_product(sums[s], weight, input);
+            for (int s = 0; s < kSamples; ++s) load(sums[n][s], parameters + (layer.biases + filter + n) * W);
+          }
+        }
+        for (int64_t k = 0; k < patch; ++k) {
+          Wide weight, input[kSamples];
+#pragma GCC unroll 4
+          for (int s = 0; s < kSamples; ++s) load(input[s], x + layer.taps[k] * F + s * W);
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) {
+            load(weight, weights + (n * patch + k) * W);
+#pragma GCC unroll 4
+            for (int s = 0; s < kSamples; ++s) add_product(sums[n][s], weight, input[s]);
           }
         }
 #pragma GCC unroll 4
-        for (int s = 0; s < kSamples; ++s) store(z + s * z_stride + (o * layer.positions + p) * W, sums[s]);
-      }
-    }
+        for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+          for (int s = 0; s < kSamples; ++s) store(z + ((o + n) * positions + p) * F + s * W, sums[n][s]);
+        }
+      });
+    });
   }
 
   // Adds to the gradients of the parameters; what comes from above is multiplied by the slopes in its place.
-  static SPARSENN_INLINE void backward(const StackedLayer& layer, const T* inputs, int64_t input_stride,
-                                       const T* slopes, T* pulls, int64_t stride, T* grads) {
-    constexpr int64_t W = kWide<T>;
-    const int64_t patch = layer.in_channels * layer.kernel;
-    for (int64_t o = 0; o < layer.out_channels; ++o) {
-      for (int64_t p = 0; p < layer.positions; ++p) {
-        const int64_t filter = (p % layer.filters) * layer.out_channels + o, at = (o * layer.positions + p) * W;
-        Wide pull[kSamples];
+  static SPARSENN_INLINE void backward(const StackedLayer& layer, const T* inputs, const T* slopes, T* pulls,
+                                       T* grads) {
+    constexpr int64_t W = kWide<T>, F = kFeature<T>;
+    const int64_t patch = layer.patch(), positions = layer.positions;
+    for_each_position(layer, [&](int64_t p, int64_t shared) SPARSENN_INLINED {
+      const T* const x = inputs + p * layer.kernel * F;
+      for_each_tile(layer.out_channels, [&](auto tile, int64_t o) SPARSENN_INLINED {
+        constexpr int N = tile();
+        const int64_t filter = shared * layer.out_channels + o;
+        Wide pull[N][kSamples];
 #pragma GCC unroll 4
-        for (int s = 0; s < kSamples; ++s) {
-          Wide slope;
-          load(slope, slopes + s * stride + at), load(pull[s], pulls + s * stride + at);
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) pull[s].parts[v] *= slope.parts[v];
-          store(pulls + s * stride + at, pull[s]);
-        }
-        if (layer.bias) {
-          T* const to = grads + (layer.biases + filter) * W;
-          Wide sum;
-          load(sum, to);
+        for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 4
           for (int s = 0; s < kSamples; ++s) {
-#pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) sum.parts[v] += pull[s].parts[v];
+            const int64_t at = ((o + n) * positions + p) * F + s * W;
+            Wide slope;
+            load(slope, slopes + at), load(pull[n][s], pulls + at);
+            multiply(pull[n][s], slope);
+            store(pulls + at, pull[n][s]);
           }
-          store(to, sum);
-        }
-        T* to = grads + (layer.weights + filter * patch) * W;
-        for (int64_t c = 0; c < layer.in_channels; ++c) {
-          const T* x = inputs + (c * layer.length + p * layer.kernel) * W;
-          for (int64_t j = 0; j < layer.kernel; ++j, to += W, x += W) {
-            Wide sum, input;
+          if (layer.bias) {
+            T* const to = grads + (layer.biases + filter + n) * W;
+            Wide sum;
             load(sum, to);
 #pragma GCC unroll 4
-            for (int s = 0; s < kSamples; ++s) load(input, x + s * input_stride), add_product(sum, pull[s], input);
+            for (int s = 0; s < kSamples; ++s) add(sum, pull[n][s]);
             store(to, sum);
           }
         }
-      }
-    }
+        T* const own = grads + (layer.weights + filter * patch) * W;
+        for (int64_t k = 0; k < patch; ++k) {
+          Wide sum, input[kSamples];
+#pragma GCC unroll 4
+          for (int s = 0; s < kSamples; ++s) load(input[s], x + layer.taps[k] * F + s * W);
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) {
+            T* const to = own + (n * patch + k) * W;
+            load(sum, to);
+#pragma GCC unroll 4
+            for (int s = 0; s < kSamples; ++s) add_product(sum, pull[n][s], input[s]);
+            store(to, sum);
+          }
+        }
+      });
+    });
   }
 
   // What the layer hands back to its inputs.
-  static SPARSENN_INLINE void hand_back(const StackedLayer& layer, const T* parameters, const T* pulls, int64_t stride,
-                                        T* inputs, int64_t input_stride) {
-    constexpr int64_t W = kWide<T>;
-    const int64_t patch = layer.in_channels * layer.kernel;
-    for (int64_t p = 0; p < layer.positions; ++p) {
-      for (int64_t k = 0; k < patch; ++k) {
-        const int64_t at = (k / layer.kernel * layer.length + p * layer.kernel + k % layer.kernel) * W;
-        const T* weights = parameters + (layer.weights + (p % layer.filters) * layer.out_channels * patch + k) * W;
-        const T* from = pulls + p * W;
-        Wide sums[kSamples] = {};
-        for (int64_t o = 0; o < layer.out_channels; ++o, weights += patch * W, from += layer.positions * W) {
-          Wide weight, pull;
-          load(weight, weights);
+  static SPARSENN_INLINE void hand_back(const StackedLayer& layer, const T* parameters, const T* pulls, T* inputs) {
+    constexpr int64_t W = kWide<T>, F = kFeature<T>;
+    const int64_t patch = layer.patch(), positions = layer.positions;
+    for_each_position(layer, [&](int64_t p, int64_t shared) SPARSENN_INLINED {
+      T* const x = inputs + p * layer.kernel * F;
+      for_each_tile(patch, [&](auto tile, int64_t k) SPARSENN_INLINED {
+        constexpr int N = tile();
+        const T* weights = parameters + (layer.weights + shared * layer.out_channels * patch + k) * W;
+        const T* from = pulls + p * F;
+        Wide sums[N][kSamples] = {};
+        for (int64_t o = 0; o < layer.out_channels; ++o, weights += patch * W, from += positions * F) {
+          Wide weight, pull[kSamples];
 #pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) load(pull, from + s * stride), add_product(sums[s], weight, pull);
+          for (int s = 0; s < kSamples; ++s) load(pull[s], from + s * W);
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) {
+            load(weight, weights + n * W);
+#pragma GCC unroll 4
+            for (int s = 0; s < kSamples; ++s) add_product(sums[n][s], weight, pull[s]);
+          }
         }
 #pragma GCC unroll 4
-        for (int s = 0; s < kSamples; ++s) store(inputs + s * input_stride + at, sums[s]);
-      }
-    }
+        for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+          for (int s = 0; s < kSamples; ++s) store(x + layer.taps[k + n] * F + s * W, sums[n][s]);
+        }
+      });
+    });
   }
 
-  // to[k][lane] = rows[lane][k] for a multiple of kWide of features k.
+  // to[k][0][lane] = rows[lane][k] for a multiple of kWide of features k.
   static SPARSENN_INLINE void transpose(const T* const* rows, int64_t size, T* to) {
     for (int64_t k = 0; k < size; k += kLanes) {
       for (int64_t n = 0; n < kWide<T>; n += kLanes) {
-        transpose_square<T, kLanes>([&](int i) SPARSENN_INLINED { return rows[n + i] + k; }, to + k * kWide<T> + n,
-                                    kWide<T>);
+        transpose_square<T, kLanes>([&](int i) SPARSENN_INLINED { return rows[n + i] + k; }, to + k * kFeature<T> + n,
+                                    kFeature<T>);
       }
     }
   }
@@ -146,23 +210,20 @@ struct Ops {
 // clang-format off
 #define SPARSENN_OPS_FOR(NAME, TARGET, BYTES)                                                                          \
   template <class T>                                                                                                   \
-  TARGET void forward_##NAME(const StackedLayer& layer, const T* parameters, const T* inputs, int64_t input_stride,    \
-                             T* z, int64_t z_stride) {                                                                 \
-    Ops<T, BYTES / sizeof(T)>::forward(layer, parameters, inputs, input_stride, z, z_stride);                          \
+  TARGET void forward_##NAME(const StackedLayer& layer, const T* parameters, const T* inputs, T* z) {                  \
+    Ops<T, BYTES / sizeof(T)>::forward(layer, parameters, inputs, z);                                                  \
   }                                                                                                                    \
   template <class T>                                                                                                   \
-  TARGET void backward_##NAME(const StackedLayer& layer, const T* inputs, int64_t input_stride, const T* slopes,       \
-                              T* pulls, int64_t stride, T* grads) {                                                    \
-    Ops<T, BYTES / sizeof(T)>::backward(layer, inputs, input_stride, slopes, pulls, stride, grads);                    \
+  TARGET void backward_##NAME(const StackedLayer& layer, const T* inputs, const T* slopes, T* pulls, T* grads) {       \
+    Ops<T, BYTES / sizeof(T)>::backward(layer, inputs, slopes, pulls, grads);                                          \
   }                                                                                                                    \
   template <class T>                                                                                                   \
-  TARGET void hand_back_##NAME(const StackedLayer& layer, const T* parameters, const T* pulls, int64_t stride,         \
-                               T* inputs, int64_t input_stride) {                                                      \
-    Ops<T, BYTES / sizeof(T)>::hand_back(layer, parameters, pulls, stride, inputs, input_stride);                      \
+  TARGET void hand_back_##NAME(const StackedLayer& layer, const T* parameters, const T* pulls, T* inputs) {            \
+    Ops<T, BYTES / sizeof(T)>::hand_back(layer, parameters, pulls, inputs);                                            \
   }                                                                                                                    \
   template <class T>                                                                                                   \
-  TARGET void transpose_##NAME(const T* const* rows, int64_t size, T* to) {                                                 \
-    Ops<T, BYTES / sizeof(T)>::transpose(rows, size, to);                                                            \
+  TARGET void transpose_##NAME(const T* const* rows, int64_t size, T* to) {                                            \
+    Ops<T, BYTES / sizeof(T)>::transpose(rows, size, to);                                                              \
   }                                                                                                                    \
   template <class T>                                                                                                   \
   constexpr Chosen<T> chosen_##NAME{forward_##NAME<T>, backward_##NAME<T>, hand_back_##NAME<T>, transpose_##NAME<T>};
@@ -171,9 +232,9 @@ struct Ops {
 // What suits this processor.
 template <class T>
 struct Chosen {
-  void (*forward)(const StackedLayer&, const T*, const T*, int64_t, T*, int64_t);
-  void (*backward)(const StackedLayer&, const T*, int64_t, const T*, T*, int64_t, T*);
-  void (*hand_back)(const StackedLayer&, const T*, const T*, int64_t, T*, int64_t);
+  void (*forward)(const StackedLayer&, const T*, const T*, T*);
+  void (*backward)(const StackedLayer&, const T*, const T*, T*, T*);
+  void (*hand_back)(const StackedLayer&, const T*, const T*, T*);
   void (*transpose)(const T* const*, int64_t, T*);
 };
 
@@ -211,43 +272,51 @@ class Lanes {
         weights_(stack.parameters * W),
         state_(rows_ * stack.parameters * W),
         grads_(stack.parameters * W),
-        edge_(W * input_stride_),
-        x_(kSamples * input_stride_ * W),
-        targets_(kSamples * outputs_ * W),
-        labels_(kSamples * W) {
+        last_(std::max<int64_t>(stack.sets * stack.samples * inputs_ - input_stride_, 0)),
+        tail_(2 * input_stride_),
+        x_(input_stride_ * kFeature<T>),
+        batch_(stack.batch, outputs_),
+        next_(stack.batch, outputs_) {
     for (const StackedLayer& layer : layers) signals_.push_back(std::make_unique<Signals<T>>(layer.outputs));
-    std::fill_n(rows_of_, W, static_cast<const T*>(edge_));
+    const T* const x = static_cast<const T*>(stack.x);
+    std::copy(x + last_, x + stack.sets * stack.samples * inputs_, static_cast<T*>(tail_));
+    for (Batch<T>* batch : {&batch_, &next_}) {
+      std::fill_n(static_cast<const T**>(batch->rows), stack.batch * W, static_cast<const T*>(tail_));
+    }
+    orders_.reserve(count);
     for (int64_t lane = 0; lane < count; ++lane) {
-      orders_.emplace_back(stack, runs[lane]->seed);
-      inputs_of_[lane] = static_cast<const T*>(stack.x) + runs[lane]->data * stack.samples * inputs_;
+      // Runs of one seed see their samples in one order, which is found once.
+      int64_t same = 0;
+      while (runs[same]->seed != runs[lane]->seed) ++same;
+      order_of_[lane] = same < lane ? order_of_[same] : &orders_.emplace_back(stack, runs[lane]->seed);
+      first_[lane] = runs[lane]->data * stack.samples;
+      penalty_scales_[lane] = penalty_scale(*runs[lane]);
     }
   }
 
   void run() {
     copy<true>();
-    for (int64_t step = stack_.first; step < stack_.first + stack_.steps; ++step) {
-      const int64_t size = std::min(stack_.batch, stack_.samples - step * stack_.batch);
+    const int64_t end = stack_.first + stack_.steps;
+    find(stack_.first);
+    for (int64_t step = stack_.first; step < end; ++step) {
+      const int64_t size = size_of(step);
       const T scale = static_cast<T>(stack_.labels ? size : size * outputs_);
+      std::swap(batch_, next_);
+      if (step + 1 < end) find(step + 1);
       std::fill_n(static_cast<T*>(grads_), stack_.parameters * W, T(0));
-      if (step + 1 < stack_.first + stack_.steps) prefetch(step + 1);
       T sums[W] = {}, penalties[W] = {};
       for (int64_t begin = 0; begin < size; begin += kSamples) {
-        gather(step, begin, std::min<int64_t>(kSamples, size - begin));
+        const int64_t some = std::min<int64_t>(kSamples, size - begin);
+        gather(begin, some);
         forward();
-        judge(std::min<int64_t>(kSamples, size - begin), scale, sums);
+        judge(begin, some, scale, sums);
         backward();
       }
-      for (int64_t lane = 0; lane < count_; ++lane) {
-        const double t = static_cast<double>(stack_.epoch * batches() + step + 1);
-        if (step == stack_.first || kind_.optimizer == Optimizer::adam) {
-          rates_.set(lane, StepRates<T>::of(*runs_[lane], t));
-        }
-      }
+      if (step == stack_.first || kind_.optimizer == Optimizer::adam) set_rates(step);
       move(kind_, Moves<T>{stack_.parameters * W, weights_, grads_, state_, stack_.parameters * W, &rates_, penalties});
-      for (int64_t lane = 0; lane < count_; ++lane) {
-        double* const losses = stack_.losses + 2 * runs_[lane]->index;
-        losses[0] += static_cast<double>(sums[lane]) / static_cast<double>(scale);
-        losses[1] += static_cast<double>(penalties[lane]) * penalty_scale(*runs_[lane]);
+      for (int64_t lane = 0; lane < W; ++lane) {
+        losses_[lane] += static_cast<double>(sums[lane]) / static_cast<double>(scale);
+        losses_[W + lane] += static_cast<double>(penalties[lane]) * penalty_scales_[lane];
       }
     }
     copy<false>();
@@ -256,9 +325,15 @@ class Lanes {
  private:
   static constexpr int64_t W = kWide<T>;
 
-  int64_t batches() const { return (stack_.samples + stack_.batch - 1) / stack_.batch; }
+  int64_t size_of(int64_t step) const { return std::min(stack_.batch, stack_.samples - step * stack_.batch); }
 
-  // The runs' parameters and states to lanes, or back.
+  void set_rates(int64_t step) {
+    const int64_t batches = (stack_.samples + stack_.batch - 1) / stack_.batch;
+    const double t = static_cast<double>(stack_.epoch * batches + step + 1);
+    for (int64_t lane = 0; lane < count_; ++lane) rates_.set(lane, StepRates<T>::of(*runs_[lane], t));
+  }
+
+  // The runs' parameters, states and losses to lanes, or back.
   template <bool kIn>
   void copy() {
     const int64_t size = stack_.parameters;
@@ -267,13 +342,14 @@ class Lanes {
       copy_lane<kIn>(static_cast<T*>(stack_.weights) + run * size, static_cast<T*>(weights_) + lane, size);
       copy_lane<kIn>(static_cast<T*>(stack_.state) + run * stack_.rows * size, static_cast<T*>(state_) + lane,
                      rows_ * size);
+      copy_lane<kIn>(stack_.losses + 2 * run, losses_ + lane, 2);
     }
   }
 
-  template <bool kIn>
-  static void copy_lane(T* numbers, T* lanes, int64_t size) {
+  template <bool kIn, class Numbers, class Number>
+  static void copy_lane(Numbers* numbers, Number* lanes, int64_t size) {
     for (int64_t i = 0; i < size; ++i) {
-      if (kIn) {
+      if constexpr (kIn) {
         lanes[i * W] = numbers[i];
       } else {
         numbers[i] = lanes[i * W];
@@ -281,67 +357,66 @@ class Lanes {
     }
   }
 
-  // The rows of a step's samples on the way to the cache.
-  void prefetch(int64_t step) {
-    const int64_t size = std::min(stack_.batch, stack_.samples - step * stack_.batch);
+  // What the step will read, its rows on the way to the cache. Whole vectors are read of them, past their ends; not
+  // past that of the last data set, the end of which is copied for it.
+  void find(int64_t step) {
+    const int64_t size = size_of(step), inputs = inputs_, last = last_;
+    const T* const x = static_cast<const T*>(stack_.x);
+    const T* const tail = static_cast<const T*>(tail_) - last;
     for (int64_t lane = 0; lane < count_; ++lane) {
-      const int32_t* const own = orders_[lane].of_step(step);
-      for (int64_t i = 0; i < size; ++i) {
-        const T* const row = inputs_of_[lane] + own[i] * inputs_;
+      const int32_t* const samples = order_of_[lane]->of_step(step);
+      const int64_t first = first_[lane];
+      const T** const rows = next_.rows + lane;
+      for (int64_t s = 0; s < size; ++s) {
+        const int64_t at = (first + samples[s]) * inputs;
+        const T* const row = (at < last ? x : tail) + at;
+        rows[s * W] = row;
         __builtin_prefetch(row);
-        __builtin_prefetch(row + inputs_ - 1);
+        __builtin_prefetch(row + inputs - 1);
+      }
+      if (stack_.labels) {
+        const int64_t* const y = static_cast<const int64_t*>(stack_.y) + first;
+        for (int64_t s = 0; s < size; ++s) next_.labels[s * W + lane] = y[samples[s]];
+        continue;
+      }
+      const T* y = static_cast<const T*>(stack_.y) + first * outputs_;
+      for (int64_t n = 0; n < outputs_; ++n, ++y) {
+        T* to = next_.targets + n * kFeature<T> + lane;
+        for (int64_t s = 0; s < size; s += kSamples, to += outputs_ * kFeature<T>) {
+          for (int64_t i = 0; i < std::min<int64_t>(kSamples, size - s); ++i) to[i * W] = y[samples[s + i] * outputs_];
+        }
       }
     }
   }
 
-  // Whole vectors are read from where the samples lie, past their ends; not past that of the last data set's, whose
-  // last samples are copied first.
-  void gather(int64_t step, int64_t begin, int64_t size) {
-    const int64_t all = stack_.sets * stack_.samples * inputs_;
-    for (int64_t lane = 0; lane < count_; ++lane) samples_[lane] = orders_[lane].of_step(step) + begin;
-    for (int64_t s = 0; s < size; ++s) {
-      for (int64_t lane = 0; lane < count_; ++lane) {
-        const T* row = inputs_of_[lane] + samples_[lane][s] * inputs_;
-        if (row - static_cast<const T*>(stack_.x) > all - input_stride_) {
-          std::copy_n(row, inputs_, edge_ + lane * input_stride_);
-          row = edge_ + lane * input_stride_;
-        }
-        rows_of_[lane] = row;
-      }
-      ops_.transpose(rows_of_, input_stride_, x_ + s * input_stride_ * W);
-      for (int64_t lane = 0; lane < count_; ++lane) {
-        const int64_t at = runs_[lane]->data * stack_.samples + samples_[lane][s];
-        if (stack_.labels) {
-          labels_[s * W + lane] = static_cast<const int64_t*>(stack_.y)[at];
-        } else {
-          const T* const y = static_cast<const T*>(stack_.y) + at * outputs_;
-          for (int64_t n = 0; n < outputs_; ++n) targets_[(s * outputs_ + n) * W + lane] = y[n];
-        }
-      }
-    }
+  void gather(int64_t begin, int64_t size) {
+    for (int64_t s = 0; s < size; ++s) ops_.transpose(batch_.rows + (begin + s) * W, input_stride_, x_ + s * W);
   }
 
   void forward() {
     const T* inputs = x_;
-    int64_t stride = input_stride_ * W;
     for (size_t n = 0; n < layers_.size(); ++n) {
       Signals<T>& made = *signals_[n];
-      ops_.forward(layers_[n], weights_, inputs, stride, made.slopes, made.stride());
-      activate(n + 1 < layers_.size() ? kind_.activation : kind_.last, made.size(), made.slopes, made.values);
-      inputs = made.values, stride = made.stride();
+      ops_.forward(layers_[n], weights_, inputs, made.slopes);
+      activate(n + 1 < layers_.size() ? kind_.activation : kind_.last, made.size, made.slopes, made.values);
+      inputs = made.values;
     }
   }
 
   // Samples that are not there pull at nothing.
-  void judge(int64_t size, T scale, T* sums) {
+  void judge(int64_t begin, int64_t size, T scale, T* sums) {
     Signals<T>& made = *signals_.back();
-    for (int64_t s = 0; s < kSamples; ++s) {
-      T* const pulls = made.pulls + s * made.stride();
-      if (s < size) {
-        lose(Losses<T>{outputs_, made.values + s * made.stride(), stack_.labels ? nullptr : targets_ + s * outputs_ * W,
-                       stack_.labels ? labels_ + s * W : nullptr, scale, pulls, sums});
-      } else {
-        std::fill_n(pulls, made.stride(), T(0));
+    if (size < kSamples) std::fill_n(static_cast<T*>(made.pulls), made.size, T(0));
+    if (stack_.labels) {
+      for (int64_t s = 0; s < size; ++s) {
+        const int64_t* const labels = batch_.labels + (begin + s) * W;
+        lose(Losses<T>{outputs_, kFeature<T>, made.values + s * W, nullptr, labels, scale, made.pulls + s * W, sums});
+      }
+    } else {
+      const T* const targets = batch_.targets + begin * outputs_ * W;
+      for (int64_t n = 0; n < outputs_; ++n) {
+        const int64_t at = n * kFeature<T>;
+        lose(Losses<T>{size, W, made.values + at, targets + at, nullptr, scale, made.pulls + at, sums});
       }
     }
   }
@@ -349,10 +424,8 @@ class Lanes {
   void backward() {
     for (size_t n = layers_.size(); n-- > 0;) {
       Signals<T>& made = *signals_[n];
-      const T* const inputs = n ? signals_[n - 1]->values : x_;
-      const int64_t stride = n ? signals_[n - 1]->stride() : input_stride_ * W;
-      ops_.backward(layers_[n], inputs, stride, made.slopes, made.pulls, made.stride(), grads_);
-      if (n) ops_.hand_back(layers_[n], weights_, made.pulls, made.stride(), signals_[n - 1]->pulls, stride);
+      ops_.backward(layers_[n], n ? signals_[n - 1]->values : x_, made.slopes, made.pulls, grads_);
+      if (n) ops_.hand_back(layers_[n], weights_, made.pulls, signals_[n - 1]->pulls);
     }
   }
 
@@ -363,12 +436,15 @@ class Lanes {
   const StepKind kind_;
   const Chosen<T>& ops_;
   const int64_t rows_, inputs_, outputs_, input_stride_;
-  Room<T> weights_, state_, grads_, edge_, x_, targets_;
-  Room<int64_t> labels_;
+  Room<T> weights_, state_, grads_;
+  const int64_t last_;  // where the last numbers of all data sets begin that are copied
+  Room<T> tail_, x_;
+  Batch<T> batch_, next_;
   std::vector<std::unique_ptr<Signals<T>>> signals_;
   std::vector<Order> orders_;
-  const T *inputs_of_[W], *rows_of_[W];
-  const int32_t* samples_[W];
+  Order* order_of_[W];
+  int64_t first_[W] = {};  // sample of a run's data set
+  double losses_[2 * W] = {}, penalty_scales_[W] = {};
   LaneRates<T> rates_{};
 };
 

@@ -9,11 +9,14 @@ std::vector<StackedLayer> layers_of(const Stack& stack) {
   int64_t start = 0;
   for (int64_t n = 0; n < stack.depth; ++n) {
     const PatchLayer& given = stack.layers[n];
-    StackedLayer layer{given, given.length / given.kernel, given.in_channels * given.length, 0, start, 0};
+    StackedLayer layer{given, given.length / given.kernel, given.in_channels * given.length, 0, start, 0, {}};
+    for (int64_t k = 0; k < given.in_channels * given.kernel; ++k) {
+      layer.taps.push_back(k / given.kernel * given.length + k % given.kernel);
+    }
     layer.outputs = given.out_channels * layer.positions;
-    layer.biases = start + given.filters * given.out_channels * given.in_channels * given.kernel;
+    layer.biases = start + given.filters * given.out_channels * layer.patch();
     start = layer.biases + (given.bias ? given.filters * given.out_channels : 0);
-    layers.push_back(layer);
+    layers.push_back(std::move(layer));
   }
   return layers;
 }

@@ -217,7 +217,7 @@ struct TrainRuns {
     for (int64_t n = 1; n < count; ++n) most = a[n * stack.batch] > most ? a[n * stack.batch] : most;
     SPARSENN_ROLLED
     for (int64_t n = 0; n < count; ++n) {
-      const T share = exponential(a[n * stack.batch] - most);
+      const T share = exponential<Sign::negative>(a[n * stack.batch] - most);
       pulls[n * stack.batch] = share;
       sum += share;
     }

@@ -16,7 +16,7 @@ SPARSENN_INLINE T activation(T z, T& slope) {
     return z < T(0) ? T(0) : z;
   } else if constexpr (kKind == Activation::tanh) {
     // By expm1(2 |z|), which is as exact near 0 as elsewhere.
-    const T e = Exponential<T>(std::fabs(z) * T(2)).minus_one();
+    const T e = Exponential<T, Sign::positive>(std::fabs(z) * T(2)).minus_one();
     const T value = std::copysign(e / (e + T(2)), z);
     slope = multiply_add(-value, value, T(1));
     return value;

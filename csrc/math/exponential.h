@@ -31,17 +31,20 @@ struct FloatFormat<double> {
   static constexpr int kExpTerms = 13, kLogTerms = 11, kMillsTerms = 22;
 };
 
+// What is known of the sign of a number.
+enum class Sign { any, positive, negative };
+
 // exp(x) = scale (1 + rest) with scale a power of two and |rest| < 0.42. x is clamped to where that is a normal number;
 // NaN stays NaN.
-template <class T>
+template <class T, Sign kSign = Sign::any>
 struct Exponential {
   T scale, rest;
 
   SPARSENN_INLINE explicit Exponential(T x) {
     using Format = FloatFormat<T>;
     using Bits = typename Format::Bits;
-    x = x < Format::kLowest ? Format::kLowest : x;
-    x = x > Format::kHighest ? Format::kHighest : x;
+    if constexpr (kSign != Sign::positive) x = x < Format::kLowest ? Format::kLowest : x;
+    if constexpr (kSign != Sign::negative) x = x > Format::kHighest ? Format::kHighest : x;
     const T rounded = multiply_add(x, T(1.4426950408889634), Format::kRounder), n = rounded - Format::kRounder;
     const T r = multiply_add(n, -Format::kLog2Low, multiply_add(n, -Format::kLog2High, x));
     scale = bit_cast<T>((bit_cast<Bits>(rounded) + Format::kBias) << Format::kMantissa);
@@ -59,9 +62,9 @@ struct Exponential {
   SPARSENN_INLINE T minus_one() const { return multiply_add(scale, rest, scale - T(1)); }
 };
 
-template <class T>
+template <Sign kSign = Sign::any, class T>
 SPARSENN_INLINE T exponential(T x) {
-  return Exponential<T>(x).value();
+  return Exponential<T, kSign>(x).value();
 }
 
 // log(x) for normal x > 0; NaN for NaN and infinity.
@@ -110,7 +113,7 @@ struct Normal {
         sum = multiply_add(sum, t, T(kDouble[k]));
       }
     }
-    const T bell = exponential(z * z * T(-0.5));
+    const T bell = exponential<Sign::negative>(z * z * T(-0.5));
     above = bell * (sum * (inverse * T(8)));
     density = bell * T(0.3989422804014327);
   }

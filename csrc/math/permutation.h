@@ -46,19 +46,28 @@ struct Permutation {
     return ((x >> 16) * base + ((x & 0xffffu) * base >> 16)) >> 16;
   }
 
-  // Once through the network: a bijection of the numbers below a b, which is less than 2^32.
-  SPARSENN_INLINE uint32_t once(uint32_t i) const {
-    // The quotient by b, or one less: vectors have no division of integers.
-    uint32_t left = high_product(i, inverse), right = i - left * b;
+  // The quotient and the rest by b.
+  SPARSENN_INLINE void split(uint32_t i, uint32_t& left, uint32_t& right) const {
+    left = high_product(i, inverse);  // or one less: vectors have no division of integers
+    right = i - left * b;
     left += right >= b ? 1u : 0u;
     right -= right >= b ? b : 0u;
+  }
+
+  // Two rounds of the network, the k-th and the next.
+  SPARSENN_INLINE void rounds(int k, uint32_t& left, uint32_t& right) const {
+    left += below(a, right, keys[k]);
+    left -= left >= a ? a : 0u;
+    right += below(b, left, keys[k + 1]);
+    right -= right >= b ? b : 0u;
+  }
+
+  // Once through the network: a bijection of the numbers below a b, which is less than 2^32.
+  SPARSENN_INLINE uint32_t once(uint32_t i) const {
+    uint32_t left, right;
+    split(i, left, right);
     SPARSENN_UNROLL
-    for (int k = 0; k < kRounds; k += 2) {
-      left += below(a, right, keys[k]);
-      left -= left >= a ? a : 0u;
-      right += below(b, left, keys[k + 1]);
-      right -= right >= b ? b : 0u;
-    }
+    for (int k = 0; k < kRounds; k += 2) rounds(k, left, right);
     return left * b + right;
   }
 
