@@ -54,7 +54,8 @@ def _curve(axes: Any, row: Row, figure_of: Callable[[Row, Record], float | None]
 def _legend(axes: Any, title: str) -> None:
     handles, names = axes.get_legend_handles_labels()
     step = -(-len(handles) // _LINES)
-    axes.legend(handles[::step], names[::step], title=title, frameon=False, fontsize=7, title_fontsize=8)
+    box = {"framealpha": 0.8, "edgecolor": "none"}  # curves may run below it
+    axes.legend(handles[::step], names[::step], title=title, fontsize=7, title_fontsize=8, **box)
 
 
 def layers(rows: Sequence[Row], title: str) -> bytes:
