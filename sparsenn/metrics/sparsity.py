@@ -121,6 +121,7 @@ def sparsity(model_or_tensor: nn.Module | Tensor, threshold: float = 0.0) -> flo
         A float in [0, 1]; 0 where there are no entries. NaN is not a zero.
 
     Raises:
+        TypeError: for anything else than a tensor or a module, such as a state_dict.
         ValueError: for a threshold that is negative or NaN, and for tensors on the meta device, which have no values.
 
     Example:
@@ -130,10 +131,11 @@ def sparsity(model_or_tensor: nn.Module | Tensor, threshold: float = 0.0) -> flo
         >>> sparsenn.metrics.sparsity(torch.tensor([0.0, 1e-9, 0.5, -2.0]), threshold=1e-7)
         0.5
     """
-    if isinstance(model_or_tensor, nn.Module):
-        total = sparsity_report(model_or_tensor, threshold).total
-    else:
+    if isinstance(model_or_tensor, Tensor):
         total = _row("tensor", model_or_tensor, _checked_threshold("sparsity", threshold))
+    else:
+        check_module("sparsity", model_or_tensor)
+        total = sparsity_report(model_or_tensor, threshold).total
     return total.below / total.numel if total.numel else 0.0
 
 
