@@ -389,8 +389,13 @@ class Lanes {
     }
   }
 
+  // In the place of samples that are not there stands one that is: what it pulls at is multiplied by 0, which an
+  // infinity of an earlier sample would turn into NaN.
   void gather(int64_t begin, int64_t size) {
-    for (int64_t s = 0; s < size; ++s) ops_.transpose(batch_.rows + (begin + s) * W, input_stride_, x_ + s * W);
+    for (int64_t s = 0; s < kSamples; ++s) {
+      const int64_t at = begin + (s < size ? s : 0);
+      ops_.transpose(batch_.rows + at * W, input_stride_, x_ + s * W);
+    }
   }
 
   void forward() {

@@ -277,10 +277,10 @@ def _check_tables(weights: Tensor, state: Tensor, x: Tensor, codes: Tensor, rate
                 f"stacked_steps_: {name} is {tuple(table.shape)}, {table.dtype}, on {table.device}; "
                 f"it takes {(runs, 7)}, {dtype}, on the CPU, as stacked_tables makes it"
             )
-    if active.dim() != 1 or active.dtype != torch.int64 or active.device.type != "cpu":
+    if active.dim() != 1 or active.dtype != torch.int64 or active.device.type != "cpu" or not active.is_contiguous():
         raise ValueError(
             f"stacked_steps_: active is {tuple(active.shape)}, {active.dtype}, on {active.device}; it takes numbers of runs, "
-            "int64, on the CPU"
+            "int64, contiguous, on the CPU"
         )
     found = active.tolist()
     if len(set(found)) != len(found) or (found and not 0 <= min(found) <= max(found) < runs):

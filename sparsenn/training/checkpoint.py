@@ -32,12 +32,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises a different class for every kind of damage
         raise RunFolderError(
-            f"{path}: the checkpoint cannot be read ({_first_line(error)}); delete it to train from the start"
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}); delete it to train from the start"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunFolderError(f"{path}: not a checkpoint of format {FORMAT}; delete it to train from the start")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and no lock that a killed process gives back
+    fcntl = None  # type: ignore[assignment]
 
 from sparsenn.training.config import TrainConfig, resumed
 from sparsenn.training.errors import ConfigError, RunFolderError
@@ -44,6 +52,29 @@ def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
             f"{folder}: cannot be written: {error.strerror or error}; --out takes a new or an empty folder"
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process that asks for it into a folder as long as this lasts; a kill ends it too.
+
+    Raises:
+        RunFolderError: if another one is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # of a file system that has no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(f"{folder}: another process trains here; wait for it, or name another folder") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def stored_config(folder: str | Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _check_device(name: str) -> list[int]:
         found = (
             f"this machine has {count} CUDA device{'s' if count != 1 else ''}" if count else "PyTorch sees no CUDA device here"
         )
-        raise ConfigError(f"device is {name!r}, but {found}; --device cpu works everywhere")
+        raise ConfigError(f"device is {name!r}, but {found}; device cpu works everywhere")
     return [index]
 
 

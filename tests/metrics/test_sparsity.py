@@ -192,5 +192,5 @@ def test_errors_are_sentences():
     with pytest.raises(ValueError, match="weight is on the meta device and has no values to count"):
         sparsity_report(nn.Linear(1, 1, device="meta"))
     for counted in (sparsity, sparsity_report):
-        with pytest.raises(TypeError, match="model is OrderedDict; it takes a torch.nn.Module"):
+        with pytest.raises(TypeError, match=r"model is OrderedDict; it takes a torch\.nn\.Module"):
             counted(nn.Linear(1, 1).state_dict())

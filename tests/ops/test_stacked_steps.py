@@ -287,6 +287,7 @@ def broken(**changes):
     ({"first": 3, "steps": 2}, r"first is 3 and steps 2; the epoch has 4 steps"),
     ({"active": torch.tensor([0, 0])}, r"active is \[0, 0\]; it takes runs from 0 to 1, none twice"),
     ({"active": torch.tensor([2])}, r"active is \[2\]"),
+    ({"active": torch.arange(2).repeat(2)[::2]}, "it takes numbers of runs, int64, contiguous"),
     ({"codes": torch.zeros(2, 6, dtype=torch.int64)}, r"codes is \(2, 6\)"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_written(backend, changes, message):

@@ -88,6 +88,13 @@ def test_multiple_trains_every_pair_with_every_setting_and_goes_on(tmp_path):
     assert (folder / "experiment_m_small_1.txt").read_text() == text
 
 
+def test_learning_rates_that_print_alike_have_files_of_their_own(tmp_path):
+    config = write(tmp_path, lr=[0.1234567, 0.12345671], same_act=True)
+    folder = run_study("multiple", config, teacher_type="baselineCNN", student_type="baselineCNN")
+    names = {path.name for path in folder.glob("*relu__lr*.pth")}
+    assert names == {f"baselineCNN_relu__baselineCNN_relu__lr{lr}_l11e-05_l20.pth" for lr in ("0.1234567", "0.12345671")}
+
+
 def test_like_activations_alone_and_exact_zeros(tmp_path):
     config = write(tmp_path, same_act=True, l1_norm=[3.0])
     folder = run_study("multiple", config, teacher_type="baselineCNN", student_type="multiChannelCNN", optimizer="prox")

@@ -277,7 +277,7 @@ def test_divergence_before_the_first_checkpoint_says_that_there_is_none(shapes):
 
 
 def test_a_device_that_is_not_there_is_named(shapes):
-    with pytest.raises(ConfigError, match=r"device is 'cuda:99', but .*; --device cpu works everywhere"):
+    with pytest.raises(ConfigError, match=r"device is 'cuda:99', but .*; device cpu works everywhere"):
         train(config(device="cuda:99"), images=shapes)
 
 

@@ -8,7 +8,7 @@ from stack_cases import RUNS, alone, data_sets, flat, nets
 from torch import nn
 
 from sparsenn.models import baseline_cnn, fcn, split_filter_cnn
-from sparsenn.ops import PatchLayer
+from sparsenn.ops import PatchLayer, permutation
 from sparsenn.training.stacked import Run, Stack, train
 from sparsenn.training.stacked.fused_engine import NotCoveredError, layers_of
 from sparsenn.training.stacked.rows import Task
@@ -260,6 +260,50 @@ def test_the_state_of_another_stack_is_refused_and_changes_nothing():
         stack_of([0], engine="torch").load_state_dict(stack_of([0], engine="fused").state_dict())
     assert stack.epochs == 0
     assert torch.equal(flat(stack.outcome(0)), before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_other_activations_and_other_data_make_another_stack(engine):
+    x = torch.ones(4, 3)
+
+    def stack(activation=nn.ReLU, samples=x):
+        net = nn.Sequential(nn.Linear(3, 2), activation(), nn.Linear(2, 1))
+        return Stack([net], [Run()], [(samples, x[:, :1])], max_epochs=1, engine=engine)
+
+    state = stack().state_dict()
+    stack().load_state_dict(state)
+    with pytest.raises(ValueError, match="another stack: networks"):
+        stack(activation=nn.Tanh).load_state_dict(state)
+    with pytest.raises(ValueError, match="another stack: data"):
+        stack(samples=2 * x).load_state_dict(state)
+
+
+def test_runs_count_from_the_last_too():
+    stack = finish(stack_of([0, 1], max_epochs=2))
+    assert torch.equal(flat(stack.outcome(-1)), flat(stack.outcome(1)))
+    assert torch.equal(flat(stack.module(-2)), flat(stack.outcome(0)))
+    for index in (2, -3):
+        with pytest.raises(IndexError, match=f"run {index} of 2"):
+            stack.outcome(index)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("cut", [1, 2])
+def test_what_the_last_batch_lacks_is_not_what_an_earlier_one_had(engine, cut):
+    # A sample of the first batch is next to overflow; the second batch has one sample alone.
+    order = permutation(5, 0, 0).tolist()
+    x, y = torch.zeros(5, 1), torch.zeros(5, 1)
+    x[order[0]], y[order[0]], x[order[1]] = 1.0, -7.0, -3e38
+    x[order[4]], y[order[4]] = -1.0, -8.0
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(1.0)
+    stack = Stack([net], [Run(lr=1.0, momentum=0.0)], [(x, y)], batch_size=4, max_epochs=1, engine=engine)
+    while stack.active:
+        stack.advance(cut)
+    assert stack.outcome(0).status == "finished"
+    assert flat(stack.outcome(0)).tolist() == [3.0, 3.0]
 
 
 def test_modules_are_read_only_and_come_back_as_copies():

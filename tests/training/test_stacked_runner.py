@@ -11,6 +11,7 @@ from torch import nn
 from sparsenn.models import fcn
 from sparsenn.training import RunFolderError, TrainingInterrupted
 from sparsenn.training.checkpoint import NAME, load_checkpoint
+from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Run, Stack, figures, runner
 from sparsenn.training.stacked.progress import Bar, Lines, Nobody, watch_for
@@ -256,3 +257,18 @@ def test_the_time_left_is_what_remains_over_the_speed(tmp_path, monkeypatch):
     assert seen[0][:3] == (0, 5, "first")
     assert first[0] == pytest.approx(((2 + 8 + 5) * 3 + (5 + 8) * 3) / (9 / 2))
     assert seen[-1] == (5, 5, "second", None)
+
+
+def test_a_folder_is_for_one_process_at_a_time(whole):
+    with alone_in(whole), pytest.raises(RunFolderError, match="another process trains here"):
+        run_jobs(jobs(), table_in(whole), whole)
+    run_jobs(jobs(), table_in(whole), whole)
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Table, "add", full)
+    with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\); go on with: the same command"):
+        run_jobs(jobs(), table_in(tmp_path), tmp_path)

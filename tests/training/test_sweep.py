@@ -77,6 +77,17 @@ def test_settings_without_effect_make_no_runs():
     assert {key["data_seed"] for key in config.runs()} == {7}
 
 
+def test_a_start_that_is_not_scaled_has_no_scale():
+    config = configure_sweep({"student": "baselineCNN", "student_activation": ["relu", "gelu"], "init_scale": [0, 0.2, 1]})
+    assert [(key["student_activation"], key["init_scale"]) for key in config.runs()] == [
+        ("relu", 0),
+        ("relu", 0.2),
+        ("relu", 1),
+        ("gelu", 0),
+        ("gelu", None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -256,6 +267,11 @@ def test_folders_that_hold_something_else_are_refused(done, tmp_path, monkeypatc
         patch.setattr("sparsenn.training.grid.sweep.write_json", fail)
         with pytest.raises(RunFolderError, match="cannot be written: Permission denied"):
             sweep(config, done[0], resume=True)
+    (tmp_path / "blocked" / "runs.csv").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsenn.training.grid.sweep.open_new", lambda *_: tmp_path / "blocked")
+        with pytest.raises(RunFolderError, match=r"runs\.csv: cannot be written .*; all rows are in runs\.jsonl"):
+            sweep(configure_sweep({"student": "baselineCNN", "samples": 16, "max_epochs": 1}), tmp_path / "blocked")
     with pytest.raises(ConfigError, match="format is 'xls'; it takes csv, jsonl, parquet"):
         sweep(config, tmp_path / "new", format="xls")
     assert not (tmp_path / "new").exists()

@@ -26,6 +26,7 @@ from sparsenn.training.errors import TrainingDiverged, TrainingInterrupted
 from sparsenn.training.evaluate import evaluate
 from sparsenn.training.files import write_atomic
 from sparsenn.training.fit import Fit
+from sparsenn.training.folder import alone_in
 from sparsenn.training.logging import Progress, Record, progress_for
 from sparsenn.training.loop import to_device, train_net
 from sparsenn.training.presets import PRUNERS
@@ -127,6 +128,7 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
     Raises:
         ConfigError: for settings that training does not take; before anything is loaded or written.
         DataError: if a data file is missing or damaged.
+        RunFolderError: if another process trains in the folder.
         TrainingInterrupted: after a signal, once the state is written.
     """
     wanted = sorted({json.dumps(key): key for key in _with_sources(keys)}.values(), key=lambda key: key["seed"])
@@ -135,7 +137,7 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
     table = place.table
     todo = list(table.missing(wanted))
     spent = 0.0
-    with StopSignal() as stop, progress_for(quiet=place.quiet) as progress:
+    with alone_in(place.folder), StopSignal() as stop, progress_for(quiet=place.quiet) as progress:
         for number, key in enumerate(todo, start=1):
             row = _row(key, place, progress, stop)
             table.add(row)

@@ -301,7 +301,7 @@ class _Study:
 
     def _file_name(self, index: int) -> str:
         own = self.wanted[index]
-        several = "" if len(self.strengths) == 1 else f"__lr{own.lr:g}_l1{own.l1:g}_l2{own.l2:g}"
+        several = "" if len(self.strengths) == 1 else f"__lr{_short(own.lr)}_l1{_short(own.l1)}_l2{_short(own.l2)}"
         return f"{own.source}__{own.student}{several}.pth"
 
     def _append(self, stored: dict[str, Any]) -> None:
@@ -366,3 +366,9 @@ def published_state(net: nn.Module) -> dict[str, Tensor]:
     if any(w.dim() == 4 and len(w) > 1 for w in weights):
         return {f"layer{n}_weights.{f}": own[0].clone() for n, w in enumerate(weights, start=1) for f, own in enumerate(w)}
     return {f"layers.{n}.weight": (w[0] if w.dim() == 4 else w).clone() for n, w in enumerate(weights)}
+
+
+def _short(value: float) -> str:
+    """A number as short as it can be told from all others."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -146,6 +146,8 @@ def _effective(key: Key) -> Key:
         key["lam"] = None
     if key["lam"] == 0 and key["optimizer"] in ("sgd", "adam"):
         key |= {"lam": None, "penalty": "none"}
+    if key["student_activation"] == "gelu" and key["init_scale"] > 0:
+        key["init_scale"] = None  # its start is not scaled
     if key["data_seed"] is None:
         key["data_seed"] = key["seed"]
     return key

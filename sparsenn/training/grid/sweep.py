@@ -79,7 +79,11 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
             watch.close()
     rows = by_key(table.rows, list(config.runs()), SWEPT)
     if format != "jsonl":
-        write_atomic(folder / f"runs.{format}", _csv(rows) if format == "csv" else _parquet(rows))
+        path = folder / f"runs.{format}"
+        try:
+            write_atomic(path, _csv(rows) if format == "csv" else _parquet(rows))
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be written ({error.strerror or error}); all rows are in {TABLE}") from error
     return rows
 
 
@@ -156,7 +160,13 @@ def _build(keys: tuple[Key, ...], config: SweepConfig) -> Stack:
         runs.append(_run(key, sets.setdefault(name, len(sets))))
     data = [_data(*name, samples=keys[0]["samples"], dtype=dtype) for name in sets]
     students = [
-        build_student(key["student"], key["student_activation"], scale=key["init_scale"], seed=key["seed"]) for key in keys
+        build_student(
+            key["student"],
+            key["student_activation"],
+            scale=1.0 if key["init_scale"] is None else key["init_scale"],
+            seed=key["seed"],
+        )
+        for key in keys
     ]
     return Stack(
         students,

@@ -44,7 +44,7 @@ class FusedEngine:
                 raise NotCoveredError(f"the layers of module {index} are others than those of module 0")
         deepest = max((run.depth for run in runs if run.optimizer == "factorized"), default=1)
         if deepest > MAX_DEPTH:
-            raise NotCoveredError(f"depth {deepest} is beyond {MAX_DEPTH}")
+            raise NotCoveredError(f"depth {deepest}, which is beyond {MAX_DEPTH}")
         self._settings = [_settings(run, *kinds) for run, (_, *kinds) in zip(runs, found, strict=True)]
 
     def begin(self, rows: Rows) -> None:

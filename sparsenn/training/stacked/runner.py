@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsenn.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from sparsenn.training.errors import RunFolderError, TrainingInterrupted
+from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked.progress import Nobody, Watch
 from sparsenn.training.stacked.run import ACTIVE, DIVERGED
@@ -65,7 +66,8 @@ def run_jobs(
 
     Raises:
         TrainingInterrupted: after a signal, once the state is written.
-        RunFolderError: if the checkpoint is damaged or does not fit its job.
+        RunFolderError: if the checkpoint is damaged or does not fit its job, another process trains in the folder, or a file
+            can't be written.
 
     Example:
         >>> import tempfile
@@ -83,7 +85,14 @@ def run_jobs(
         >>> [(row["seed"], row["epochs"]) for row in table.rows]
         [(1, 3), (0, 5)]
     """
-    watch = watch or Nobody()
+    try:
+        with alone_in(folder):
+            _run_jobs(jobs, table, folder, watch or Nobody(), stop, again)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); go on with: {again}") from error
+
+
+def _run_jobs(jobs: Sequence[Job], table: Table, folder: Path, watch: Watch, stop: StopSignal | None, again: str) -> None:
     total = sum(len(job.keys) for job in jobs)
     open_jobs = [job for job in jobs if any(True for _ in table.missing(job.keys))]
     later = sum(job.work for job in open_jobs)

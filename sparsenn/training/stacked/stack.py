@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +18,7 @@ from sparsenn.training.stacked.check import check_classes, check_data, check_mod
 from sparsenn.training.stacked.engine import choose_engine
 from sparsenn.training.stacked.rows import Rows, Task, first_state, flat_parameters, slots
 from sparsenn.training.stacked.run import ACTIVE, DIVERGED, FINISHED, Outcome, Run
+from sparsenn.training.stacked.torch_engine import signature
 
 _STATUS = (ACTIVE, FINISHED, DIVERGED)
 _ACTIVE, _FINISHED, _DIVERGED = range(3)
@@ -196,8 +199,12 @@ class Stack:
         return weights
 
     def outcome(self, index: int) -> Outcome:
-        """Where the run of this number stands."""
-        members = self._rows.members
+        """Where the run of this number stands; negative numbers count from the last.
+
+        Raises:
+            IndexError: if the stack has no such run.
+        """
+        members, index = self._rows.members, self._number(index)
         flat = self._rows.weights[members.index(index)] if index in members else self._weights[index]
         named = dict(self._modules[index].named_parameters())
         parts = flat.clone().split([p.numel() for p in named.values()])
@@ -237,6 +244,12 @@ class Stack:
             beyond = known[known > self.epochs / self._limits[index]]
             shares[index] = beyond.mean() if beyond.size else 1.0
         return shares
+
+    def _number(self, index: int) -> int:
+        count = len(self.runs)
+        if not -count <= index < count:
+            raise IndexError(f"Stack: run {index} of {count}")
+        return index % count
 
     def remaining_steps(self, shares: np.ndarray | float = 1.0) -> float:
         """The run-steps that are left if runs take these shares of their ``max_epochs``: by default the most."""
@@ -282,7 +295,8 @@ class Stack:
         return {
             "runs": [{**asdict(run), "betas": list(run.betas)} for run in self.runs],
             "weights": self._weights.shape[1],
-            "data": [list(self._task.x.shape), list(self._task.y.shape)],
+            "networks": [_digest(_lasting(signature(module)).encode()) for module in self._modules],
+            "data": [_digest(tensor.cpu().numpy().tobytes()) for tensor in (self._task.x, self._task.y)],
             "batch_size": self._task.batch_size,
             "loss": self._task.loss,
             "patience": self._patience,
@@ -293,6 +307,15 @@ class Stack:
 
 
 _BOOKS = ("status", "own_epochs", "stale", "data_loss", "total_loss", "best")
+
+
+def _lasting(value: Any) -> str:
+    """Its ``repr`` without addresses, which are others in the next process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:
