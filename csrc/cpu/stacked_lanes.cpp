@@ -45,6 +45,15 @@ struct Ops {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) write<kLanes>(to + v * kLanes, from.parts[v]);
   }
+  // The numbers of one feature of all samples.
+  static SPARSENN_INLINE void load(Wide (&to)[kSamples], const T* from) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kSamples; ++s) load(to[s], from + s * kWide<T>);
+  }
+  static SPARSENN_INLINE void store(T* to, const Wide (&from)[kSamples]) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kSamples; ++s) store(to + s * kWide<T>, from[s]);
+  }
   static SPARSENN_INLINE void add_product(Wide& to, const Wide& a, const Wide& b) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) accumulate<kLanes, T>(to.parts[v], a.parts[v], b.parts[v]);
@@ -79,41 +88,45 @@ struct Ops {
     }
   }
 
+  // Calls body(number, filter, output, x) for the filters of every position, a tile at a time: which of the layer's is
+  // the first, where its output stands among the features, and the inputs of the position's patch.
+  template <class Body>
+  static SPARSENN_INLINE void for_each_filter(const StackedLayer& layer, const T* inputs, const Body& body) {
+    for_each_position(layer, [&](int64_t p, int64_t shared) SPARSENN_INLINED {
+      const T* const x = inputs + p * layer.kernel * kFeature<T>;
+      for_each_tile(layer.out_channels, [&](auto tile, int64_t o) SPARSENN_INLINED {
+        body(tile, shared * layer.out_channels + o, o * layer.positions + p, x);
+      });
+    });
+  }
+
   // z = bias + sum w x, the sum over channels and then along the patch.
   static SPARSENN_INLINE void forward(const StackedLayer& layer, const T* parameters, const T* inputs, T* z) {
     constexpr int64_t W = kWide<T>, F = kFeature<T>;
     const int64_t patch = layer.patch(), positions = layer.positions;
-    for_each_position(layer, [&](int64_t p, int64_t shared) SPARSENN_INLINED {
-      const T* const x = inputs + p * layer.kernel * F;
-      for_each_tile(layer.out_channels, [&](auto tile, int64_t o) SPARSENN_INLINED {
-        constexpr int N = tile();
-        const int64_t filter = shared * layer.out_channels + o;
-        const T* const weights = parameters + (layer.weights + filter * patch) * W;
-        Wide sums[N][kSamples] = {};
-        if (layer.bias) {
-#pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 4
-            for (int s = 0; s < kSamples; ++s) load(sums[n][s], parameters + (layer.biases + filter + n) * W);
-          }
-        }
-        for (int64_t k = 0; k < patch; ++k) {
-          Wide weight, input[kSamples];
-#pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) load(input[s], x + layer.taps[k] * F + s * W);
-#pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) {
-            load(weight, weights + (n * patch + k) * W);
-#pragma GCC unroll 4
-            for (int s = 0; s < kSamples; ++s) add_product(sums[n][s], weight, input[s]);
-          }
-        }
+    for_each_filter(layer, inputs, [&](auto tile, int64_t filter, int64_t at, const T* x) SPARSENN_INLINED {
+      constexpr int N = tile();
+      const T* const weights = parameters + (layer.weights + filter * patch) * W;
+      Wide sums[N][kSamples] = {};
+      if (layer.bias) {
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) store(z + ((o + n) * positions + p) * F + s * W, sums[n][s]);
+          for (int s = 0; s < kSamples; ++s) load(sums[n][s], parameters + (layer.biases + filter + n) * W);
         }
-      });
+      }
+      for (int64_t k = 0; k < patch; ++k) {
+        Wide weight, input[kSamples];
+        load(input, x + layer.taps[k] * F);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+          load(weight, weights + (n * patch + k) * W);
+#pragma GCC unroll 4
+          for (int s = 0; s < kSamples; ++s) add_product(sums[n][s], weight, input[s]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) store(z + (at + n * positions) * F, sums[n]);
     });
   }
 
@@ -122,46 +135,39 @@ struct Ops {
                                        T* grads) {
     constexpr int64_t W = kWide<T>, F = kFeature<T>;
     const int64_t patch = layer.patch(), positions = layer.positions;
-    for_each_position(layer, [&](int64_t p, int64_t shared) SPARSENN_INLINED {
-      const T* const x = inputs + p * layer.kernel * F;
-      for_each_tile(layer.out_channels, [&](auto tile, int64_t o) SPARSENN_INLINED {
-        constexpr int N = tile();
-        const int64_t filter = shared * layer.out_channels + o;
-        Wide pull[N][kSamples];
+    for_each_filter(layer, inputs, [&](auto tile, int64_t filter, int64_t at, const T* x) SPARSENN_INLINED {
+      constexpr int N = tile();
+      Wide pull[N][kSamples];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        const int64_t own = (at + n * positions) * F;
+        Wide slope[kSamples];
+        load(slope, slopes + own), load(pull[n], pulls + own);
+#pragma GCC unroll 4
+        for (int s = 0; s < kSamples; ++s) multiply(pull[n][s], slope[s]);
+        store(pulls + own, pull[n]);
+        if (layer.bias) {
+          T* const to = grads + (layer.biases + filter + n) * W;
+          Wide sum;
+          load(sum, to);
+#pragma GCC unroll 4
+          for (int s = 0; s < kSamples; ++s) add(sum, pull[n][s]);
+          store(to, sum);
+        }
+      }
+      T* const sums = grads + (layer.weights + filter * patch) * W;
+      for (int64_t k = 0; k < patch; ++k) {
+        Wide sum, input[kSamples];
+        load(input, x + layer.taps[k] * F);
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
+          T* const to = sums + (n * patch + k) * W;
+          load(sum, to);
 #pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) {
-            const int64_t at = ((o + n) * positions + p) * F + s * W;
-            Wide slope;
-            load(slope, slopes + at), load(pull[n][s], pulls + at);
-            multiply(pull[n][s], slope);
-            store(pulls + at, pull[n][s]);
-          }
-          if (layer.bias) {
-            T* const to = grads + (layer.biases + filter + n) * W;
-            Wide sum;
-            load(sum, to);
-#pragma GCC unroll 4
-            for (int s = 0; s < kSamples; ++s) add(sum, pull[n][s]);
-            store(to, sum);
-          }
+          for (int s = 0; s < kSamples; ++s) add_product(sum, pull[n][s], input[s]);
+          store(to, sum);
         }
-        T* const own = grads + (layer.weights + filter * patch) * W;
-        for (int64_t k = 0; k < patch; ++k) {
-          Wide sum, input[kSamples];
-#pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) load(input[s], x + layer.taps[k] * F + s * W);
-#pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) {
-            T* const to = own + (n * patch + k) * W;
-            load(sum, to);
-#pragma GCC unroll 4
-            for (int s = 0; s < kSamples; ++s) add_product(sum, pull[n][s], input[s]);
-            store(to, sum);
-          }
-        }
-      });
+      }
     });
   }
 
@@ -178,8 +184,7 @@ struct Ops {
         Wide sums[N][kSamples] = {};
         for (int64_t o = 0; o < layer.out_channels; ++o, weights += patch * W, from += positions * F) {
           Wide weight, pull[kSamples];
-#pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) load(pull[s], from + s * W);
+          load(pull, from);
 #pragma GCC unroll 4
           for (int n = 0; n < N; ++n) {
             load(weight, weights + n * W);
@@ -188,10 +193,7 @@ struct Ops {
           }
         }
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) store(x + layer.taps[k + n] * F + s * W, sums[n][s]);
-        }
+        for (int n = 0; n < N; ++n) store(x + layer.taps[k + n] * F, sums[n]);
       });
     });
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
 import re
@@ -291,12 +292,19 @@ class Stack:
         self._rows = Rows(members, self._weights[members], *tensors)
         self._engine.begin(self._rows)
 
+    @functools.cached_property
+    def _digests(self) -> dict[str, list[str]]:
+        """Of what no step changes: a state is made every half minute."""
+        return {
+            "networks": [_digest(_lasting(signature(module)).encode()) for module in self._modules],
+            "data": [_digest(tensor.cpu().numpy().tobytes()) for tensor in (self._task.x, self._task.y)],
+        }
+
     def _about(self) -> dict[str, Any]:
         return {
             "runs": [{**asdict(run), "betas": list(run.betas)} for run in self.runs],
             "weights": self._weights.shape[1],
-            "networks": [_digest(_lasting(signature(module)).encode()) for module in self._modules],
-            "data": [_digest(tensor.cpu().numpy().tobytes()) for tensor in (self._task.x, self._task.y)],
+            **self._digests,
             "batch_size": self._task.batch_size,
             "loss": self._task.loss,
             "patience": self._patience,
