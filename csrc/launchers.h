@@ -61,10 +61,21 @@ struct Counts {
   int64_t stride;
 };
 
+// Where a step on factors puts what it leaves of each weight, numbers of math/measures.h, one weight after the other;
+// nowhere where data is null. `workspace` has room for measures_workspace(...) bytes then.
+struct Measures {
+  double* data;
+  double threshold;
+  void* workspace;
+};
+
 // A device is a tag: each launcher is declared here once and specialised in cpu/ and in cuda/. The stream is a
 // cudaStream_t of the device that is current; on the CPU it is null.
 struct Cpu;
 struct Cuda;
+
+template <class Device>
+int64_t measures_workspace(const TensorView* weights, int64_t count);
 
 // out = prod_d factors[d]
 template <class Device>
@@ -80,14 +91,14 @@ void hadamard_backward(const TensorView& grad, const TensorView* factors, int64_
 template <class Device>
 void factorized_sgd(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
                     const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
-                    void* stream);
+                    const Measures& measures, void* stream);
 
 // The same for weights whose factors all have one magnitude: roots holds one signed root for each, of depth `depth`,
 // and momenta one momentum.
 template <class Device>
 void balanced_sgd(const TensorView* weights, const TensorView* roots, const TensorView* momenta,
                   const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
-                  void* stream);
+                  const Measures& measures, void* stream);
 
 // The tensors of a step of Adam on the factors of `count` weights. Where there are `depth` views for a weight, those of
 // one weight are together, of the weights' dtype or float32 for half types; largest is null without AMSGrad. steps are
@@ -101,7 +112,8 @@ struct AdamTensors {
 template <class Device>
 int64_t factorized_adam_workspace(int64_t count);
 template <class Device>
-void factorized_adam(const AdamTensors& tensors, const FactorizedAdamOptions& options, void* workspace, void* stream);
+void factorized_adam(const AdamTensors& tensors, const FactorizedAdamOptions& options, const Measures& measures,
+                     void* workspace, void* stream);
 
 // One proximal step for `count` weights, in place. momenta are of the weights' dtype or float32 for half types, and
 // null where momentum is 0. lams holds one for each weight; zeros gets the number of exact zeros in each.

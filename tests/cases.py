@@ -74,6 +74,7 @@ def operator_samples() -> Iterator[tuple[str, tuple]]:
         yield "hadamard_backward_out", (plain[0].clone(), plain, [torch.empty(3, 4) for _ in range(depth)])
         yield "factorized_sgd_", _step_arguments(depth, 0.9, nesterov=True)
     yield "factorized_sgd_", _step_arguments(2, 0.0, weight_decay=0.1, maximize=True)
+    yield "factorized_sgd_", (*_step_arguments(3, 0.9), torch.empty(3, 4, dtype=torch.float64), 0.5)
     yield from _prox_samples()
     yield from _spectral_samples()
     yield from _ridge_samples()

@@ -6,6 +6,7 @@ Short enough for compute-sanitizer with --short. `--device cpu` runs the same ov
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from sparsenn.ops import PatchLayer, RunSettings, backend, stacked_steps_, stack
 # Relative to the largest value: roundings of a few products and sums.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 DTYPES = tuple(TOLERANCE)
+THRESHOLD = 0.5  # above which a weight counts, and at which weights are thresholded
 
 
 def flat(x: Tensor) -> Tensor:
@@ -83,16 +85,29 @@ class Case:
         torch.ops.sparsenn.hadamard_backward_out(grad, self.draw(self.depth, self.dtype, 2), grads)
         return grads
 
-    def factorized_sgd(self, count: int, momentum: float, scalars: str) -> list[Tensor]:
+    def places(self, count: int, measures: bool) -> Tensor | None:
+        return torch.full((count, 4), -1.0, dtype=torch.float64, device=self.device) if measures else None
+
+    def measured(self, name: str, rows: Tensor | None, weights: list[Tensor]) -> list[Tensor]:
+        """The sums that a step has measured, as exact as weights are; what it has counted is looked at here."""
+        if rows is None:
+            return []
+        if rows[:, 0].tolist() != [float((w.abs() > THRESHOLD).sum()) for w in weights]:
+            sys.exit(f"gpu_exercise: {name}: {self}: weights above {THRESHOLD} are not counted rightly: {rows[:, 0].tolist()}")
+        return [rows[:, 1:].to(weights[0].dtype)]
+
+    def factorized_sgd(self, count: int, with_momentum: bool, scalars: str, measures: bool) -> list[Tensor]:
         state = self.dtype if self.dtype == torch.float64 else torch.float32
         weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
         factors = self.draw(count * self.depth, state, 3)
-        momenta = self.draw(count * self.depth, state, 4) if momentum else []
+        momenta = self.draw(count * self.depth, state, 4) if with_momentum else []
         lr, lam = torch.tensor(0.1, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
-        torch.ops.sparsenn.factorized_sgd_(weights, factors, momenta, grads, lr, lam, momentum, 0.0, 1e-2, momentum != 0, False)
-        return weights + factors + momenta
+        rule = (0.9 if with_momentum else 0.0, 0.0, 1e-2, with_momentum, False)
+        rows = self.places(count, measures)
+        torch.ops.sparsenn.factorized_sgd_(weights, factors, momenta, grads, lr, lam, *rule, rows, THRESHOLD)
+        return weights + factors + momenta + self.measured("factorized_sgd_", rows, weights)
 
-    def factorized_adam(self, count: int, amsgrad: bool, scalars: str) -> list[Tensor]:
+    def factorized_adam(self, count: int, amsgrad: bool, scalars: str, measures: bool) -> list[Tensor]:
         state = self.dtype if self.dtype == torch.float64 else torch.float32
         weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
         factors, means = (self.draw(count * self.depth, state, seed) for seed in (3, 4))
@@ -100,22 +115,25 @@ class Case:
         steps = [torch.full((), n // 2, dtype=torch.float32, device=self.device) for n in range(count)]
         lr, lam = torch.tensor(0.1, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
         kinds = (weights, factors, means, squares, largest if amsgrad else [], steps)
-        torch.ops.sparsenn.factorized_adam_(*kinds, grads, lr, lam, 0.9, 0.999, 1e-8, 1e-2, not amsgrad, False)
-        return [x for kind in kinds for x in kind]
+        rule = (0.9, 0.999, 1e-8, 1e-2, not amsgrad, False)
+        rows = self.places(count, measures)
+        torch.ops.sparsenn.factorized_adam_(*kinds, grads, lr, lam, *rule, rows, THRESHOLD)
+        return [x for kind in kinds for x in kind] + self.measured("factorized_adam_", rows, weights)
 
-    def balanced_sgd(self, count: int, momentum: float, scalars: str) -> list[Tensor]:
+    def balanced_sgd(self, count: int, with_momentum: bool, scalars: str, measures: bool) -> list[Tensor]:
         state = self.dtype if self.dtype == torch.float64 else torch.float32
         weights, grads = self.draw(count, self.dtype, 1), list(reversed(self.draw(count, self.dtype, 2)))
-        roots, momenta = self.draw(count, state, 3), self.draw(count, state, 4) if momentum else []
+        roots, momenta = self.draw(count, state, 3), self.draw(count, state, 4) if with_momentum else []
         lr, lam = torch.tensor(0.5, device=scalars), torch.tensor(1e-3, dtype=torch.float64, device=scalars)
-        options = (momentum, 0.0, 1e-2, momentum != 0, False)
-        torch.ops.sparsenn.balanced_sgd_(weights, roots, momenta, grads, lr, lam, self.depth, *options)
-        return weights + roots + momenta
+        rule = (self.depth, 0.9 if with_momentum else 0.0, 0.0, 1e-2, with_momentum, False)
+        rows = self.places(count, measures)
+        torch.ops.sparsenn.balanced_sgd_(weights, roots, momenta, grads, lr, lam, *rule, rows, THRESHOLD)
+        return weights + roots + momenta + self.measured("balanced_sgd_", rows, weights)
 
     def threshold(self, kind: str) -> Tensor:
         """One number, here or on the device, one for each row, or one for each element."""
         if kind in ("cpu", "device"):
-            return torch.tensor(0.5, device="cpu" if kind == "cpu" else self.device)
+            return torch.tensor(THRESHOLD, device="cpu" if kind == "cpu" else self.device)
         (tensor,) = self.draw(1, self.dtype, 5)
         return tensor.abs() if kind == "elements" else tensor[..., :1].abs()
 
@@ -141,11 +159,11 @@ class Case:
             ("hadamard", self.hadamard),
             ("hadamard_backward", self.hadamard_backward),
         ]
-        for momentum, scalars, count in ((0.9, "cpu", 3), (0.0, self.device, 1)):
-            calls.append(("factorized_sgd_", lambda m=momentum, s=scalars, n=count: self.factorized_sgd(n, m, s)))
-            calls.append(("balanced_sgd_", lambda m=momentum, s=scalars, n=count: self.balanced_sgd(n, m, s)))
-        for amsgrad, scalars, count in ((True, "cpu", 3), (False, self.device, 1)):
-            calls.append(("factorized_adam_", lambda a=amsgrad, s=scalars, n=count: self.factorized_adam(n, a, s)))
+        for first, measures in itertools.product((True, False), (False, True)):
+            given = (3, first, "cpu", measures) if first else (1, first, self.device, measures)
+            calls.append(("factorized_sgd_", functools.partial(self.factorized_sgd, *given)))
+            calls.append(("balanced_sgd_", functools.partial(self.balanced_sgd, *given)))
+            calls.append(("factorized_adam_", functools.partial(self.factorized_adam, *given)))
         for kind in ("cpu", "device", "rows", "elements") if self.depth == 1 else ():
             for momentum, count in ((0.9, 3), (0.0, 1)):
                 calls.append(("prox_sgd_", lambda m=momentum, n=count, k=kind: self.prox_sgd(n, m, k)))

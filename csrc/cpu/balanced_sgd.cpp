@@ -5,6 +5,7 @@
 #include "cpu/block.h"
 #include "cpu/deep.h"
 #include "cpu/dispatch.h"
+#include "cpu/measures.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
@@ -94,8 +95,9 @@ SPARSENN_CLONES void step(const Step<float16>& block) { step_any(block); }
 template <>
 void balanced_sgd<Cpu>(const TensorView* weights, const TensorView* roots, const TensorView* momenta,
                        const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
-                       void*) {
+                       const Measures& measures, void*) {
   if (count == 0) return;
+  const cpu::Measuring measuring(measures, weights, count);
   dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     using T = accumulator_t<W>;
@@ -116,13 +118,16 @@ void balanced_sgd<Cpu>(const TensorView* weights, const TensorView* roots, const
         operands->read(roots + n, 1, begin, size, inner, 0);
         operands->read(momenta + n * moved, moved, begin, size, inner, 1);
         step(Step<W>{outer.pointers[1], outer.pointers[0], inner.pointers[0], momenta ? inner.pointers[1] : nullptr,
-                     depth, size, operands->streamed(), plain, rule});
+                     depth, size, operands->streamed() && !measuring, plain, rule});
+        // The mean of D equal squares is that of one, and one factor is aligned with itself.
+        measuring.add(n, begin, size, outer.pointers[0], inner.pointers.data(), 1);
         operands->write(weights + n, 1, begin, size, outer, 0);
         operands->write(roots + n, 1, begin, size, inner, 0);
         operands->write(momenta + n * moved, moved, begin, size, inner, 1);
       };
     });
   });
+  measuring.finish();
 }
 
 }  // namespace sparsenn

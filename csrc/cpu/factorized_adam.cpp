@@ -3,6 +3,7 @@
 #include "cpu/block.h"
 #include "cpu/deep.h"
 #include "cpu/dispatch.h"
+#include "cpu/measures.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
@@ -89,7 +90,8 @@ int64_t factorized_adam_workspace<Cpu>(int64_t) {
 }
 
 template <>
-void factorized_adam<Cpu>(const AdamTensors& tensors, const FactorizedAdamOptions& options, void*, void*) {
+void factorized_adam<Cpu>(const AdamTensors& tensors, const FactorizedAdamOptions& options, const Measures& measures,
+                          void*, void*) {
   const auto& [weights, factors, means, squares, largest, steps, grads, count, depth] = tensors;
   std::vector<cpu::Operands> operands;
   std::vector<AdamCorrection<double>> corrections;
@@ -110,6 +112,7 @@ void factorized_adam<Cpu>(const AdamTensors& tensors, const FactorizedAdamOption
   // What belongs to factors, in the order of the scratch's slots.
   const TensorView* const state[] = {factors, means, squares, largest};
   const int kinds = largest ? 4 : 3;
+  const cpu::Measuring measuring(measures, weights, count);
   dispatch_dtype(count ? weights[0].dtype : DType::float32, [&](auto element) {
     using W = decltype(element);
     using T = accumulator_t<W>;
@@ -123,13 +126,15 @@ void factorized_adam<Cpu>(const AdamTensors& tensors, const FactorizedAdamOption
         for (int k = 0; k < kinds; ++k) weight.read(state[k] + n * depth, depth, begin, size, inner, k * depth);
         T** const pointers = inner.pointers.data();
         step(Step<W>{outer.pointers[1], outer.pointers[0], pointers, pointers + depth, pointers + 2 * depth,
-                     largest ? pointers + 3 * depth : nullptr, depth, size, weight.streamed(), rule,
+                     largest ? pointers + 3 * depth : nullptr, depth, size, weight.streamed() && !measuring, rule,
                      rounded<T>(corrections[n])});
+        measuring.add(n, begin, size, outer.pointers[0], pointers, depth);
         weight.write(weights + n, 1, begin, size, outer, 0);
         for (int k = 0; k < kinds; ++k) weight.write(state[k] + n * depth, depth, begin, size, inner, k * depth);
       };
     });
   });
+  measuring.finish();
 }
 
 }  // namespace sparsenn

@@ -3,6 +3,7 @@
 #include "cpu/block.h"
 #include "cpu/deep.h"
 #include "cpu/dispatch.h"
+#include "cpu/measures.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
@@ -79,7 +80,7 @@ SPARSENN_CLONES void step(const Step<float16>& block) { step_any(block); }
 template <>
 void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
                          const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
-                         void*) {
+                         const Measures& measures, void*) {
   if (count == 0) return;
   std::vector<cpu::Operands> operands;
   operands.reserve(count);
@@ -88,6 +89,7 @@ void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, c
         weights[n],
         {{weights + n, 1}, {grads + n, 1}, {factors + n * depth, depth}, {momenta + n * depth, momenta ? depth : 0}}));
   }
+  const cpu::Measuring measuring(measures, weights, count);
   dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     using T = accumulator_t<W>;
@@ -102,13 +104,15 @@ void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, c
         if (momenta) weight.read(momenta + n * depth, depth, begin, size, inner, depth);
         T** const pointers = inner.pointers.data();
         step(Step<W>{outer.pointers[1], outer.pointers[0], pointers, momenta ? pointers + depth : nullptr, depth, size,
-                     weight.streamed(), rule});
+                     weight.streamed() && !measuring, rule});
+        measuring.add(n, begin, size, outer.pointers[0], pointers, depth);
         weight.write(weights + n, 1, begin, size, outer, 0);
         weight.write(factors + n * depth, depth, begin, size, inner, 0);
         if (momenta) weight.write(momenta + n * depth, depth, begin, size, inner, depth);
       };
     });
   });
+  measuring.finish();
 }
 
 }  // namespace sparsenn

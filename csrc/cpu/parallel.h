@@ -21,12 +21,18 @@ void for_each_part(int64_t size, int64_t grain, const Body& body) {
       const_cast<Body*>(&body));
 }
 
+// The number of each tensor's first block, over all tensors, and how many there are.
+inline std::vector<int64_t> first_blocks(const TensorView* tensors, int64_t count) {
+  std::vector<int64_t> first(count + 1, 0);
+  for (int64_t t = 0; t < count; ++t) first[t + 1] = first[t] + (tensors[t].numel + kBlock - 1) / kBlock;
+  return first;
+}
+
 // Calls body(tensor, begin, size) for every block of every tensor, where each thread gets a body of its own from
 // make_body(). The work is elementwise: the bits don't depend on the threads.
 template <class MakeBody>
 void for_each_block(const TensorView* tensors, int64_t count, const MakeBody& make_body) {
-  std::vector<int64_t> first_block(count + 1, 0);
-  for (int64_t t = 0; t < count; ++t) first_block[t + 1] = first_block[t] + (tensors[t].numel + kBlock - 1) / kBlock;
+  const std::vector<int64_t> first_block = first_blocks(tensors, count);
   struct Context {
     const std::vector<int64_t>& first_block;
     const TensorView* tensors;

@@ -1,6 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
 #include "cuda/factorized_rule.h"
 #include "cuda/launch.cuh"
+#include "cuda/measures.h"
 #include "math/balanced_sgd.h"
 
 namespace sparsenn {
@@ -13,8 +14,9 @@ using Rule = cuda::FactorizedRule<BalancedSgd<T>>;
 
 // W: the weights and their gradients; their roots and momenta have the accumulator's type. The depth is known when the
 // kernel runs: a few products more are lost behind the memory. Operands: weight, gradient, root, momentum.
-template <class W, bool kMomentum>
+template <class Weight, bool kMomentum>
 struct BalancedStep {
+  using W = Weight;
   using T = accumulator_t<W>;
   static constexpr int kDepth = 1, kOperands = 3 + kMomentum, kWidth = 16 / sizeof(T);
   Rule<T> rule;
@@ -42,7 +44,7 @@ struct BalancedStep {
 template <>
 void balanced_sgd<Cuda>(const TensorView* weights, const TensorView* roots, const TensorView* momenta,
                         const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
-                        void* stream) {
+                        const Measures& measures, void* stream) {
   if (count == 0) return;
   const int64_t operands = momenta ? 4 : 3;
   std::vector<const TensorView*> tensors;
@@ -56,7 +58,12 @@ void balanced_sgd<Cuda>(const TensorView* weights, const TensorView* roots, cons
     const Rule<accumulator_t<W>> rule(options, depth);
     const auto run = [&](auto with_momentum) {
       const BalancedStep<W, with_momentum> op{rule};
-      cuda::run(cuda::operation<false>("balanced_sgd_", op, op), tensors, operands, 0, stream);
+      if (measures.data) {
+        // The mean of D equal squares is that of one, and one factor is aligned with itself.
+        cuda::run_measured("balanced_sgd_", op, 1, tensors, operands, measures, stream);
+      } else {
+        cuda::run(cuda::operation<false>("balanced_sgd_", op, op), tensors, operands, 0, stream);
+      }
     };
     momenta ? run(std::true_type{}) : run(std::false_type{});
   });

@@ -1,6 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's, but
 // for the powers of the betas.
 #include "cuda/launch.cuh"
+#include "cuda/measures.h"
 #include "cuda/scalar.h"
 #include "cuda/specialize.h"
 #include "math/factorized_adam.h"
@@ -57,8 +58,9 @@ SPARSENN_INLINE AdamCorrection<T> correction_of(const Element& element, int oper
 
 // W: the weights and their gradients; what belongs to a factor has the accumulator's type.
 // Operands: weight, gradient, D factors, D means, D squares, D largest squares.
-template <class W, int D, bool kLargest>
+template <class Weight, int D, bool kLargest>
 struct Step {
+  using W = Weight;
   using T = accumulator_t<W>;
   static constexpr int kDepth = D, kKinds = kLargest ? 4 : 3, kOperands = 2 + kKinds * D, kExtras = 1,
                        kWidth = 16 / sizeof(T);
@@ -103,8 +105,9 @@ struct Step {
 };
 
 // Any depth: factor d is moved when the prefix of the old factors before it is known and those behind it are still old.
-template <class W, bool kLargest>
-struct Step<W, 0, kLargest> {
+template <class Weight, bool kLargest>
+struct Step<Weight, 0, kLargest> {
+  using W = Weight;
   using T = accumulator_t<W>;
   static constexpr int kDepth = 0, kOperands = 0, kExtras = 1, kWidth = 1;
   Rule<T> rule;
@@ -148,8 +151,8 @@ int64_t factorized_adam_workspace<Cuda>(int64_t count) {
 }
 
 template <>
-void factorized_adam<Cuda>(const AdamTensors& tensors, const FactorizedAdamOptions& options, void* workspace,
-                           void* stream) {
+void factorized_adam<Cuda>(const AdamTensors& tensors, const FactorizedAdamOptions& options, const Measures& measures,
+                           void* workspace, void* stream) {
   const auto& [weights, factors, means, squares, largest, steps, grads, count, depth] = tensors;
   if (count == 0) return;
   const TensorView* const state[] = {factors, means, squares, largest};
@@ -169,16 +172,24 @@ void factorized_adam<Cuda>(const AdamTensors& tensors, const FactorizedAdamOptio
   }
   const Count counting{options};
   const cuda::Operation count_steps = cuda::operation<false>("factorized_adam_", counting, counting);
+  const int64_t extras = measures.data ? 2 : 1;
   for (int64_t n = 0; n < count; ++n) {  // what will be refused is so before a step is counted
     using Table = cuda::Table<cuda::kSmallTable>;
-    if (weights[n].numel == 0 || Table::fits(operands, weights[n].dim, 1)) continue;
+    if (weights[n].numel == 0 || Table::fits(operands, weights[n].dim, extras)) continue;
     const int64_t dim = cuda::Layout(all.data() + n * operands, operands, weights[n]).dim();
-    if (!Table::fits(operands, dim, 1)) cuda::refuse(count_steps, operands, dim);
+    if (!Table::fits(operands, dim, extras)) cuda::refuse(count_steps, operands, dim);
   }
   cuda::run(count_steps, counts, 1, 0, stream, corrections);
   dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     const Rule<accumulator_t<W>> rule(options, depth);
+    if (measures.data) {
+      const auto run = [&](auto with_largest) {
+        const Step<W, 0, with_largest> op{rule};
+        cuda::run_measured("factorized_adam_", op, depth, all, operands, measures, stream, corrections);
+      };
+      return largest ? run(std::true_type{}) : run(std::false_type{});
+    }
     // Deeper ones would hold more in registers than there are.
     cuda::dispatch_depth(depth <= cuda::kMaxSpecialDepth ? depth : 0, [&](auto unrolled) {
       if constexpr (unrolled <= cuda::kMaxSpecialDepth) {

@@ -1,6 +1,7 @@
 // The arithmetic is that of csrc/math, compiled with --fmad=false: in float32 and float64 the bits are the CPU's.
 #include "cuda/factorized_rule.h"
 #include "cuda/launch.cuh"
+#include "cuda/measures.h"
 #include "cuda/specialize.h"
 #include "math/factorized_sgd.h"
 
@@ -14,8 +15,9 @@ using Rule = cuda::FactorizedRule<FactorizedSgd<T>>;
 
 // W: the weights and their gradients; their factors and momenta have the accumulator's type.
 // Operands: weight, gradient, D factors, D momenta.
-template <class W, int D, bool kMomentum>
+template <class Weight, int D, bool kMomentum>
 struct Step {
+  using W = Weight;
   using T = accumulator_t<W>;
   static constexpr int kDepth = D, kOperands = 2 + (kMomentum ? 2 * D : D), kWidth = 16 / sizeof(T);
   Rule<T> rule;
@@ -57,8 +59,9 @@ struct Step {
 };
 
 // Any depth: factor d is moved when the prefix of the old factors before it is known and those behind it are still old.
-template <class W, bool kMomentum>
-struct Step<W, 0, kMomentum> {
+template <class Weight, bool kMomentum>
+struct Step<Weight, 0, kMomentum> {
+  using W = Weight;
   using T = accumulator_t<W>;
   static constexpr int kDepth = 0, kOperands = 0, kWidth = 1;
   Rule<T> rule;
@@ -93,9 +96,16 @@ struct Step<W, 0, kMomentum> {
 }  // namespace
 
 template <>
+int64_t measures_workspace<Cuda>(const TensorView* weights, int64_t count) {
+  int64_t chunks = 0;
+  for (int64_t n = 0; n < count; ++n) chunks += cuda::Parts::chunks_of(weights[n]);
+  return chunks * kMeasures * static_cast<int64_t>(sizeof(double));
+}
+
+template <>
 void factorized_sgd<Cuda>(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
                           const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
-                          void* stream) {
+                          const Measures& measures, void* stream) {
   if (count == 0) return;
   const int64_t operands = 2 + (momenta ? 2 : 1) * depth;
   std::vector<const TensorView*> tensors;
@@ -109,6 +119,13 @@ void factorized_sgd<Cuda>(const TensorView* weights, const TensorView* factors, 
   dispatch_dtype(weights[0].dtype, [&](auto element) {
     using W = decltype(element);
     const Rule<accumulator_t<W>> rule(options, depth);
+    if (measures.data) {
+      const auto run = [&](auto with_momentum) {
+        const Step<W, 0, with_momentum> op{rule};
+        cuda::run_measured("factorized_sgd_", op, depth, tensors, operands, measures, stream);
+      };
+      return momenta ? run(std::true_type{}) : run(std::false_type{});
+    }
     cuda::dispatch_depth(depth, [&](auto unrolled) {
       const auto run = [&](auto with_momentum) {
         const Step<W, unrolled, with_momentum> op{rule};

@@ -9,7 +9,8 @@
 //   apply<N>(element)  the work on N consecutive elements, whose operands element.pointer<T>(k) finds.
 // It may have words of its own for each tensor: kExtras of them, which element.word(kOperands + k) reads. Where apply
 // returns a number, those of all elements of a tensor are added up, and added to the int64 whose address (null: to
-// nothing) is the first of these words.
+// nothing) is the first of these words. Where it says kMeasuredAt, apply takes sums as well, kMeasures of them, to
+// which it adds; those of each chunk are written one after the other to the address that is this word of the tensor.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <utility>
 
 #include "cuda/table.h"
+#include "math/measures.h"
 
 #if defined(__CUDACC__)
 #define SPARSENN_ROLLED _Pragma("unroll 1")
@@ -36,6 +38,9 @@ SPARSENN_INLINE void write_words(void* to, const Pack& pack);
 
 // Likewise: adds what the threads of a block have counted to a number. All of them call it together.
 SPARSENN_INLINE void add_counts(int64_t* to, uint32_t counted, int thread);
+
+// And writes the sums over the threads of a block of what each of them has found, in a fixed order.
+SPARSENN_INLINE void write_sums(double* to, const double (&sums)[kMeasures], int thread);
 
 // N elements of a type that are read or written by one access of up to 16 bytes.
 template <class T, int N>
@@ -144,20 +149,31 @@ constexpr int extras_of() {
   }
 }
 
-// Adds up what an operation counts in one tensor.
+// Adds up what an operation counts in one tensor, or measures in one chunk.
 template <class Op>
-class Counter {
+class Tally {
  public:
   template <int N, class Element>
   SPARSENN_INLINE void apply(const Op& op, const Element& element) {
-    if constexpr (kCounts<Element>) {
+    if constexpr (kMeasures) {
+      op.template apply<N>(element, sums_);
+    } else if constexpr (kCounts<Element>) {
       counted_ += op.template apply<N>(element);
     } else {
       op.template apply<N>(element);
     }
   }
 
-  // All threads of a block come here together.
+  // All threads of a block come here together, after each chunk; `chunk` is its number in the tensor.
+  SPARSENN_INLINE void finish_chunk(const Entry& entry, int operands, int64_t chunk, int thread) {
+    if constexpr (kMeasures) {
+      auto* const to = reinterpret_cast<double*>(entry.word(operands + Op::kMeasuredAt));
+      write_sums(to + chunk * sparsenn::kMeasures, sums_, thread);
+      for (double& sum : sums_) sum = 0;
+    }
+  }
+
+  // And here after the last one of a tensor.
   template <class Element>
   SPARSENN_INLINE void finish(const Entry& entry, int thread) {
     if constexpr (kCounts<Element>) {
@@ -168,11 +184,22 @@ class Counter {
   }
 
  private:
+  static constexpr bool kMeasures = requires { Op::kMeasuredAt; };
+
   template <class Element>
-  static constexpr bool kCounts =
-      !std::is_void_v<decltype(std::declval<const Op&>().template apply<1>(std::declval<const Element&>()))>;
+  static constexpr bool counts() {
+    if constexpr (kMeasures) {
+      return false;
+    } else {
+      using Result = decltype(std::declval<const Op&>().template apply<1>(std::declval<const Element&>()));
+      return !std::is_void_v<Result>;
+    }
+  }
+  template <class Element>
+  static constexpr bool kCounts = counts<Element>();
 
   uint32_t counted_ = 0;
+  double sums_[sparsenn::kMeasures] = {};
 };
 
 // Tensors whose operands are all flat. Full chunks of aligned operands take vector accesses; misaligned views and the
@@ -185,28 +212,30 @@ struct Flat {
   static SPARSENN_INLINE void run(const Table& table, const Op& given, int64_t block, int64_t blocks, int thread) {
     constexpr int kStride = Op::kOperands ? kEntryHead + Op::kOperands + extras_of<Op>() : 0;
     const Op op = given.prepared();
-    Counter<Op> counter;
+    Tally<Op> tally;
     int32_t last = -1;
     for (int64_t chunk = block; chunk < table.chunks; chunk += blocks) {
       const int32_t own = table.template find<kStride>(chunk);
       if (last >= 0 && own != last) {
-        counter.template finish<FlatElement>(table.template entry<kStride>(last), thread);
+        tally.template finish<FlatElement>(table.template entry<kStride>(last), thread);
       }
       last = own;
       const Entry entry = table.template entry<kStride>(own);
-      const int64_t begin = (chunk - entry.first_chunk()) * kChunk<Op>;
+      const int64_t chunk_of_entry = chunk - entry.first_chunk(), begin = chunk_of_entry * kChunk<Op>;
       const int64_t size = entry.size() - begin;
       if constexpr (Op::kWidth > 1) {
         if (size >= kChunk<Op> && entry.aligned()) {
-          counter.template apply<Op::kWidth>(op, FlatElement(entry, begin + thread * Op::kWidth));
+          tally.template apply<Op::kWidth>(op, FlatElement(entry, begin + thread * Op::kWidth));
+          tally.finish_chunk(entry, table.operands, chunk_of_entry, thread);
           continue;
         }
       }
       const int64_t end = begin + (size < kChunk<Op> ? size : kChunk<Op>);
       SPARSENN_ROLLED
-      for (int64_t i = begin + thread; i < end; i += kThreads) counter.template apply<1>(op, FlatElement(entry, i));
+      for (int64_t i = begin + thread; i < end; i += kThreads) tally.template apply<1>(op, FlatElement(entry, i));
+      tally.finish_chunk(entry, table.operands, chunk_of_entry, thread);
     }
-    if (last >= 0) counter.template finish<FlatElement>(table.template entry<kStride>(last), thread);
+    if (last >= 0) tally.template finish<FlatElement>(table.template entry<kStride>(last), thread);
   }
 };
 
@@ -219,11 +248,13 @@ struct Strided {
     using Element = StridedElement<Op::kOperands>;
     const Op op = given.prepared();
     const Entry entry = table.template entry<0>(0);
-    Counter<Op> counter;
-    for (int64_t i = block * kThreads + thread; i < entry.size(); i += blocks * kThreads) {
-      counter.template apply<1>(op, Element(table, entry, i));
+    Tally<Op> tally;
+    for (int64_t chunk = block; chunk < table.chunks; chunk += blocks) {
+      const int64_t i = chunk * kChunk + thread;
+      if (i < entry.size()) tally.template apply<1>(op, Element(table, entry, i));
+      tally.finish_chunk(entry, table.operands, chunk, thread);
     }
-    counter.template finish<Element>(entry, thread);
+    tally.template finish<Element>(entry, thread);
   }
 };
 

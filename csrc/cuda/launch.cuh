@@ -58,6 +58,25 @@ SPARSENN_INLINE void add_counts(int64_t* to, uint32_t counted, int thread) {
 #endif
 }
 
+SPARSENN_INLINE void write_sums(double* to, const double (&sums)[kMeasures], int thread) {
+#if defined(__CUDA_ARCH__)
+  __shared__ double of_warps[kMeasures][kThreads / 32];
+  SPARSENN_UNROLL
+  for (int k = 0; k < kMeasures; ++k) {
+    double sum = sums[k];
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_down_sync(~0u, sum, distance);
+    if (thread % 32 == 0) of_warps[k][thread / 32] = sum;
+  }
+  __syncthreads();
+  if (thread < kMeasures) {
+    double total = 0;
+    for (const double one : of_warps[thread]) total += one;
+    to[thread] = total;
+  }
+  __syncthreads();
+#endif
+}
+
 // Blocks walk over chunks in a loop: enough of them to fill the device several times over, so that the last ones to
 // finish don't leave it idle.
 constexpr int64_t kBlocksPerMultiprocessor = 32;

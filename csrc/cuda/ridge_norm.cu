@@ -1,33 +1,15 @@
 #include "cuda/launch.cuh"
 #include "cuda/phases.h"
+#include "cuda/sums.h"
 #include "math/ridge_norm.h"
 
 namespace sparsenn {
 namespace {
 
+using cuda::add_up;
+using cuda::Sums;
+
 constexpr int64_t kNumbers = 16 * cuda::kThreads;  // of squares or magnitudes that a block adds up
-constexpr int kGroups = 16;
-
-struct Sums {
-  double threads[cuda::kThreads], groups[kGroups];
-};
-
-// A block's numbers are added in a fixed order: first by groups of threads, then the groups.
-template <int P>
-SPARSENN_INLINE void add_up(int thread, Sums& shared, double* to) {
-  constexpr int kSize = cuda::kThreads / kGroups;
-  if constexpr (P == 1) {
-    if (thread >= kGroups) return;
-    double sum = 0;
-    for (int i = 0; i < kSize; ++i) sum += shared.threads[thread * kSize + i];
-    shared.groups[thread] = sum;
-  } else {
-    if (thread > 0) return;
-    double sum = 0;
-    for (int i = 0; i < kGroups; ++i) sum += shared.groups[i];
-    *to = sum;
-  }
-}
 
 template <class T>
 SPARSENN_INLINE double column_norm(const T* data, int64_t rows, int64_t columns, int64_t column) {

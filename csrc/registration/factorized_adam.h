@@ -9,7 +9,8 @@ template <class Device>
 void factorized_adam_(StableListHandle weight_list, StableListHandle factor_list, StableListHandle mean_list,
                       StableListHandle square_list, StableListHandle largest_list, StableListHandle step_list,
                       StableListHandle grad_list, Tensor lr, Tensor lam, double beta1, double beta2, double eps,
-                      double weight_decay, bool decoupled, bool maximize) {
+                      double weight_decay, bool decoupled, bool maximize, std::optional<Tensor> measures,
+                      double threshold) {
   const TensorList weights(weight_list), factors(factor_list), means(mean_list), squares(square_list),
       largest(largest_list), steps(step_list), grads(grad_list);
   const int64_t count = weights.size();
@@ -58,7 +59,9 @@ void factorized_adam_(StableListHandle weight_list, StableListHandle factor_list
   const int64_t bytes = factorized_adam_workspace<typename Device::Tag>(count);
   Tensor workspace;
   if (bytes) workspace = torch::stable::new_empty(first, std::vector<int64_t>{bytes}, ScalarType::Byte);
-  factorized_adam<typename Device::Tag>(tensors, options, bytes ? workspace.data_ptr() : nullptr, guard.stream());
+  const Measuring<Device> measuring(measures, threshold, first, weight);
+  factorized_adam<typename Device::Tag>(tensors, options, measuring.wanted(), bytes ? workspace.data_ptr() : nullptr,
+                                        guard.stream());
 }
 
 template <class Device>

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sparsenn.init import stream
+from sparsenn.ops.reference import misalignment_shares
 
 
 @torch.no_grad()
@@ -51,15 +51,5 @@ def misalignment(factors: Sequence[Tensor]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=like.device)
     # A sum of less than 2^15 elements is not split over threads, so its bits do not depend on them.
     for piece in stream.pieces(like.shape, 1 << 14):
-        total += _shares(torch.stack([factor[piece] for factor in factors]).double().abs_()).sum()
+        total += misalignment_shares(torch.stack([factor[piece] for factor in factors]).double().abs_()).sum()
     return total
-
-
-def _shares(magnitudes: Tensor) -> Tensor:
-    largest = magnitudes.amax(0)
-    squares = (magnitudes / torch.where(largest == 0, 1.0, largest)).square_()
-    depth = len(squares)
-    # Sums over factors one after the other: the order within a reduction by torch depends on place and threads.
-    geometric_mean = functools.reduce(torch.add, squares.log()).div_(depth).exp_()
-    arithmetic_mean = functools.reduce(torch.add, squares) / depth
-    return (arithmetic_mean - geometric_mean).clamp_(min=0).mul_(largest.square())

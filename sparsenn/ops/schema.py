@@ -1,8 +1,8 @@
 """The contract: every operator's schema on one page.
 
 The dispatcher picks the implementation: ``reference`` is registered for every device, the compiled libraries override it on
-CPU and CUDA. ``Tensor(a!)`` marks what an operator writes. Schemas with ``Tensor[]`` carry no default arguments (torch 2.11 to
-2.13 lose their gradient); defaults live in the public functions.
+CPU and CUDA. ``Tensor(a!)`` marks what an operator writes. Schemas with ``Tensor[]`` and a derivative carry no default
+arguments (torch 2.11 to 2.13 lose it); defaults live in the public functions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ SCHEMAS = {
     "hadamard_backward_out": "(Tensor grad, Tensor[] factors, Tensor(a!)[] grads) -> ()",
     # One SGD step on the factors of many weights; weights[i] becomes the new product of factors[i * depth:(i + 1) * depth].
     # momenta is empty where momentum is 0. lr and lam are 0-d float32 or float64 tensors, on the CPU or on the weights' device.
+    # measures, float64 (weights, 4), gets what the step leaves of each: the number of weights whose magnitude is above the
+    # threshold, sum w^2, sum (1/D) sum_d w_d^2, and the misalignment, by which the last exceeds sum |w|^(2/D).
     "factorized_sgd_": (
         "(Tensor(a!)[] weights, Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor[] grads, Tensor lr, Tensor lam, "
-        "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
+        "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
+        "Tensor(d!)? measures=None, float threshold=0.0) -> ()"
     ),
     # The same by Adam. means and squares, one for each factor, are the running means of its gradient and of that squared;
     # largest, with AMSGrad, the largest squares so far, else empty. steps, 0-d float32 tensors on the weights' device, count
@@ -28,7 +31,7 @@ SCHEMAS = {
     "factorized_adam_": (
         "(Tensor(a!)[] weights, Tensor(b!)[] factors, Tensor(c!)[] means, Tensor(d!)[] squares, Tensor(e!)[] largest, "
         "Tensor(f!)[] steps, Tensor[] grads, Tensor lr, Tensor lam, float beta1, float beta2, float eps, float weight_decay, "
-        "bool decoupled, bool maximize) -> ()"
+        "bool decoupled, bool maximize, Tensor(g!)? measures=None, float threshold=0.0) -> ()"
     ),
     # One proximal SGD step for many weights, in place: a gradient step with momentum, then soft thresholding. lams holds one
     # 0-d tensor for all weights, or one tensor for each that broadcasts to it. momenta is empty where momentum is 0. zeros,
@@ -80,6 +83,7 @@ SCHEMAS = {
     # with one momentum. At even depths a weight keeps its sign: a root that would cross 0 is reflected, with its momentum.
     "balanced_sgd_": (
         "(Tensor(a!)[] weights, Tensor(b!)[] roots, Tensor(c!)[] momenta, Tensor[] grads, Tensor lr, Tensor lam, int depth, "
-        "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()"
+        "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
+        "Tensor(d!)? measures=None, float threshold=0.0) -> ()"
     ),
 }

@@ -1,6 +1,7 @@
 """Optimizers that make networks sparse while they train, and who is penalised by how much."""
 
 from sparsenn.optim.balance import BalanceSwitch
+from sparsenn.optim.factorized import FactorMeasures
 from sparsenn.optim.factorized_adam import FactorizedAdam
 from sparsenn.optim.factorized_sgd import FactorizedSGD
 from sparsenn.optim.groups import param_groups
@@ -12,6 +13,7 @@ from sparsenn.optim.target_sparsity import TargetSparsity
 
 __all__ = [
     "BalanceSwitch",
+    "FactorMeasures",
     "FactorizedAdam",
     "FactorizedSGD",
     "PathPoint",

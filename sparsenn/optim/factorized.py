@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from sparsenn import init
 from sparsenn._numbers import whole
-from sparsenn.ops import hadamard_product
+from sparsenn.ops import hadamard_product, reference
 from sparsenn.optim import common, plans, shards
 from sparsenn.optim.memory import staggered_zeros
 from sparsenn.optim.stepping import quiet_step
@@ -40,6 +41,33 @@ class Batch(plans.Batch):
     pieces: list[Pieces] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
     moments: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+class FactorMeasures(NamedTuple):
+    r"""What a step has left of one parameter, under FSDP2 of this rank's part of it; see `FactorizedSGD.measures`.
+
+    Attributes:
+        kept: How many weights are above the threshold in magnitude.
+        norm: :math:`\|w\|_2`.
+        factor_decay: :math:`\frac1D \sum_d \|\omega_d\|_2^2`, to be multiplied by λ, as `sparsenn.penalties.factor_decay`.
+        misalignment: What that exceeds its minimum :math:`\|w\|_{2/D}^{2/D}` by, as `sparsenn.metrics.misalignment`.
+
+    Example:
+        >>> from sparsenn.optim import FactorMeasures
+        >>> FactorMeasures(kept=1, norm=6.0, factor_decay=6.5, misalignment=0.5).kept
+        1
+    """
+
+    kept: int
+    norm: float
+    factor_decay: float
+    misalignment: float
+
+    @classmethod
+    def of_row(cls, row: list[float]) -> FactorMeasures:
+        """The numbers as a kernel has them."""
+        kept, squares, factor_decay, misalignment = row
+        return cls(int(kept), math.sqrt(squares), factor_decay, misalignment)
 
 
 class Place(NamedTuple):
@@ -76,6 +104,9 @@ class Factorized(Optimizer):
     identified_by: ClassVar[tuple[str, ...]]  # options by which a saved state is known to be of this optimizer
     moments: ClassVar[tuple[str, ...]]  # what a factor may have beside it
     restarted: ClassVar[tuple[str, ...]]  # of these, what a factor that was set anew loses
+
+    _measure_at: float | None  # the threshold, where the next step measures
+    _measured: list[tuple[float, Batch, list[int | None], Tensor]]  # of a step: threshold, weights, their versions, numbers
 
     def __init__(self, params: Iterable[Any], options: dict[str, Any], generator: torch.Generator | None) -> None:
         self._forget()
@@ -143,8 +174,8 @@ class Factorized(Optimizer):
         """That of a parameter's next step; parameters of one call have the same."""
         return 0.0
 
-    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor]) -> None:
-        """One step of a batch."""
+    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor], rows: Tensor | None, threshold: float) -> None:
+        """One step of a batch, which fills the rows of its measures where there are some."""
         raise NotImplementedError
 
     def _first_step_done(self, group: dict[str, Any], plan: plans.Plan) -> None:
@@ -182,16 +213,21 @@ class Factorized(Optimizer):
         if not compiling:
             self._check_changed_options()
         work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
+        threshold = None if compiling else self._measure_at
         for group, plan, grads in work:
             for batch, own in zip(plan.batches, grads, strict=True):
-                self._move(group, batch, own)
+                rows = None if threshold is None else _empty_rows(batch.weights)
+                self._move(group, batch, own, rows, threshold or 0.0)
                 if not compiling:
                     torch.autograd.graph.increment_version(batch.weights)
                     for pieces in batch.pieces:
                         pieces.version = pieces.weight._version
+                if threshold is not None and rows is not None:
+                    self._measured.append((threshold, batch, [pieces.version for pieces in batch.pieces], rows))
             if plan.fresh:
                 self._first_step_done(group, plan)
         if not compiling:
+            self._measure_at = None
             self._step_done()
         return loss
 
@@ -216,6 +252,60 @@ class Factorized(Optimizer):
         """
         self._chosen([p], "factors")
         return tuple(self._moved(self.state[p])[0])
+
+    def measure_next(self, threshold: float = 0.0) -> None:
+        """Let the next step measure what it leaves of the weights and factors while it has them at hand.
+
+        `measures` says then what was found, without another pass over them. A step that is compiled does not measure.
+
+        Args:
+            threshold: Up to which magnitude a weight counts as zero.
+
+        Raises:
+            ValueError: for a threshold that is no finite number ≥ 0.
+        """
+        self._measure_at = common.checked_number(self._owner, "threshold", threshold)
+        self._measured = []
+
+    @torch.no_grad()
+    def measures(self, threshold: float = 0.0) -> dict[Tensor, FactorMeasures]:
+        """How sparse each factorized parameter is, its norm, and what its factors cost and would cost in balance.
+
+        Numbers that the last step has found (see `measure_next`) are taken where they are for this threshold and the weights
+        are still those that it left; others are formed now. Sums are in float64, and the same for any number of threads.
+
+        Args:
+            threshold: Up to which magnitude a weight counts as zero.
+
+        Raises:
+            ValueError: for a threshold that is no finite number ≥ 0.
+
+        Example:
+            >>> import torch, sparsenn
+            >>> weight = torch.nn.Parameter(torch.tensor([4.0, 0.0]))
+            >>> optimizer = sparsenn.optim.FactorizedSGD([weight], lr=0.1, depth=2, lam=1e-3, factor_init="root")
+            >>> optimizer.measure_next()
+            >>> weight.square().sum().backward()
+            >>> optimizer.step()
+            >>> found = optimizer.measures()[weight]
+            >>> found.kept, found.misalignment
+            (1, 0.0)
+        """
+        threshold = common.checked_number(self._owner, "threshold", threshold)
+        known = {
+            pieces.param: row
+            for level, batch, versions, rows in self._measured
+            if level == threshold
+            for pieces, version, row in zip(batch.pieces, versions, rows.tolist(), strict=True)
+            if version == pieces.weight._version
+        }
+        return {p: FactorMeasures.of_row(known.get(p) or self._measured_now(p, threshold)) for p in self._factorized()}
+
+    def _measured_now(self, p: Tensor, threshold: float) -> list[float]:
+        weight = shards.local(p)
+        rows = _empty_rows([weight])
+        reference.measure(rows[0], weight, [shards.local(factor) for factor in self._moved(self.state[p])[0]], threshold)
+        return rows[0].tolist()
 
     @torch.no_grad()
     def resync(self, params: Iterable[Tensor] | None = None) -> None:
@@ -290,6 +380,8 @@ class Factorized(Optimizer):
         self._scalar = common.Scalars()
         self._options_of = itemgetter(*self.options)
         self._checked: dict[int, tuple[tuple[Any, ...], tuple[int, ...]]] = {}  # options, and the versions of tensors
+        self._measure_at = None
+        self._measured = []
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
         return self.param_groups[self._place_of(p).group]
@@ -455,6 +547,11 @@ class Factorized(Optimizer):
             if sorted(found) != sorted(names) and (found or stem == "factor"):
                 raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
+
+
+def _empty_rows(weights: list[Tensor]) -> Tensor:
+    """Room for what a step measures of some weights."""
+    return torch.empty(len(weights), reference.MEASURES, dtype=torch.float64, device=weights[0].device)
 
 
 def _places(groups: list[dict[str, Any]]) -> dict[Tensor, Place]:

@@ -166,7 +166,7 @@ class FactorizedAdam(Factorized):
         if "step" not in self.state[p]:
             self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
 
-    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor]) -> None:
+    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor], rows: Tensor | None, threshold: float) -> None:
         _ops.factorized_adam_.default(
             batch.weights,
             batch.factors,
@@ -180,6 +180,8 @@ class FactorizedAdam(Factorized):
             group["weight_decay"],
             group["decoupled"],
             group["maximize"],
+            rows,
+            threshold,
         )
 
     def _check_state(self, p: Tensor, depth: int, entries: dict[str, Any]) -> None:

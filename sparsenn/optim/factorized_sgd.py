@@ -260,7 +260,7 @@ class FactorizedSGD(Factorized):
     def _dampening(self, group: dict[str, Any], state: dict[str, Any]) -> float:
         return common.current_dampening(group, state)
 
-    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor]) -> None:
+    def _move(self, group: dict[str, Any], batch: Batch, grads: list[Tensor], rows: Tensor | None, threshold: float) -> None:
         roots = len(batch.factors) < group["depth"] * len(batch.weights)  # at depth 1 a root is the factor
         operator = _ops.balanced_sgd_.default if roots else _ops.factorized_sgd_.default
         operator(
@@ -276,6 +276,8 @@ class FactorizedSGD(Factorized):
             group["weight_decay"],
             group["nesterov"],
             group["maximize"],
+            rows,
+            threshold,
         )
 
     def _first_step_done(self, group: dict[str, Any], plan: plans.Plan) -> None:

@@ -6,59 +6,71 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
-from sparsenn import metrics
-from sparsenn.optim.factorized import Factorized
-from sparsenn.prune.masks import entries
-
-Shares = dict[Tensor, float]
-
-
-def misalignments(optimizer: Optimizer) -> Shares:
-    """The misalignment of each parameter's factors, Σ over its weights; empty for an optimizer without factors."""
-    if not isinstance(optimizer, Factorized):
-        return {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {p: float(metrics.misalignment(optimizer.factors(p))) for p in parameters}
-
-
-def mean_misalignment(shares: Shares) -> float | None:
-    """Mean over all weights of (1/D) Σ_d ω_d² − |w|^{2/D}; 0 exactly where every weight's factors are balanced."""
-    return sum(shares.values()) / sum(p.numel() for p in shares) if shares else None
+from sparsenn.optim.factorized import Factorized, FactorMeasures
+from sparsenn.prune.masks import Entry, entries
 
 
 @torch.no_grad()
-def layer_figures(model: nn.Module, optimizer: Optimizer, threshold: float, shares: Shares) -> dict[str, Any]:
-    r"""Norm and penalty of a net, and of each of its weight tensors what is left, its norm, penalty and misalignment.
+def figures(model: nn.Module, optimizer: Optimizer, threshold: float) -> dict[str, Any]:
+    r"""How sparse a net is, its norm, penalty and misalignment, and the same of each of its weight tensors.
+
+    An optimizer of factors is asked for `measures`, which cost nothing where its last step has measured.
 
     Args:
         model: The net; what its masks hide counts as 0.
-        optimizer: The one that trains it.
+        optimizer: The one that trains it: all its parameters.
         threshold: Up to which magnitude a weight counts as zero.
-        shares: What :func:`misalignments` says of the optimizer.
 
     Returns:
-        ``norm`` (:math:`\|w\|_2` over all parameters), ``penalty`` (of the training objective: :math:`(\lambda / D) \sum_d
-        \|\omega_d\|^2`, :math:`\lambda \|w\|_1`, or 0), and ``layers``, with one entry for each name of :func:`layer_names`:
-        ``kept`` (weights above the threshold), ``norm``, ``penalty``, and ``misalignment`` (the mean over the layer's weights;
-        None without factors).
+        ``weights`` (above the threshold), ``compression_ratio`` (all to these, None if there are none), ``misalignment`` (the
+        mean over all weights of :math:`\frac1D \sum_d \omega_d^2 - |w|^{2/D}`, None without factors), ``norm``
+        (:math:`\|w\|_2`), ``penalty`` (of the training objective: :math:`(\lambda / D) \sum_d \|\omega_d\|^2`,
+        :math:`\lambda \|w\|_1`, or 0), and ``layers``, with one entry for each name of :func:`layer_names`: ``kept``,
+        ``norm``, ``penalty``, and ``misalignment``.
     """
     found = entries(model)
-    norms = {entry.name: float(vector_norm(entry.weight, dtype=torch.float64)) for entry in found}
-    layers = [entry for entry in found if entry.stored.dim() > 1]
-    penalties = _penalties(optimizer)
+    lams = {p: float(group.get("lam", 0.0)) for group in optimizer.param_groups for p in group["params"]}
+    measured = optimizer.measures(threshold) if isinstance(optimizer, Factorized) else None
+    rows = [
+        _of_weights(entry, threshold, lams[entry.stored])
+        if measured is None
+        else _of_factors(measured[entry.stored], entry.numel, lams[entry.stored])
+        for entry in found
+    ]
+    numel, kept = sum(entry.numel for entry in found), sum(row["kept"] for row in rows)
+    layers = [row for entry, row in zip(found, rows, strict=True) if entry.stored.dim() > 1]
+    misalignment = sum(own.misalignment for own in measured.values()) / numel if measured is not None else None
     return {
-        "norm": math.hypot(*norms.values()),
-        "penalty": sum(penalties.values()),
+        "weights": kept,
+        "compression_ratio": numel / kept if kept else None,
+        "misalignment": misalignment,
+        "norm": math.hypot(*(row["norm"] for row in rows)),
+        "penalty": sum(row["penalty"] for row in rows),
         "layers": {
-            "kept": [int((entry.weight.abs() > threshold).sum()) for entry in layers],
-            "norm": [norms[entry.name] for entry in layers],
-            "penalty": [penalties.get(entry.stored, 0.0) for entry in layers],
-            "misalignment": [shares[entry.stored] / entry.numel for entry in layers] if shares else None,
+            **{name: [row[name] for row in layers] for name in ("kept", "norm", "penalty")},
+            "misalignment": [row["misalignment"] for row in layers] if measured is not None else None,
         },
+    }
+
+
+def _of_factors(measures: FactorMeasures, numel: int, lam: float) -> dict[str, Any]:
+    return {
+        "kept": measures.kept,
+        "norm": measures.norm,
+        "penalty": lam * measures.factor_decay,
+        "misalignment": measures.misalignment / max(numel, 1),
+    }
+
+
+def _of_weights(entry: Entry, threshold: float, lam: float) -> dict[str, Any]:
+    return {
+        "kept": int((entry.weight.abs() > threshold).sum()),
+        "norm": float(vector_norm(entry.weight, dtype=torch.float64)),
+        "penalty": lam * float(vector_norm(entry.stored, 1, dtype=torch.float64)) if lam else 0.0,
     }
 
 
@@ -72,17 +84,3 @@ def layer_names(model: nn.Module) -> list[str]:
         ['1.weight', '3.weight', '5.weight']
     """
     return [entry.name for entry in entries(model) if entry.stored.dim() > 1]
-
-
-def _penalties(optimizer: Optimizer) -> Shares:
-    """What the optimizer adds to the loss of the data for each penalised parameter, at the λ of its last step."""
-    found: Shares = {}
-    for group in optimizer.param_groups:
-        if lam := float(group.get("lam", 0.0)):
-            for p in group["params"]:
-                if isinstance(optimizer, Factorized):
-                    squares = [float(vector_norm(factor, dtype=torch.float64)) ** 2 for factor in optimizer.factors(p)]
-                    found[p] = lam * sum(squares) / len(squares)
-                else:
-                    found[p] = lam * float(vector_norm(p, 1, dtype=torch.float64))
-    return found

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sparsenn import metrics, models, prune
+from sparsenn import models, prune
 from sparsenn.data import ImageData, augment
+from sparsenn.optim.factorized import Factorized
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.config import TrainConfig
-from sparsenn.training.diagnostics import layer_figures, mean_misalignment, misalignments
+from sparsenn.training.diagnostics import figures
 from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.logging import Record
 from sparsenn.training.methods import (
@@ -133,6 +134,8 @@ class Fit:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if self.control is None:
             self._set_lam()
+        if self.batch + 1 == self.batches and self._is_evaluated(self.epoch + 1) and isinstance(self.optimizer, Factorized):
+            self.optimizer.measure_next(self._threshold)
         self.optimizer.step()
         self.scheduler.step()
         self.batch += 1
@@ -144,6 +147,14 @@ class Fit:
     @property
     def _steps_behind(self) -> int:
         return self.epoch * self.batches + self.batch
+
+    @property
+    def _threshold(self) -> float:
+        """Up to which magnitude the method takes a weight for a zero."""
+        return COLLAPSE_AT.get(self.config.method, 0.0)
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        return epoch % self.config.eval_every == 0 or epoch >= self.config.epochs
 
     def _set_lam(self) -> None:
         factor = SCHEDULES[self.config.lam_schedule](self._steps_behind, self.config.epochs * self.batches)
@@ -159,20 +170,15 @@ class Fit:
         """Count the epoch; evaluate and remember it where that is due.
 
         Returns:
-            The figures of the evaluation, or None. ``compression_ratio`` counts the weights that the method does not take for
-            zeros (see ``methods.COLLAPSE_AT``) and is None if there are none; ``misalignment`` is the mean over all weights,
-            and None for a net without factors.
+            The figures of the evaluation, those of ``diagnostics.figures`` among them, or None.
         """
         seen = len(self.data.train_labels)
         train_loss, train_accuracy = float(self._loss) / seen, int(self._right) / seen
         self.epoch, self.batch = self.epoch + 1, 0
         self._clear_totals()
-        if self.epoch % self.config.eval_every and not self.done:
+        if not self._is_evaluated(self.epoch):
             return None
         test_loss, test_accuracy = evaluate(self.model, self.data.test_images, self.data.test_labels)
-        threshold = COLLAPSE_AT.get(self.config.method, 0.0)
-        sparsity = metrics.sparsity_report(self.model, threshold).total.to_dict()
-        shares = misalignments(self.optimizer)
         record: Record = {
             "epoch": self.epoch,
             "lr": float(self.scheduler.get_last_lr()[0]),
@@ -181,11 +187,8 @@ class Fit:
             "train_accuracy": train_accuracy,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
-            "weights": sparsity["numel"] - sparsity["below"],
-            "compression_ratio": sparsity["compression_ratio"],
-            "misalignment": mean_misalignment(shares),
+            **figures(self.model, self.optimizer, self._threshold),
         }
-        record |= layer_figures(self.model, self.optimizer, threshold, shares)
         self.history.append(record)
         return record
 

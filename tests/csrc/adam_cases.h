@@ -60,6 +60,7 @@ struct AdamCase {
   std::vector<Tensor<T>> factors, means, squares, largest;
   std::vector<float> steps;
   int64_t depth;
+  Measured measured;
 
   void add(const Form& form, int64_t depth_of_all, bool with_largest, uint64_t seed) {
     depth = depth_of_all;
@@ -83,7 +84,7 @@ struct AdamCase {
     std::vector<char> workspace(factorized_adam_workspace<Device>(count));
     factorized_adam<Device>({weight.data(), factor.data(), mean.data(), square.data(),
                              largest.empty() ? nullptr : most.data(), counts.data(), grad.data(), count, depth},
-                            options, workspace.data(), nullptr);
+                            options, measured.template wanted<Device>(weight), workspace.data(), nullptr);
   }
 
   // options: with lr and lam as numbers of the host.
@@ -113,6 +114,7 @@ struct AdamCase {
         weight.push_back(store<W>(product_of(factors_now)));
       }
       check_result(weights[n], before.weights[n], weight, own);
+      measured.check(n, weights[n], factors.data() + n * depth, depth, own);
       for (int64_t d = 0; d < depth; ++d) {
         const int64_t k = n * depth + d;
         check_result(factors[k], before.factors[k], expected[0][d], own + ", factor");
@@ -138,6 +140,7 @@ void adam_in(const Form& form, int64_t depth, int variant) {
   for (const bool with_largest : {false, true}) {
     AdamCase<W> run;
     run.add(form, depth, with_largest, 5);
+    run.measured.on = variant % 3 == 1;
     const AdamCase<W> before = run;
     run.template step<Device>(adam_options(variant));
     run.check_step_from(before, adam_options(variant), label(form, depth, kDType<W>, "factorized_adam"));

@@ -32,9 +32,10 @@ T scalar_balanced_step(T grad, T& root, T* velocity, int64_t depth, const Factor
 }
 
 template <class Device, class W>
-void balanced_step_in(const Form& form, int64_t depth, int variant) {
+void balanced_step_in(const Form& form, int64_t depth, int variant, bool measures) {
   using T = accumulator_t<W>;
   for (const bool with_momenta : {false, true}) {
+    Measured measured{measures};
     FactorizedSgdOptions options = step_options(variant);
     options.lr.value = 0.8;  // many roots cross zero
     if (!with_momenta) options.momentum = 0, options.nesterov = false;
@@ -51,19 +52,22 @@ void balanced_step_in(const Form& form, int64_t depth, int variant) {
       roots.push_back(r), momenta.push_back(v);
     }
     const TensorView views[] = {weight.view(), root.view(), momentum.view(), grad.view()};
-    balanced_sgd<Device>(views, views + 1, with_momenta ? views + 2 : nullptr, views + 3, 1, depth, options, nullptr);
+    balanced_sgd<Device>(views, views + 1, with_momenta ? views + 2 : nullptr, views + 3, 1, depth, options,
+                         measured.wanted<Device>({views[0]}), nullptr);
     const std::string what = label(form, depth, kDType<W>, "balanced_sgd");
     check_result(weight, before, weights, what + ", weight");
+    measured.check(0, weight, &root, 1, what);  // the squares of all factors are the root's
     check_result(root, old_root, roots, what + ", root");
     check_result(momentum, old_momentum, momenta, what + ", momentum");
   }
 }
 
-#define BALANCED_LAUNCHER_TESTS(Device)                                                                         \
-  TEST(balanced_sgd_equals_a_loop) {                                                                            \
-    test::for_each_case([](const test::Form& form, int64_t depth, int variant) {                                \
-      test::for_each_dtype([&](auto x) { test::balanced_step_in<Device, decltype(x)>(form, depth, variant); }); \
-    });                                                                                                         \
+#define BALANCED_LAUNCHER_TESTS(Device)                                                                          \
+  TEST(balanced_sgd_equals_a_loop) {                                                                             \
+    test::for_each_case([](const test::Form& form, int64_t depth, int variant) {                                 \
+      test::for_each_dtype(                                                                                      \
+          [&](auto x) { test::balanced_step_in<Device, decltype(x)>(form, depth, variant, variant % 3 == 1); }); \
+    });                                                                                                          \
   }
 
 }  // namespace sparsenn::test

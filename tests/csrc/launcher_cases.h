@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "check.h"
+#include "measured.h"
 #include "tensors.h"
 
 namespace sparsenn::test {
@@ -130,6 +131,7 @@ struct StepCase {
   std::vector<Tensor<W>> weights, grads;
   std::vector<Tensor<T>> factors, momenta;
   int64_t depth;
+  Measured measured;
 
   void add(const Form& form, int64_t depth_of_all, bool with_momenta, uint64_t seed) {
     depth = depth_of_all;
@@ -142,9 +144,10 @@ struct StepCase {
 
   template <class Device>
   void step(const FactorizedSgdOptions& options) {
-    factorized_sgd<Device>(views_of(weights).data(), views_of(factors).data(),
-                           momenta.empty() ? nullptr : views_of(momenta).data(), views_of(grads).data(), weights.size(),
-                           depth, options, nullptr);
+    const auto views = views_of(weights);
+    factorized_sgd<Device>(views.data(), views_of(factors).data(), momenta.empty() ? nullptr : views_of(momenta).data(),
+                           views_of(grads).data(), views.size(), depth, options,
+                           measured.template wanted<Device>(views), nullptr);
   }
 
   // options: with lr and lam as numbers of the host.
@@ -167,6 +170,7 @@ struct StepCase {
         }
       }
       check_result(weights[n], before.weights[n], weight, what + ", weight");
+      measured.check(n, weights[n], factors.data() + n * depth, depth, what);
       for (int64_t d = 0; d < depth; ++d) {
         check_result(factors[n * depth + d], before.factors[n * depth + d], factor[d], what + ", factor");
         if (!momenta.empty()) {
@@ -190,11 +194,14 @@ void step_in(const Form& form, int64_t depth, int variant) {
   for (const bool with_momenta : {false, true}) {
     FactorizedSgdOptions options = step_options(variant);
     if (!with_momenta) options.momentum = 0, options.nesterov = false;
-    StepCase<W> run;
-    run.add(form, depth, with_momenta, 5);
-    const StepCase<W> before = run;
-    run.template step<Device>(options);
-    run.check_step_from(before, options, label(form, depth, kDType<W>, "factorized_sgd"));
+    for (const bool measures : {false, true}) {
+      StepCase<W> run;
+      run.add(form, depth, with_momenta, 5);
+      run.measured.on = measures;
+      const StepCase<W> before = run;
+      run.template step<Device>(options);
+      run.check_step_from(before, options, label(form, depth, kDType<W>, "factorized_sgd"));
+    }
   }
 }
 

@@ -67,6 +67,7 @@ TEST(threads_do_not_change_bits) {
       {"flat", {50000}, {{1}}}, {"transposed", {40, 1001}, {{1001, 1}, {1, 40}}}, {"tiny", {3}, {{1}}}};
   test::StepCase<float> before;
   for (const int64_t n : {0, 1, 2, 0, 2}) before.add(forms[n], 3, true, 7 + n);
+  before.measured.on = true;
   test::StepCase<float> serial = before;
   serial.step<Cpu>(test::step_options(1));
   for (const ParallelFor split : {backwards, singly, whole}) {
@@ -74,6 +75,7 @@ TEST(threads_do_not_change_bits) {
     test::StepCase<float> run = before;
     run.step<Cpu>(test::step_options(1));
     run.check_step_from(before, test::step_options(1), "split");
+    CHECK(test::same_bits(run.measured.rows, serial.measured.rows), "measures depend on the split");
     for (size_t k = 0; k < run.factors.size(); ++k) {
       CHECK(test::same_bits(run.factors[k].memory(), serial.factors[k].memory()), "factor ", k,
             " depends on the split");

@@ -198,17 +198,23 @@ TEST(nothing_is_launched_for_empty_tensors) {
   test::StepCase<double> run;
   for (int n = 0; n < 3; ++n) run.add({"empty", {0, 4}, {{4, 1}}}, 2, true, n);
   run.step<Cuda>(test::step_options(0));
-  factorized_sgd<Cuda>(nullptr, nullptr, nullptr, nullptr, 0, 2, test::step_options(0), nullptr);
+  factorized_sgd<Cuda>(nullptr, nullptr, nullptr, nullptr, 0, 2, test::step_options(0), {nullptr, 0, nullptr}, nullptr);
   CHECK(emulation.launches == 0, emulation.launches, " launches");
 }
 
 TEST(grids_of_any_size_give_the_same_bits) {
+  std::vector<double> measured;
   for (const int64_t blocks : {1, 2, 3, 64, 1 << 20}) {
     emulation.blocks = blocks;
-    const auto before = many<bfloat16>(60, 3, true);
-    auto run = before;
-    run.step<Cuda>(test::step_options(2));
-    run.check_step_from(before, test::step_options(2), "grid");
+    auto before = many<bfloat16>(60, 3, true);
+    for (const bool measures : {false, true}) {
+      before.measured.on = measures;
+      auto run = before;
+      run.step<Cuda>(test::step_options(2));
+      run.check_step_from(before, test::step_options(2), "grid");
+      if (blocks == 1) measured = run.measured.rows;
+      CHECK(!measures || test::same_bits(run.measured.rows, measured), "measures depend on the grid");
+    }
     test::product_in<Cuda, float>({"grid", {5, 2055}, {{2055, 1}, {1, 5}}}, 3);
   }
   emulation.blocks = 7;
@@ -390,6 +396,19 @@ TEST(no_proximal_step_is_launched_for_empty_tensors) {
   for (int n = 0; n < 3; ++n) CHECK(run.zeros[2 * n] == 0, "an empty weight has no zeros");
 }
 
+TEST(every_weight_of_many_is_measured) {
+  for (const int64_t depth : {2, 9}) {
+    auto sgd = many<float>(120, depth, false);
+    auto adam = test::many_adam<float>(120, depth, true);
+    sgd.measured.on = adam.measured.on = true;
+    const auto sgd_before = sgd;
+    const auto adam_before = adam;
+    sgd.step<Cuda>(test::step_options(0)), adam.step<Cuda>(test::adam_options(1));
+    sgd.check_step_from(sgd_before, test::step_options(0), "120 weights, SGD");
+    adam.check_step_from(adam_before, test::adam_options(1), "120 weights, Adam");
+  }
+}
+
 // One launch counts the steps of all weights, and those that are flat share another.
 TEST(many_adam_steps_in_few_launches) {
   for (const int64_t depth : {1, 2, 4, 5, 9}) {
@@ -404,7 +423,7 @@ TEST(many_adam_steps_in_few_launches) {
   }
   emulation.launches = 0;
   factorized_adam<Cuda>({nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 2}, test::adam_options(0),
-                        nullptr, nullptr);
+                        {nullptr, 0, nullptr}, nullptr, nullptr);
   CHECK(emulation.launches == 0, emulation.launches, " launches for no weights");
 }
 

@@ -19,6 +19,7 @@ from sparsenn.ops.reference.layers import (
     summed_norm,
     summed_norm_gradients,
 )
+from sparsenn.ops.reference.measures import MEASURES, measure, misalignment_shares
 from sparsenn.ops.reference.products import (
     DTYPES,
     HALF,
@@ -46,6 +47,7 @@ from sparsenn.ops.reference.steps import (
 __all__ = [
     "DTYPES",
     "HALF",
+    "MEASURES",
     "accumulator",
     "balanced_sgd_",
     "composed_linear",
@@ -59,6 +61,8 @@ __all__ = [
     "hadamard_backward",
     "hadamard_backward_out",
     "hadamard_out",
+    "measure",
+    "misalignment_shares",
     "product",
     "prox_sgd_",
     "ridge_norm",

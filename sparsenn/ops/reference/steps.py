@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsenn.ops.reference.measures import measure
 from sparsenn.ops.reference.products import accumulator, leave_one_out, unrounded_product
 
 
@@ -22,6 +23,8 @@ def factorized_sgd_(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    measures: Tensor | None = None,
+    threshold: float = 0.0,
 ) -> None:
     """One step of SGD on the factors, and their new product (Kolb et al. 2025, Algorithm 2, and Equation 15 with momentum)."""
     if not weights:
@@ -35,6 +38,8 @@ def factorized_sgd_(
         for factor, buffer, other in zip(own, buffers, leave_one_out(own), strict=True):
             _sgd_step(factor, grad * other, buffer, rate, strength, momentum, dampening, nesterov)
         weight.copy_(unrounded_product(own))
+        if measures is not None:
+            measure(measures[i], weight, own, threshold)
 
 
 def _product_gradient(weight_grad: Tensor, factors: Sequence[Tensor], weight_decay: float, maximize: bool) -> Tensor:
@@ -77,6 +82,8 @@ def balanced_sgd_(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    measures: Tensor | None = None,
+    threshold: float = 0.0,
 ) -> None:
     """The same for D factors r, |r|, ..., |r| of one magnitude, which they keep (Kolb et al. 2025, Lemma 4): w = r |r|^(D-1).
 
@@ -92,6 +99,8 @@ def balanced_sgd_(
             for x in (root,) if buffer is None else (root, buffer):
                 x.copy_(torch.where(crossed, -x, x))
         weight.copy_(root * _balanced_others(root, depth))
+        if measures is not None:
+            measure(measures[i], weight, [root], threshold)  # all squares are this one
 
 
 def _balanced_others(root: Tensor, depth: int) -> Tensor:
@@ -120,6 +129,8 @@ def factorized_adam_(
     weight_decay: float,
     decoupled: bool,
     maximize: bool,
+    measures: Tensor | None = None,
+    threshold: float = 0.0,
 ) -> None:
     """One step of Adam (Kingma and Ba 2015, Algorithm 1) on the factors, and their new product; decoupled: of AdamW."""
     if not weights:
@@ -144,6 +155,8 @@ def factorized_adam_(
                 factor.mul_(1 - rate * strength)
             factor.addcdiv_(means[k], (_square_root(second) / root).add_(eps), value=-pace)
         weight.copy_(unrounded_product(own))
+        if measures is not None:
+            measure(measures[i], weight, own, threshold)
 
 
 def soft_thresholded(x: Tensor, threshold: Tensor | float) -> Tensor:

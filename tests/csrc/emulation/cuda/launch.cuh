@@ -39,6 +39,11 @@ SPARSENN_INLINE void write_words(void* to, const Pack& pack) {
 // Threads come one after the other, and each adds its own.
 SPARSENN_INLINE void add_counts(int64_t* to, uint32_t counted, int) { *to += counted; }
 
+// The last thread comes first.
+SPARSENN_INLINE void write_sums(double* to, const double (&sums)[kMeasures], int thread) {
+  for (int k = 0; k < kMeasures; ++k) to[k] = sums[k] + (thread == kThreads - 1 ? 0 : to[k]);
+}
+
 inline void clear(int64_t* data, int64_t stride, int64_t count, void*) {
   for (int64_t n = 0; n < count; ++n) data[n * stride] = 0;
 }
