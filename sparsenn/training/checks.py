@@ -61,12 +61,24 @@ def list_of(check: Check, takes: str) -> Check:
     return Check(lambda value: isinstance(value, list) and len(value) > 0 and all(map(check.fits, value)), takes)
 
 
+def shown(value: Any) -> str:
+    """A value that does not fit, in a message: one line, and not a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def first_line(error: Exception) -> str:
+    """What an error of foreign code says, in a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 NOT_NEGATIVE = number(lambda value: value >= 0, "a number, 0 or more")
 ABOVE_0 = number(lambda value: value > 0, "a number above 0")
 BELOW_1 = number(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
 TRUE_OR_FALSE = Check(lambda value: isinstance(value, bool), "true or false")
 SEED = Check(lambda value: is_int(value) and 0 <= value < 2**63, "a whole number from 0 up to, but not, 2^63")
 COUNT = whole(1, 2**31 - 1)
+DEPTH = whole(1, 64)
 SAMPLES = whole(1, 10**8)  # of 12 numbers: 5 GB
 FOLDER = Check(lambda value: isinstance(value, str) and bool(value), "a folder's name")
 DEVICE = Check(

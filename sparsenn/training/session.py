@@ -33,7 +33,7 @@ def session(config: Place) -> Iterator[None]:
     Raises:
         ConfigError: if the device is not there.
     """
-    devices = _check_device(config.device)
+    devices = check_device(config.device)
     threads, deterministic, benchmark = (
         torch.get_num_threads(),
         torch.backends.cudnn.deterministic,
@@ -50,7 +50,12 @@ def session(config: Place) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
 
 
-def _check_device(name: str) -> list[int]:
+def check_device(name: str) -> list[int]:
+    """The CUDA devices that a device's name stands for.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
     if name == "cpu":
         return []
     count, index = torch.cuda.device_count(), torch.device(name).index or 0

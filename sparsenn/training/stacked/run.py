@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparsenn.training.checks import ABOVE_0, BELOW_1, NOT_NEGATIVE, SEED, Check, is_int, one_of, whole
+from sparsenn.training.checks import ABOVE_0, BELOW_1, DEPTH, NOT_NEGATIVE, SEED, Check, is_int, one_of, shown
 from sparsenn.training.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Run:
         momentum: of all optimizers but ``adam``, which has none; 0 ≤ momentum < 1.
         lam: λ ≥ 0. Of ``sgd`` and ``adam`` it needs a penalty.
         penalty: ``none``, ``l1`` or ``l2``, in the loss of ``sgd`` and ``adam``.
-        depth: number of factors, for ``factorized``.
+        depth: number of factors, for ``factorized``, 1 to 64.
         betas: the two decay rates of ``adam``.
         eps: what ``adam`` adds to the root.
         clipping: weights with \|w\| < clipping become 0 after each step; not for ``factorized``, whose zeros could never move.
@@ -66,7 +66,7 @@ class Run:
         for name, check in _CHECKS.items():
             value = getattr(self, name)
             if not check.fits(value):
-                raise ConfigError(f"Run: {name} is {value!r}; it takes {check.takes}")
+                raise ConfigError(f"Run: {name} is {shown(value)}; it takes {check.takes}")
         if self.penalty != "none" and self.optimizer in ("prox", "factorized"):
             raise ConfigError(
                 f"Run: penalty is {self.penalty!r}; optimizer {self.optimizer} has a penalty of its own, of strength lam, and "
@@ -108,7 +108,7 @@ _CHECKS: dict[str, Check] = {
     "momentum": BELOW_1,
     "lam": NOT_NEGATIVE,
     "penalty": one_of(PENALTIES),
-    "depth": whole(1),
+    "depth": DEPTH,
     "betas": Check(
         lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(BELOW_1.fits, value)),
         "two numbers from 0 up to, but not, 1",

@@ -5,20 +5,32 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsenn.training.stacked.check import check_classes, check_data, check_modules, check_sizes
+from sparsenn.training.checks import is_int, shown
+from sparsenn.training.stacked.check import (
+    check_classes,
+    check_data,
+    check_lists,
+    check_modules,
+    check_options,
+    check_sizes,
+    copies,
+)
 from sparsenn.training.stacked.engine import choose_engine
 from sparsenn.training.stacked.rows import Rows, Task, first_state, flat_parameters, slots
 from sparsenn.training.stacked.run import ACTIVE, DIVERGED, FINISHED, Outcome, Run
+from sparsenn.training.stacked.state import check_state
 from sparsenn.training.stacked.torch_engine import signature
 
 _STATUS = (ACTIVE, FINISHED, DIVERGED)
@@ -59,8 +71,9 @@ class Stack:
         step: steps of the next epoch that they have behind them too.
 
     Raises:
-        ValueError: for modules that are no stack (the message says which and why), data that does not fit, a setting out of
-            range, or ``engine="fused"`` where the operator does not cover the networks.
+        ValueError: for modules that are no stack (the message says which and why) or can't take a step, arguments of other
+            types, data that does not fit, a setting out of range, a device that is not there, or ``engine="fused"`` where the
+            operator does not cover the networks.
 
     Note:
         A module with buffers (batch normalization), frozen parameters or random layers (dropout) is refused.
@@ -92,17 +105,19 @@ class Stack:
         device: torch.device | str = "cpu",
         engine: str = "auto",
     ) -> None:
-        self.runs = tuple(runs)
-        limits = check_sizes(modules, self.runs, data, batch_size, patience, max_epochs, dtype)
+        check_options(batch_size=batch_size, loss=loss, patience=patience, dtype=dtype, device=device, engine=engine)
+        check_lists(modules=modules, runs=runs, data=data)
+        limits = check_sizes(modules, runs, data, max_epochs)
         check_modules(modules)
-        check_data(data, loss, self.runs)
-        self._modules = [copy.deepcopy(module).to(device, dtype) for module in modules]
-        x = torch.stack([own[0] for own in data]).to(device, dtype)
-        y = torch.stack([own[1] for own in data]).to(device, dtype if loss == "mse" else torch.int64)
-        if loss == "cross_entropy":
-            check_classes(self._modules, self.runs, x, y)
+        check_data(data, loss)
+        self.runs = tuple(runs)
+        self._modules = [module.to(device, dtype) for module in copies(modules)]
+        x = torch.stack([x.detach().to(device, dtype) for x, _ in data])
+        y = torch.stack([y.detach().to(device, dtype if loss == "mse" else torch.int64) for _, y in data])
         self._task = Task(x, y, batch_size, loss)
         self._engine, self.reason = choose_engine(engine, self._modules, self.runs, self._task)
+        if loss == "cross_entropy":
+            check_classes(self._modules, self.runs, self._task)
         count = len(self.runs)
         self._limits, self._patience = np.array(limits), patience
         self._status = np.full(count, _ACTIVE)
@@ -156,7 +171,12 @@ class Stack:
 
         Returns:
             How many steps that were; 0 if no run is active.
+
+        Raises:
+            ValueError: if ``steps`` is no whole number, 0 or more.
         """
+        if not is_int(steps) or steps < 0:
+            raise ValueError(f"Stack.advance: steps is {shown(steps)}; it takes a whole number, 0 or more")
         if not self._rows.members:
             return 0
         steps = min(steps, self.batches - self.step)
@@ -225,7 +245,11 @@ class Stack:
         return [self.outcome(index) for index in range(len(self.runs))]
 
     def module(self, index: int) -> nn.Module:
-        """A copy of the module of this number with the weights that its run has now."""
+        """A copy of the module of this number with the weights that its run has now.
+
+        Raises:
+            IndexError: if the stack has no such run.
+        """
         module, weights = copy.deepcopy(self._modules[index]), self.outcome(index).weights
         with torch.no_grad():
             for name, p in module.named_parameters():
@@ -248,8 +272,8 @@ class Stack:
 
     def _number(self, index: int) -> int:
         count = len(self.runs)
-        if not -count <= index < count:
-            raise IndexError(f"Stack: run {index} of {count}")
+        if not isinstance(index, Integral) or not -count <= index < count:
+            raise IndexError(f"Stack: run {shown(index)} of {count}")
         return index % count
 
     def remaining_steps(self, shares: np.ndarray | float = 1.0) -> float:
@@ -276,13 +300,10 @@ class Stack:
         """Go back to the moment of :meth:`state_dict`.
 
         Raises:
-            ValueError: for the state of another stack, or of another engine, which would not go on with the same bits.
+            ValueError: for the state of another stack, or of another engine, which would not go on with the same bits, and for
+                what is no state or a damaged one; the stack stays as it is then.
         """
-        about, own = state["about"], self._about()
-        different = [key for key in own if about.get(key) != own[key]]
-        if different:
-            shown = ", ".join(f"{key} {_short(about.get(key))} for {_short(own[key])}" for key in different)
-            raise ValueError(f"Stack.load_state_dict: the state is that of another stack: {shown}")
+        check_state(state, self.state_dict(), self.batches)
         device, members = self._task.x.device, list(state["members"])
         self.epochs, self.step = state["epochs"], state["step"]
         for name in _BOOKS:
@@ -302,7 +323,7 @@ class Stack:
 
     def _about(self) -> dict[str, Any]:
         return {
-            "runs": [{**asdict(run), "betas": list(run.betas)} for run in self.runs],
+            "runs": json.loads(json.dumps([asdict(run) for run in self.runs])),  # NumPy's numbers are no plain values
             "weights": self._weights.shape[1],
             **self._digests,
             "batch_size": self._task.batch_size,
@@ -324,11 +345,6 @@ def _lasting(value: Any) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def train(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsenn.ops import permutation
+from sparsenn.training.checks import first_line
 from sparsenn.training.stacked import steps
-from sparsenn.training.stacked.rows import Rows, Task
+from sparsenn.training.stacked.rows import Rows, Task, flat_parameters
 from sparsenn.training.stacked.run import Run
 
 Gradients = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -56,18 +57,23 @@ class TorchEngine:
         for kind, module in zip(self._kind, modules, strict=True):
             if kind not in self._gradients:
                 self._gradients[kind] = _gradients(module, LOSSES[task.loss])
-                self._try(self._gradients[kind], module)
+                self._try_steps(self._gradients[kind], module)
         self._groups: list[_Group] = []
         self._orders: dict[int, tuple[int, Tensor]] = {}
 
-    def _try(self, gradients: Gradients, module: nn.Module) -> None:
-        x, y = self.task.x[:1, :1], self.task.y[:1, :1]
-        flat = torch.cat([p.detach().flatten() for p in module.parameters()]).to(x)
-        try:
-            gradients(flat[None], x, y)
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"Stack: a step of {type(module).__name__} fails under torch.func.vmap: {reason}") from error
+    def _try_steps(self, gradients: Gradients, module: nn.Module) -> None:
+        """A batch of each size, so that what can't be trained fails before the first step."""
+        task, weights = self.task, flat_parameters(module)[None]
+        last = task.samples - (task.batches - 1) * task.batch_size
+        for size in {min(task.batch_size, task.samples), last}:
+            x = task.x[:1, :size]
+            y = torch.zeros_like(task.y[:1, :size])  # a label that every network has
+            try:
+                gradients(weights, x, y)
+            except Exception as error:  # a module may raise anything
+                raise ValueError(
+                    f"Stack: a step of {type(module).__name__} fails under torch.func.vmap: {first_line(error)}"
+                ) from error
 
     def begin(self, rows: Rows) -> None:
         """Group the rows anew."""
@@ -130,6 +136,8 @@ def _gradients(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> G
     def of_one(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
         parts = zip(shapes.items(), flat.split(sizes), strict=True)
         output = torch.func.functional_call(base, {name: part.view(shape) for (name, shape), part in parts}, (x,))
+        if not isinstance(output, Tensor):
+            raise ValueError(f"the output is of type {type(output).__name__} and no tensor")
         if loss is F.mse_loss and output.shape != y.shape:
             raise ValueError(f"the output has shape {tuple(output.shape)}, the targets {tuple(y.shape)}")
         return loss(output, y)
