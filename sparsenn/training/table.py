@@ -24,8 +24,9 @@ class Table:
         ValueError: if the file can't be made or read, or a line but the last is no row with these columns.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...]) -> None:
-        self.path, self.key = path, key
+    def __init__(self, path: str | Path, key: tuple[str, ...]) -> None:
+        self.path = path = Path(path)
+        self.key = key
         self.rows: list[Row] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

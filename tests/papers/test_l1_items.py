@@ -34,6 +34,8 @@ def test_the_grids_are_the_papers():
     assert sorted(map(str, flat)) == sorted(map(str, grid(3)))
     assert [len(job) for job in jobs_of(grid(3))] == [5] * 54
     assert [len(job) for job in jobs_of(grid(2))] == [270]
+    twice = grid(1, methods=["l1", "l1"], scales=[0.2, 0.2], seeds=[3, 3])
+    assert twice == grid(1, methods=["l1"], scales=[0.2], seeds=[3])  # what is named twice is trained once
 
 
 def test_learning_rates_are_those_of_the_stored_runs():

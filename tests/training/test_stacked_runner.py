@@ -170,6 +170,9 @@ def test_figures_count_weights_below_and_exact_zeros_by_tensor():
     assert (row["sparsity"], row["sparsity_1"], row["sparsity_2"], row["sparsity_3"]) == (5 / 12, 4 / 8, 0.0, 1 / 2)
     assert (row["exact_sparsity"], row["exact_sparsity_1"], row["exact_sparsity_3"]) == (3 / 12, 2 / 8, 1 / 2)
     assert figures(stack, 0, threshold=1e-2)["sparsity_1"] == 5 / 8
+    for threshold in (-1, float("nan"), "small"):
+        with pytest.raises(ValueError, match=f"figures: threshold is {threshold!r}; it takes a number, 0 or more"):
+            figures(stack, 0, threshold)
 
 
 def test_lines_tell_what_is_left(capsys):
@@ -263,6 +266,45 @@ def test_a_folder_is_for_one_process_at_a_time(whole):
     with alone_in(whole), pytest.raises(RunFolderError, match="another process trains here"):
         run_jobs(jobs(), table_in(whole), whole)
     run_jobs(jobs(), table_in(whole), whole)
+
+
+def never_built() -> Stack:
+    raise AssertionError("a job of a list that is refused was built")
+
+
+def job(name: str, *indices: int, build=never_built) -> Job:
+    return Job(name, [{"job": name, "index": index} for index in indices], build, figures)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ([job("a", 0), job("b", 0), job("a", 1)], "two jobs are named 'a'; the state of one would be written over the other's"),
+        ([job("a", 0, 1, 0)], r"two runs have the key \{'job': 'a', 'index': 0\}; a table has one row for each key"),
+        ([job("a", 0), Job("b", job("a", 0).keys, never_built, figures)], "two runs have the key"),
+        ([Job("a", [{"job": "a"}], never_built, figures)], "a key of job 'a' lacks index, by which the table tells rows"),
+        (job("a", 0), "jobs is of type Job; it takes a list of Job objects"),
+        (iter([job("a", 0)]), "jobs is of type list_iterator; it takes a list of Job objects"),
+        ([job("a", 0), never_built], r"jobs\[1\] is of type function; it takes a list of Job objects"),
+    ],
+)
+def test_jobs_that_would_write_over_each_other_are_refused_before_any_is_built(tmp_path, listed, message):
+    with pytest.raises(ValueError, match=f"run_jobs: {message}"):
+        run_jobs(listed, table_in(tmp_path), tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_table_is_one_and_each_run_has_a_key(tmp_path):
+    with pytest.raises(ValueError, match=r"run_jobs: table is of type .*Path; it takes a Table"):
+        run_jobs(jobs(), tmp_path / "rows.jsonl", tmp_path)
+    with pytest.raises(ValueError, match="run_jobs: job 'second' has 3 keys for 2 runs of its stack"):
+        run_jobs([job("second", 0, 1, 2, build=jobs()[1].build)], table_in(tmp_path), tmp_path)
+    assert table_in(tmp_path).rows == []
+
+
+def test_folders_may_be_named_by_strings(whole, tmp_path):
+    run_jobs(jobs(), Table(str(tmp_path / "rows.jsonl"), KEY), str(tmp_path))
+    assert without_time(tmp_path) == without_time(whole)
 
 
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def grid(
     size: int | None = None,
     epochs: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The runs of an experiment, each by the columns ``KEY`` of its row, in the order in which they are trained.
+    """The runs of an experiment, each once by the columns ``KEY`` of its row, in the order in which they are trained.
 
     Args:
         experiment: 1 to 6.
@@ -126,10 +126,10 @@ def grid(
                 strict=True,
             )
         )
-        for method in methods
-        for scale in scales
+        for method in dict.fromkeys(methods)
+        for scale in dict.fromkeys(scales)
         for pair in pairs
-        for seed in chosen
+        for seed in dict.fromkeys(chosen)
     ]
 
 

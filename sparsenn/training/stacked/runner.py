@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sparsenn.training.checkpoint import NAME, load_checkpoint, save_checkpoint
+from sparsenn.training.checks import NOT_NEGATIVE, shown
 from sparsenn.training.errors import RunFolderError, TrainingInterrupted
 from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
@@ -44,7 +46,7 @@ class Job:
 def run_jobs(
     jobs: Sequence[Job],
     table: Table,
-    folder: Path,
+    folder: str | Path,
     *,
     watch: Watch | None = None,
     stop: StopSignal | None = None,
@@ -57,7 +59,7 @@ def run_jobs(
     ends in the same rows in the same order, but for that column.
 
     Args:
-        jobs: what is to be done, in order.
+        jobs: what is to be done, in order; no two of one name, and no two runs of one key.
         table: where rows go; its key columns are those of the jobs' keys.
         folder: where the checkpoint of the stack in progress lies, a file at a time.
         watch: who watches.
@@ -65,6 +67,8 @@ def run_jobs(
         again: the command that goes on, for the message of an interruption.
 
     Raises:
+        ValueError: for jobs or keys that are named alike, keys without a column of the table's, or another number of them than
+            the stack has runs.
         TrainingInterrupted: after a signal, once the state is written.
         RunFolderError: if the checkpoint is damaged or does not fit its job, another process trains in the folder, or a file
             can't be written.
@@ -85,11 +89,36 @@ def run_jobs(
         >>> [(row["seed"], row["epochs"]) for row in table.rows]
         [(1, 3), (0, 5)]
     """
+    _check(jobs, table)
+    folder = Path(folder)
     try:
         with alone_in(folder):
             _run_jobs(jobs, table, folder, watch or Nobody(), stop, again)
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); go on with: {again}") from error
+
+
+def _check(jobs: Sequence[Job], table: Table) -> None:
+    """What would be written over: a checkpoint by that of another job, a row by that of another run."""
+    for name, value, kind, takes in (("jobs", jobs, Sequence, "a list of Job objects"), ("table", table, Table, "a Table")):
+        if not isinstance(value, kind):
+            raise ValueError(f"run_jobs: {name} is of type {type(value).__name__}; it takes {takes}")
+    names: set[str] = set()
+    keys: set[tuple[Any, ...]] = set()
+    for index, job in enumerate(jobs):
+        if not isinstance(job, Job):
+            raise ValueError(f"run_jobs: jobs[{index}] is of type {type(job).__name__}; it takes a list of Job objects")
+        if job.name in names:
+            raise ValueError(f"run_jobs: two jobs are named {job.name!r}; the state of one would be written over the other's")
+        names.add(job.name)
+        for key in job.keys:
+            if lacking := [column for column in table.key if column not in key]:
+                raise ValueError(
+                    f"run_jobs: a key of job {job.name!r} lacks {', '.join(lacking)}, by which the table tells rows"
+                )
+            if table.name_of(key) in keys:
+                raise ValueError(f"run_jobs: two runs have the key {shown(key)}; a table has one row for each key")
+            keys.add(table.name_of(key))
 
 
 def _run_jobs(jobs: Sequence[Job], table: Table, folder: Path, watch: Watch, stop: StopSignal | None, again: str) -> None:
@@ -125,6 +154,10 @@ class _Session:
     def __init__(self, job: Job, table: Table, folder: Path, later: float, shares: Sequence[float]) -> None:
         self.job, self.table, self.path, self.later, self.shares = job, table, folder / NAME, later, tuple(shares)
         self.stack = job.build()
+        if len(job.keys) != len(self.stack.runs):
+            raise ValueError(
+                f"run_jobs: job {job.name!r} has {len(job.keys)} keys for {len(self.stack.runs)} runs of its stack"
+            )
         self.seconds = 0.0
         self._whole = self.stack.remaining_steps()
         self._restore()
@@ -144,7 +177,7 @@ class _Session:
         try:
             self.stack.load_state_dict(state["stack"])
             self.seconds = state["seconds"]
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (KeyError, ValueError) as error:
             raise RunFolderError(
                 f"{self.path}: the checkpoint does not fit ({error}); delete it to train this stack from its start"
             ) from error
@@ -206,7 +239,8 @@ def figures(stack: Stack, index: int, threshold: float = 1e-4) -> Row:
         k-th tensor's as ``sparsity_k`` and ``exact_sparsity_k``, k = 1, 2, …. Of a diverged run all but the first two are None.
 
     Raises:
-        ValueError: if the run has not ended.
+        ValueError: if the run has not ended, or for a threshold that is no number, 0 or more.
+        IndexError: if the stack has no such run.
 
     Example:
         >>> import torch
@@ -219,6 +253,8 @@ def figures(stack: Stack, index: int, threshold: float = 1e-4) -> Row:
         >>> row["status"], row["epochs"], row["exact_sparsity_1"]
         ('finished', 30, 1.0)
     """
+    if not NOT_NEGATIVE.fits(threshold):
+        raise ValueError(f"figures: threshold is {shown(threshold)}; it takes {NOT_NEGATIVE.takes}")
     outcome = stack.outcome(index)
     if outcome.status == ACTIVE:
         raise ValueError(f"figures: run {index} has not ended")
