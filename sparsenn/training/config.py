@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from sparsenn.training.checks import (
     whole,
 )
 from sparsenn.training.errors import ConfigError
+from sparsenn.training.files import parse_json
 from sparsenn.training.presets import (
     BALANCED,
     DATASETS,
@@ -215,16 +215,16 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings of a JSON file, a single object, or of a TOML file (by its suffix; Python 3.11 or later).
 
     Raises:
-        ConfigError: if the file cannot be read or is no such file.
+        ConfigError: if the file cannot be read or is no such file, or a key stands in it twice.
     """
     language = "TOML" if Path(path).suffix == ".toml" else "JSON"
-    loads = json.loads if language == "JSON" else _toml(path).loads
+    loads = parse_json if language == "JSON" else _toml(path).loads
     try:
         content = loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ConfigError(f"config file {path} is not {language}: {error}") from error
+        raise ConfigError(f"config file {path} cannot be read as {language}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a {type(content).__name__}; it takes one JSON object of settings")
     return content

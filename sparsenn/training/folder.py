@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ except ImportError:  # Windows has none, and no lock that a killed process gives
 
 from sparsenn.training.config import TrainConfig, resumed
 from sparsenn.training.errors import ConfigError, RunFolderError
-from sparsenn.training.files import remove_parts, write_json
+from sparsenn.training.files import parse_json, remove_parts, write_json
 from sparsenn.training.presets import FACTORIZED
 
 CONFIG = "config.json"
@@ -85,7 +84,7 @@ def stored_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_text(encoding="utf-8"))
         return TrainConfig(**stored).to_dict()
     except FileNotFoundError as error:
         raise RunFolderError(f"{folder} holds no run to resume (no {CONFIG}); drop --resume to start one there") from error

@@ -159,7 +159,12 @@ def test_missing_keys_and_files(tmp_path):
         study_config({key: value for key, value in SMALL.items() if key != "patience"}, "here")
     with pytest.raises(ConfigError, match=r"neither nothing\.json nor config_files/nothing\.json is a file; packaged"):
         read_study_config("nothing.json")
-    for text, message in (("[1]", "it holds a list"), ("{", "cannot be read as JSON")):
+    twice = json.dumps(SMALL).replace("{", '{"lr": [0.02], ')
+    for text, message in (
+        ("[1]", "it holds a list"),
+        ("{", "cannot be read as JSON"),
+        (twice, "cannot be read as JSON .'lr' is given more than once"),
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_study_config(str(tmp_path / "bad.json"))

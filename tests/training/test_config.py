@@ -120,8 +120,15 @@ def test_an_unknown_key_lists_the_known_ones(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("[1]", "one JSON object"), ("{", "is not JSON"), ("\x00", "is not JSON")],
-    ids=["list", "cut", "binary"],
+    [
+        ("[1]", "one JSON object"),
+        ("{", "cannot be read as JSON"),
+        ("\x00", "cannot be read as JSON"),
+        ('{"lr": 0.1, "seed": 1, "lr": 0.2}', "cannot be read as JSON: 'lr' is given more than once"),
+        ('{"lr": [{"a": 1, "b": 2, "b": 2}]}', "JSON: 'b' is given more than once"),
+        ("[" * 100_000, "cannot be read as JSON: it is nested too deeply"),
+    ],
+    ids=["list", "cut", "binary", "twice", "twice within", "deep"],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
     path = tmp_path / "c.json"

@@ -131,15 +131,19 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path, capsys):
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "broken.toml").write_text("student = ")
     (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "twice.json").write_text('{"student": "baselineCNN", "lr": 0.1, "lr": [0.2]}')
     for name, message in [
-        ("broken.json", "is not JSON"),
+        ("broken.json", "cannot be read as JSON"),
         ("list.json", "holds a list; it takes one JSON object"),
         ("empty.json", "student is missing"),
         ("none.json", "cannot be read"),
-        ("broken.toml", "is not TOML" if sys.version_info >= (3, 11) else "from 3.11 on"),
+        ("twice.json", "cannot be read as JSON: 'lr' is given more than once"),
+        ("broken.toml", "cannot be read as TOML" if sys.version_info >= (3, 11) else "from 3.11 on"),
     ]:
         assert cli.main(["sweep", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
+    assert cli.main(["info", str(tmp_path / "twice.json")]) == 2
+    assert "'lr' is given more than once" in capsys.readouterr().err
     for arguments, message in [([], "sweep needs CONFIG"), (["x.json", "--resume"], "--resume needs --out DIR")]:
         assert cli.main(["sweep", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from sparsenn.training.checks import (
     list_of,
 )
 from sparsenn.training.errors import ConfigError
+from sparsenn.training.files import parse_json
 
 _FOLDER = "config_files"
 _PACKAGED = resources.files("sparsenn.papers.l1").joinpath("configs")
@@ -78,7 +78,8 @@ def read_study_config(name: str) -> StudyConfig:
     """Read settings by name: a path, else a file in ``config_files/`` below the working directory, else a packaged one.
 
     Raises:
-        ConfigError: if there is no such file, or it holds no JSON object, an unknown key, or a value that does not fit.
+        ConfigError: if there is no such file, or it holds no JSON object, an unknown key, a key twice, or a value that does not
+            fit.
 
     Example:
         >>> from sparsenn.papers.l1.study_config import read_study_config
@@ -93,7 +94,7 @@ def read_study_config(name: str) -> StudyConfig:
         )
     try:
         text = (_PACKAGED.joinpath(name) if found is None else found).read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = parse_json(text)
     except (OSError, ValueError) as error:
         raise ConfigError(f"config_path {found or name}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from sparsenn.papers.l1.settings import ACTIVATIONS as PAPER_ACTIVATIONS
 from sparsenn.papers.l1.settings import L2_FACTOR, PERFECT
 from sparsenn.papers.l1.study_config import StudyConfig, read_study_config
 from sparsenn.training.errors import ConfigError, RunFolderError
-from sparsenn.training.files import remove_parts, write_atomic, write_json
+from sparsenn.training.files import parse_json, remove_parts, write_atomic, write_json
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Run, Stack
 from sparsenn.training.stacked.progress import watch_for
@@ -221,7 +220,7 @@ class _Study:
     @staticmethod
     def _compare(path: Path, settings: dict[str, Any]) -> None:
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunFolderError(f"{path}: not the settings of a study ({error}); name another folder with --name") from error
         different = [key for key in settings if not isinstance(stored, dict) or stored.get(key) != settings[key]]
