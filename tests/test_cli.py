@@ -148,6 +148,33 @@ def test_wrong_usage_is_one_sentence_and_code_2(arguments, sentence, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["train", "--out", ""], "--out"),
+        (["train", "--resume", "--out="], "--out"),
+        (["train", "--config", ""], "--config"),
+        (["train", "--data-root", ""], "--data-root"),
+        (["sweep", "grid.json", "--out", ""], "--out"),
+        (["sweep", ""], "CONFIG"),
+        (["reproduce", "l1", "exp1", "--out", ""], "--out"),
+        (["reproduce", "spectral", "fig3a", "--data-root", ""], "--data-root"),
+        (["teacher-student", "--mode", "single", "--config_path", ""], "--config_path/--config-path"),
+        (["bench-model", ""], "FILE|module:name"),
+        (["info", ""], "FILE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_empty_name_is_no_file_and_no_folder(arguments, flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.json").write_text('{"student": "baselineCNN", "samples": 16, "max_epochs": 1}')
+    assert cli.main(arguments) == 2
+    name = arguments[0]
+    sentence = f"sparsenn {name}: argument {flag}: '' is no name of a file or folder; sparsenn {name} --help explains\n"
+    assert capsys.readouterr().err == sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
+
+
 def test_a_folder_in_use_is_refused_with_the_cure(uninterrupted, capsys):
     assert cli.main(["train", "--out", str(uninterrupted[0])]) == 2
     assert "holds another run; add --resume to go on with it, or name another folder with --out" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from sparsenn.cli.paths import path_name
+
 
 def add(commands: Any) -> argparse.ArgumentParser:
     """The flags of ``bench-model``."""
@@ -15,12 +17,14 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="how quick a model is: PyTorch, ONNX Runtime, compacted, the sparse runtime",
         description="Latency and throughput of a model over batch sizes, one thread, all ways in turns and checked first.",
     )
-    parser.add_argument("model", metavar="FILE|module:name", help="a sparse artefact, or a function or module to import")
+    parser.add_argument(
+        "model", type=path_name, metavar="FILE|module:name", help="a sparse artefact, or a function or module to import"
+    )
     parser.add_argument("--sample", metavar="SHAPE", help="the shape of a sample, such as 1,28,28 (default: as FILE notes)")
     parser.add_argument("--batches", metavar="LIST", default="1,8,64,256", help="sizes of batches (default: 1,8,64,256)")
     parser.add_argument("--seconds", type=float, metavar="S", default=1.0, help="time for each batch (default: 1)")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
-    parser.add_argument("--picture", metavar="FILE", help="a PNG of the throughput")
+    parser.add_argument("--picture", type=path_name, metavar="FILE", help="a PNG of the throughput")
     return parser
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsenn import __version__
+from sparsenn.cli.paths import path_name
 from sparsenn.runtime.container import read
 from sparsenn.runtime.report import describe
 from sparsenn.training.grid.config import read_sweep
@@ -22,7 +23,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         description="Versions, and which kernels run; with FILE, what that sparse artefact holds, without PyTorch, or which "
         "way the stacks of a sweep would go.",
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", help="a file that sparsenn.save wrote, or a sweep's .json or .toml")
+    parser.add_argument(
+        "file", type=path_name, metavar="FILE", nargs="?", help="a file that sparsenn.save wrote, or a sweep's .json or .toml"
+    )
     return parser
 
 

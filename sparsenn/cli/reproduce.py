@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sparsenn.cli.paths import path_name
 from sparsenn.papers import ITEMS, reproduce
 from sparsenn.training.presets import DATASETS, FACTOR_INITS, MODELS
 
@@ -21,9 +22,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("paper", metavar="PAPER", help=", ".join(ITEMS))
     parser.add_argument("item", metavar="ITEM", help="see above")
-    parser.add_argument("--out", metavar="DIR", help="the folder (default: one under runs/)")
+    parser.add_argument("--out", type=path_name, metavar="DIR", help="the folder (default: one under runs/)")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training set")
-    parser.add_argument("--data-root", metavar="DIR", help="as for train")
+    parser.add_argument("--data-root", type=path_name, metavar="DIR", help="as for train")
     dwf = parser.add_argument_group("dwf")
     dwf.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (default: the item's)")
     dwf.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: the item's)")
@@ -44,7 +45,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     spectral.add_argument(
         "--second-layer", action="store_true", default=argparse.SUPPRESS, help="penalise the second hidden layer too"
     )
-    spectral.add_argument("--features", metavar="FILE", help="for fig3e: features and classes, .npz or .safetensors")
+    spectral.add_argument(
+        "--features", type=path_name, metavar="FILE", help="for fig3e: features and classes, .npz or .safetensors"
+    )
     students = parser.add_argument_group("l1")
     students.add_argument(
         "--methods",

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from sparsenn.cli.paths import path_name
 from sparsenn.training import config as settings
 from sparsenn.training.grid import config as sweep_settings
 
@@ -43,8 +44,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         epilog=f"{keys}\n\n{swept}\n\n{_EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="the grid; may be left out with --resume")
-    parser.add_argument("--out", metavar="DIR", help="the sweep's folder, new or empty (default: a new one under runs/)")
+    parser.add_argument("config", type=path_name, metavar="CONFIG", nargs="?", help="the grid; may be left out with --resume")
+    parser.add_argument(
+        "--out", type=path_name, metavar="DIR", help="the sweep's folder, new or empty (default: a new one under runs/)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads; 0 leaves PyTorch its choice (default: the file's)"

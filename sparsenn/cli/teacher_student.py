@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sparsenn.cli.paths import path_name
+
 _DESCRIPTION = """\
 Students of teachers of twelve inputs, with the flags, configuration files and output files of the L1 paper's public code.
 
@@ -31,7 +33,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--student_model", "--student-model", metavar="TYPE_ACT", help="for single: fcn_256_32_relu, say")
     parser.add_argument("--teacher_type", "--teacher-type", metavar="TYPE", help="for multiple")
     parser.add_argument("--student_type", "--student-type", metavar="TYPE", help="for multiple")
-    parser.add_argument("--config_path", "--config-path", metavar="FILE", required=True, help="a path, or a name (see above)")
+    parser.add_argument(
+        "--config_path", "--config-path", type=path_name, metavar="FILE", required=True, help="a path, or a name (see above)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="of data, weights and order of the samples (default: 42)")
     parser.add_argument("--name", metavar="NAME", help="goes into the names of folder and files (default: noName)")
     parser.add_argument("--optimizer", metavar="NAME", help="sgd, or prox for exact zeros under L1 (default: sgd)")

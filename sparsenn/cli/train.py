@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sparsenn.cli.paths import path_name
 from sparsenn.training import config as settings
 from sparsenn.training.presets import BALANCED, DATASETS, DTYPES, FACTOR_INITS, METHODS, MODELS, PRESETS, SCHEDULES
 
@@ -113,14 +114,21 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: float32)")
     where.add_argument(
-        "--data-root", metavar="DIR", help="holds a folder a data set, mnist/ say (default: SPARSENN_DATA, else downloaded)"
+        "--data-root",
+        type=path_name,
+        metavar="DIR",
+        help="holds a folder a data set, mnist/ say (default: SPARSENN_DATA, else downloaded)",
     )
 
     files = parser.add_argument_group("files")
-    files.add_argument("--out", metavar="DIR", default=None, help="the run's folder, new or empty (default: one under runs/)")
+    files.add_argument(
+        "--out", type=path_name, metavar="DIR", default=None, help="the run's folder, new or empty (default: one under runs/)"
+    )
     files.add_argument("--resume", action="store_true", default=False, help="go on with the run in --out from its checkpoint")
     files.add_argument("--checkpoint-every", type=int, metavar="N", help="epochs between two checkpoints")
-    files.add_argument("--config", metavar="FILE", default=None, help="a JSON object of settings, as a run's config.json is")
+    files.add_argument(
+        "--config", type=path_name, metavar="FILE", default=None, help="a JSON object of settings, as a run's config.json is"
+    )
     files.add_argument("--quiet", action="store_true", default=False, help="print errors only")
 
 
