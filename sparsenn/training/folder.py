@@ -54,13 +54,28 @@ def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, again: str = "the same command") -> Iterator[None]:
     """Let no other process that asks for it into a folder as long as this lasts; a kill ends it too.
 
+    Args:
+        folder: made where it is not there.
+        again: the command that goes on, for the message where something can't be written.
+
     Raises:
-        RunFolderError: if another one is there.
+        RunFolderError: if another one is there, or something can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            yield
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); go on with: {again}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
@@ -98,14 +113,20 @@ def open_again(folder: str | Path, given: dict[str, Any]) -> tuple[Path, TrainCo
     """Go on with the run in ``folder``; ``given`` may hold what the run was started with, and no other values.
 
     Raises:
-        RunFolderError: if there is no run.
+        RunFolderError: if there is no run, or another process trains it.
         ConfigError: if ``given`` contradicts it.
     """
     folder = Path(folder)
     config = resumed(stored_config(folder), given)
-    for place in (folder, folder / "twin"):
-        remove_parts(place)
+    with alone_in(folder, go_on(folder)):
+        for place in (folder, folder / "twin"):
+            remove_parts(place)
     return folder, config
+
+
+def go_on(folder: Path) -> str:
+    """The command that goes on with the run in ``folder``."""
+    return f"sparsenn train --out {folder} --resume"
 
 
 def fresh_name(root: str | Path, config: TrainConfig) -> Path:

@@ -15,6 +15,7 @@ from sparsenn.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.errors import RunFolderError, TrainingDiverged, TrainingInterrupted
 from sparsenn.training.fit import Fit
+from sparsenn.training.folder import go_on
 from sparsenn.training.logging import MetricsLog, Progress
 from sparsenn.training.session import StopSignal
 
@@ -116,9 +117,7 @@ def _require_finite(finite: bool, fit: Fit, epoch: int, folder: Path | None) -> 
 def _interrupt(stop: StopSignal, home: Path | None) -> None:
     if home is None or stop.number is None:
         raise KeyboardInterrupt
-    raise TrainingInterrupted(
-        f"stopped after a whole step; go on with: sparsenn train --out {home} --resume", stop.number, home
-    )
+    raise TrainingInterrupted(f"stopped after a whole step; go on with: {go_on(home)}", stop.number, home)
 
 
 def to_device(data: ImageData, config: TrainConfig) -> ImageData:

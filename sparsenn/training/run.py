@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sparsenn.artefact.trace import ArchitectureError
 from sparsenn.data import ImageData, require_extra
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.files import write_atomic, write_json
-from sparsenn.training.folder import open_again, open_new
+from sparsenn.training.folder import alone_in, go_on, open_again, open_new
 from sparsenn.training.logging import Progress, progress_for
 from sparsenn.training.loop import to_device, train_net
 from sparsenn.training.pictures import write_pictures
@@ -48,7 +49,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = T
         DataError: if a data file is missing or damaged.
         MissingExtraError: if ``out`` is given and matplotlib is not installed, or scikit-learn for the digits.
         ConfigError: if the device is not there.
-        RunFolderError: if ``out`` holds anything.
+        RunFolderError: if ``out`` holds anything, another process trains in it, or it can't be written.
         TrainingDiverged: if the loss or a weight is no longer finite.
         TrainingInterrupted: after SIGINT or SIGTERM, once the state is written (without ``out``: KeyboardInterrupt).
 
@@ -79,7 +80,7 @@ def resume(out: str | Path, *, quiet: bool = True, images: ImageData | None = No
         **given: settings that the run was started with; others are refused, but for ``data_root`` and ``checkpoint_every``.
 
     Raises:
-        RunFolderError: if there is no run, or its checkpoint is damaged.
+        RunFolderError: if there is no run, another process trains it, or its checkpoint is damaged.
         ConfigError: if ``given`` contradicts the run.
         Exception: whatever :func:`train` raises.
     """
@@ -96,9 +97,10 @@ def _load(config: TrainConfig, images: ImageData | None, pictures: bool) -> Imag
 
 
 def _run(config: TrainConfig, images: ImageData, home: Path | None, quiet: bool) -> Result:
-    with StopSignal() as stop, progress_for(quiet=quiet) as progress:
-        result = _train_both(config, images, home, progress, stop)
-    return result if home is None else _write(result, images, home)
+    with nullcontext() if home is None else alone_in(home, go_on(home)):
+        with StopSignal() as stop, progress_for(quiet=quiet) as progress:
+            result = _train_both(config, images, home, progress, stop)
+        return result if home is None else _write(result, images, home)
 
 
 def _train_both(config: TrainConfig, images: ImageData, home: Path | None, progress: Progress, stop: StopSignal) -> Result:

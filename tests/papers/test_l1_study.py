@@ -10,6 +10,7 @@ from sparsenn.models import build_student, teacher
 from sparsenn.papers.l1.study_config import packaged, read_study_config, study_config
 from sparsenn.papers.l1.teacher_student import published_state, run_study
 from sparsenn.training.errors import ConfigError, RunFolderError
+from sparsenn.training.folder import alone_in
 
 pytest.importorskip("scipy")
 SMALL = {
@@ -215,6 +216,15 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written"):
         run_study("multiple", write(tmp_path, save_path=str(tmp_path / "file")), **kinds)
+
+
+def test_a_study_that_another_process_trains_is_left_alone(tmp_path):
+    models = {"teacher_model": "baselineCNN_relu", "student_model": "baselineCNN_relu"}
+    folder = run_study("single", write(tmp_path), **models)
+    (folder / "checkpoint.pt.part").write_bytes(b"ha")
+    with alone_in(folder), pytest.raises(RunFolderError, match="another process trains here"):
+        run_study("single", write(tmp_path), **models)
+    assert (folder / "checkpoint.pt.part").read_bytes() == b"ha"
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -22,7 +22,7 @@ from sparsenn.training import (
     train,
 )
 from sparsenn.training.checkpoint import load_checkpoint
-from sparsenn.training.folder import fresh_name, open_new
+from sparsenn.training.folder import alone_in, fresh_name, open_new
 from sparsenn.training.logging import MetricsLog
 from sparsenn.training.result import Result
 
@@ -192,6 +192,33 @@ def test_a_folder_with_other_files_is_refused(shapes, tmp_path):
         train(config(), tmp_path, images=shapes)
     with pytest.raises(RunFolderError, match=r"letter\.txt: cannot be written"):
         train(config(), tmp_path / "letter.txt", images=shapes)
+
+
+def test_a_folder_is_for_one_process_at_a_time(finished, shapes, tmp_path, monkeypatch):
+    half = finished.folder / "checkpoint.pt.part"
+    half.write_bytes(b"ha")
+    with alone_in(finished.folder), pytest.raises(RunFolderError, match="another process trains here; wait for it"):
+        resume(finished.folder, images=shapes)
+    assert half.read_bytes() == b"ha"  # the other process may be about to write it
+    half.unlink()
+    monkeypatch.setattr(run, "open_new", lambda out, config: out)  # two processes that find the same empty folder
+    with alone_in(tmp_path), pytest.raises(RunFolderError, match="another process trains here"):
+        train(config(), tmp_path, images=shapes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_sentence(shapes, tmp_path, no_pictures, monkeypatch):
+    whole = train(config(), images=shapes)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsenn.training.checkpoint.write_atomic", full)
+        sentence = r"r: cannot be written \(No space left on device\); go on with: sparsenn train --out .*r --resume"
+        with pytest.raises(RunFolderError, match=sentence):
+            train(config(), tmp_path / "r", images=shapes)
+    assert resume(tmp_path / "r", images=shapes).net.history == whole.net.history
 
 
 def test_resuming_nothing_says_so(shapes, tmp_path):

@@ -314,3 +314,12 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(Table, "add", full)
     with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\); go on with: the same command"):
         run_jobs(jobs(), table_in(tmp_path), tmp_path)
+
+
+def test_a_reader_of_what_is_printed_that_has_gone_is_no_full_disk(tmp_path):
+    class Gone(Nobody):
+        def update(self, *_):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Gone())

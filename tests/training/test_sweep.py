@@ -16,6 +16,7 @@ from sparsenn import cli
 from sparsenn.data import taught
 from sparsenn.models import build_student, teacher
 from sparsenn.training import ConfigError, RunFolderError, configure_sweep, read_sweep, sweep
+from sparsenn.training.folder import alone_in
 from sparsenn.training.grid.config import ACTIVATIONS, ENGINES, OPTIMIZERS, PENALTIES, STUDENTS, TEACHERS
 from sparsenn.training.stacked import Run, Stack, train
 
@@ -269,7 +270,9 @@ def test_folders_that_hold_something_else_are_refused(done, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr("sparsenn.training.grid.sweep.write_json", fail)
-        with pytest.raises(RunFolderError, match="cannot be written: Permission denied"):
+        with pytest.raises(
+            RunFolderError, match=r"cannot be written \(Permission denied\); go on with: sparsenn sweep --out .* --resume"
+        ):
             sweep(config, done[0], resume=True)
     (tmp_path / "blocked" / "runs.csv").mkdir(parents=True)
     with monkeypatch.context() as patch:
@@ -280,6 +283,16 @@ def test_folders_that_hold_something_else_are_refused(done, tmp_path, monkeypatc
         sweep(config, tmp_path / "new", format="xls")
     assert not (tmp_path / "new").exists()
     assert (done[0] / "runs.jsonl").read_bytes() == before
+
+
+def test_a_sweep_that_another_process_trains_is_left_alone(done):
+    half = done[0] / "checkpoint.pt.part"
+    half.write_bytes(b"ha")
+    with alone_in(done[0]), pytest.raises(RunFolderError, match="another process trains here; wait for it"):
+        sweep(configure_sweep(GRID), done[0], resume=True)
+    assert half.read_bytes() == b"ha"  # the other process may be about to write it
+    sweep(configure_sweep(GRID), done[0], resume=True)
+    assert not half.exists()
 
 
 @pytest.mark.parametrize(

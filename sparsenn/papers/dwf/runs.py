@@ -128,7 +128,7 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
     Raises:
         ConfigError: for settings that training does not take; before anything is loaded or written.
         DataError: if a data file is missing or damaged.
-        RunFolderError: if another process trains in the folder.
+        RunFolderError: if another process trains in the folder, or something can't be written.
         TrainingInterrupted: after a signal, once the state is written.
     """
     wanted = sorted({json.dumps(key): key for key in _with_sources(keys)}.values(), key=lambda key: key["seed"])

@@ -24,6 +24,7 @@ from sparsenn.papers.l1.settings import L2_FACTOR, PERFECT
 from sparsenn.papers.l1.study_config import StudyConfig, read_study_config
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import parse_json, remove_parts, write_atomic, write_json
+from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Run, Stack
 from sparsenn.training.stacked.progress import watch_for
@@ -119,7 +120,7 @@ def run_study(
 
     Raises:
         ConfigError: for a setting that is unknown, missing, out of range or of no use.
-        RunFolderError: if the folder can't be written or is of other runs.
+        RunFolderError: if the folder can't be written or is of other runs, or another process trains in it.
         TrainingInterrupted: after a signal, once the state is written.
 
     Source:
@@ -207,7 +208,8 @@ class _Study:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 self._compare(path, settings)
-                remove_parts(self.folder)
+                with alone_in(self.folder):
+                    remove_parts(self.folder)
             elif any(self.folder.iterdir()):
                 raise RunFolderError(f"{self.folder} holds other files; name another folder with --name or save_path")
             else:

@@ -17,7 +17,7 @@ from sparsenn.models import build_student, teacher
 from sparsenn.models.students import INPUTS
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import remove_parts, write_atomic, write_json
-from sparsenn.training.folder import SWEEP, open_new
+from sparsenn.training.folder import SWEEP, alone_in, open_new
 from sparsenn.training.grid.config import SWEPT, Key, SweepConfig, read_sweep
 from sparsenn.training.session import StopSignal, session
 from sparsenn.training.stacked.progress import watch_for
@@ -52,7 +52,8 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
 
     Raises:
         ConfigError: for an unknown format, a device that is not there, or another sweep's folder.
-        RunFolderError: if ``out`` holds anything else, holds no sweep to resume, or can't be written.
+        RunFolderError: if ``out`` holds anything else, holds no sweep to resume, or can't be written, or if another process
+            trains in it.
         MissingExtraError: if pyarrow is wanted and missing.
         TrainingInterrupted: after SIGINT or SIGTERM, once the state is written.
 
@@ -73,8 +74,7 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
         watch = watch_for(quiet=quiet)
         try:
             with StopSignal() as stop:
-                again = f"sparsenn sweep --out {out} --resume"
-                run_jobs([_job(own, config) for own in groups], table, folder, watch=watch, stop=stop, again=again)
+                run_jobs([_job(own, config) for own in groups], table, folder, watch=watch, stop=stop, again=_go_on(out))
         finally:
             watch.close()
     rows = by_key(table.rows, list(config.runs()), SWEPT)
@@ -198,12 +198,15 @@ def _open_again(out: str | Path, config: SweepConfig) -> Path:
     different = [name for name, value in stored.to_dict().items() if value != config.to_dict()[name] and name != "threads"]
     if different:
         raise ConfigError(f"{out} holds another sweep: {', '.join(different)} differ; drop --resume and name another --out")
-    try:
-        remove_parts(Path(out))
-        write_json(Path(out) / SWEEP, config.to_dict())
-    except OSError as error:
-        raise RunFolderError(f"{out}: cannot be written: {error.strerror or error}; make it writable to go on") from error
-    return Path(out)
+    folder = Path(out)
+    with alone_in(folder, _go_on(out)):
+        remove_parts(folder)
+        write_json(folder / SWEEP, config.to_dict())
+    return folder
+
+
+def _go_on(out: str | Path) -> str:
+    return f"sparsenn sweep --out {out} --resume"
 
 
 def stored_sweep(out: str | Path) -> SweepConfig:

@@ -91,11 +91,8 @@ def run_jobs(
     """
     _check(jobs, table)
     folder = Path(folder)
-    try:
-        with alone_in(folder):
-            _run_jobs(jobs, table, folder, watch or Nobody(), stop, again)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); go on with: {again}") from error
+    with alone_in(folder, again):
+        _run_jobs(jobs, table, folder, watch or Nobody(), stop, again)
 
 
 def _check(jobs: Sequence[Job], table: Table) -> None:
