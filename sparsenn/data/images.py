@@ -44,9 +44,15 @@ class ImageData:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             self._check_part(part, getattr(self, f"{part}_images"), getattr(self, f"{part}_labels"))
+        shapes = [tuple(images.shape[1:]) for images in (self.train_images, self.test_images)]
+        if shapes[0] != shapes[1]:
+            raise DataError(f"{self.name}, test: images are {shapes[1]}, those to train on {shapes[0]}; they must be alike")
 
     def _check_part(self, part: str, images: Tensor, labels: Tensor) -> None:
         where = f"{self.name}, {part}"
+        for kind, value in (("images", images), ("labels", labels)):
+            if not isinstance(value, Tensor):
+                raise DataError(f"{where}: {kind} are of type {type(value).__name__}; they must be a tensor")
         if images.dim() != 4 or images.shape[2] != images.shape[3] or not images.is_floating_point():
             raise DataError(
                 f"{where}: images are {images.dtype} {tuple(images.shape)}; they must be floating point (N, C, S, S)"

@@ -79,6 +79,7 @@ TRUE_OR_FALSE = Check(lambda value: isinstance(value, bool), "true or false")
 SEED = Check(lambda value: is_int(value) and 0 <= value < 2**63, "a whole number from 0 up to, but not, 2^63")
 COUNT = whole(1, 2**31 - 1)
 DEPTH = whole(1, 64)
+THREADS = whole(0, 1024)
 SAMPLES = whole(1, 10**8)  # of 12 numbers: 5 GB
 FOLDER = Check(lambda value: isinstance(value, str) and bool(value), "a folder's name")
 DEVICE = Check(

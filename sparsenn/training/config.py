@@ -11,16 +11,19 @@ from typing import Any
 from sparsenn.training.checks import (
     ABOVE_0,
     BELOW_1,
+    DEPTH,
     DEVICE,
     FOLDER,
     NOT_NEGATIVE,
     SEED,
+    THREADS,
     TRUE_OR_FALSE,
     Check,
     is_int,
     number,
     one_of,
     optional,
+    shown,
     whole,
 )
 from sparsenn.training.errors import ConfigError
@@ -121,10 +124,7 @@ class TrainConfig:
     checkpoint_every: int
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
-            value = getattr(self, name)
-            if not check.fits(value):
-                raise ConfigError(f"{name.replace('_', '-')} is {value!r}; it takes {check.takes}")
+        _check_values(vars(self))
         _check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,6 +156,7 @@ def configure(**given: Any) -> TrainConfig:
         ('lenet-300-100', 75, 256, False)
     """
     _check_keys(given, "configuration")
+    _check_values(given)
     dataset = given.get("dataset", "digits")
     model = given.get("model", next((fitting for known, fitting in PRESETS if known == dataset), "lenet-300-100"))
     preset, method = _preset(dataset, model), given.get("method", "dwf")
@@ -305,6 +306,12 @@ def _check_keys(given: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(KEYS)}")
 
 
+def _check_values(given: Mapping[str, Any]) -> None:
+    for name, check in _CHECKS.items():
+        if name in given and not check.fits(given[name]):
+            raise ConfigError(f"{name.replace('_', '-')} is {shown(given[name])}; it takes {check.takes}")
+
+
 def _check_together(config: TrainConfig) -> None:
     _preset(config.dataset, config.model)
     for key, value in _neutral(config.method).items():
@@ -332,13 +339,13 @@ def _check_masks(config: TrainConfig) -> None:
 
 
 def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name}: unknown name {value!r}; known are {', '.join(known)}")
+    if not one_of(known).fits(value):
+        raise ConfigError(f"{name}: unknown name {shown(value)}; known are {', '.join(known)}")
 
 
 _CHECKS: dict[str, Check] = {
     "method": one_of(METHODS),
-    "depth": whole(1),
+    "depth": DEPTH,
     "lam": NOT_NEGATIVE,
     "lr": ABOVE_0,
     "lam_schedule": one_of(SCHEDULES),
@@ -359,7 +366,7 @@ _CHECKS: dict[str, Check] = {
     "balanced": one_of(BALANCED),
     "seed": SEED,
     "device": DEVICE,
-    "threads": whole(0),
+    "threads": THREADS,
     "dtype": one_of(DTYPES),
     "data_root": optional(FOLDER),
     "twin": TRUE_OR_FALSE,

@@ -16,6 +16,7 @@ from sparsenn.artefact import save as save_artefact
 from sparsenn.artefact.trace import ArchitectureError
 from sparsenn.data import ImageData, require_extra
 from sparsenn.training.config import TrainConfig
+from sparsenn.training.errors import ConfigError
 from sparsenn.training.files import write_atomic, write_json
 from sparsenn.training.folder import alone_in, go_on, open_again, open_new
 from sparsenn.training.logging import Progress, progress_for
@@ -48,7 +49,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = T
     Raises:
         DataError: if a data file is missing or damaged.
         MissingExtraError: if ``out`` is given and matplotlib is not installed, or scikit-learn for the digits.
-        ConfigError: if the device is not there.
+        ConfigError: if the device is not there, or for a config or images of another type.
         RunFolderError: if ``out`` holds anything, another process trains in it, or it can't be written.
         TrainingDiverged: if the loss or a weight is no longer finite.
         TrainingInterrupted: after SIGINT or SIGTERM, once the state is written (without ``out``: KeyboardInterrupt).
@@ -62,6 +63,8 @@ def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = T
         >>> result.net.total
         50610
     """
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"train: config is of type {type(config).__name__}; it takes a TrainConfig, as configure makes it")
     with session(config):
         loaded = _load(config, images, pictures=out is not None)
         home = open_new(out, config) if out is not None else None
@@ -81,7 +84,7 @@ def resume(out: str | Path, *, quiet: bool = True, images: ImageData | None = No
 
     Raises:
         RunFolderError: if there is no run, another process trains it, or its checkpoint is damaged.
-        ConfigError: if ``given`` contradicts the run.
+        ConfigError: if ``given`` contradicts the run, or for images of another type.
         Exception: whatever :func:`train` raises.
     """
     home, config = open_again(out, given)
@@ -90,6 +93,8 @@ def resume(out: str | Path, *, quiet: bool = True, images: ImageData | None = No
 
 
 def _load(config: TrainConfig, images: ImageData | None, pictures: bool) -> ImageData:
+    if images is not None and not isinstance(images, ImageData):
+        raise ConfigError(f"train: images is of type {type(images).__name__}; it takes an ImageData")
     if pictures:
         require_extra("matplotlib", "drawing the pictures of a run")
     loaded = images if images is not None else datasets.load(config.dataset, config.data_root, download=True)

@@ -150,8 +150,11 @@ X, Y = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 1, 0])
         ((X * 255).byte(), Y, "must be floating point"),
         (X[:, :, :2], Y, "must be floating point"),
         (X[:0], Y[:0], "there are no images"),
+        (X.numpy(), Y, "toys, train: images are of type ndarray; they must be a tensor"),
+        (X, Y.tolist(), "toys, train: labels are of type list; they must be a tensor"),
+        (torch.rand(4, 3, 3, 3), Y, r"toys, test: images are \(1, 3, 3\), those to train on \(3, 3, 3\); they must be alike"),
     ],
-    ids=["class", "negative", "int32", "count", "dims", "bytes", "oblong", "empty"],
+    ids=["class", "negative", "int32", "count", "dims", "bytes", "oblong", "empty", "array", "list", "other"],
 )
 def test_images_that_contradict_themselves_are_refused(images, labels, sentence):
     with pytest.raises(DataError, match=sentence):

@@ -303,6 +303,18 @@ def test_divergence_before_the_first_checkpoint_says_that_there_is_none(shapes):
     assert caught.value.checkpoint is None
 
 
+def test_what_is_no_configuration_and_no_images_is_named(shapes, tmp_path):
+    for given in (None, config().to_dict(), "digits"):
+        with pytest.raises(
+            ConfigError, match=f"train: config is of type {type(given).__name__}; it takes a TrainConfig, as conf"
+        ):
+            train(given, tmp_path / "r", images=shapes)
+    for images in (shapes.train_images, "digits", []):
+        with pytest.raises(ConfigError, match=f"train: images is of type {type(images).__name__}; it takes an ImageData"):
+            train(config(), tmp_path / "r", images=images)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_device_that_is_not_there_is_named(shapes):
     with pytest.raises(ConfigError, match=r"device is 'cuda:99', but .*; device cpu works everywhere"):
         train(config(device="cuda:99"), images=shapes)

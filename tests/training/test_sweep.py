@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ import sparsenn
 from sparsenn import cli
 from sparsenn.data import taught
 from sparsenn.models import build_student, teacher
-from sparsenn.training import ConfigError, RunFolderError, configure_sweep, read_sweep, sweep
+from sparsenn.training import ConfigError, RunFolderError, SweepConfig, configure_sweep, read_sweep, sweep
 from sparsenn.training.folder import alone_in
 from sparsenn.training.grid.config import ACTIVATIONS, ENGINES, OPTIMIZERS, PENALTIES, STUDENTS, TEACHERS
 from sparsenn.training.stacked import Run, Stack, train
@@ -113,7 +114,7 @@ def test_a_start_that_is_not_scaled_has_no_scale():
         ({"max_epochs": 2**31}, "max_epochs has 2147483648"),
         ({"patience": 2**31}, "patience is 2147483648"),
         ({"depth": 10**9}, "depth has 1000000000; it takes a whole number from 1 to 64"),
-        ({"lr": 10**400}, "lr has 10+; it takes a number above 0"),
+        ({"lr": 10**400}, r"lr has 10+\.\.\.; it takes a number above 0"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_before_anything_is_written(tmp_path, capsys, given, message):
@@ -125,6 +126,22 @@ def test_a_wrong_setting_is_one_sentence_before_anything_is_written(tmp_path, ca
     assert error.startswith(f"sparsenn: config file {path}: ")
     assert re.search(message, error)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("value", [0.1, None, "0.1", np.array([0.1, 0.2])])
+def test_what_is_swept_is_a_tuple(value):
+    with pytest.raises(ConfigError, match=r"lr is .*; it takes a tuple of values, each a number above 0"):
+        SweepConfig(student=("baselineCNN",), lr=value)
+
+
+def test_a_sweep_takes_settings_and_no_other_object(tmp_path):
+    for settings in (None, ["student"], "grid.json"):
+        with pytest.raises(ConfigError, match=f"sweep: the settings are of type {type(settings).__name__}; it takes them by"):
+            configure_sweep(settings)
+    for config in (None, GRID, "grid.json"):
+        with pytest.raises(ConfigError, match=f"sweep: config is of type {type(config).__name__}; it takes a SweepConfig"):
+            sweep(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_no_grid_is_refused(tmp_path, capsys):

@@ -17,11 +17,12 @@ from sparsenn.training.checks import (
     NOT_NEGATIVE,
     SAMPLES,
     SEED,
+    THREADS,
     TRUE_OR_FALSE,
     Check,
     one_of,
     optional,
-    whole,
+    shown,
 )
 from sparsenn.training.config import read_settings
 from sparsenn.training.errors import ConfigError
@@ -113,13 +114,15 @@ class SweepConfig:
             value = getattr(self, name)
             if name not in SWEPT:
                 if not check.fits(value):
-                    raise ConfigError(f"{name} is {value!r}; it takes {check.takes}{_no_list(value)}")
+                    raise ConfigError(f"{name} is {shown(value)}; it takes {check.takes}{_no_list(value)}")
                 continue
+            if not isinstance(value, tuple | list):
+                raise ConfigError(f"{name} is {shown(value)}; it takes a tuple of values, each {check.takes}")
             if not value:
                 raise ConfigError(f"{name} is an empty list; it takes {check.takes}, or a list of them")
             for own in value:
                 if not check.fits(own):
-                    raise ConfigError(f"{name} has {own!r}; it takes {check.takes}, or a list of them")
+                    raise ConfigError(f"{name} has {shown(own)}; it takes {check.takes}, or a list of them")
         if not any(True for _ in self.runs()):
             raise ConfigError(
                 "same_activation is true, but student_activation and teacher_activation have none in common: there is no run"
@@ -158,8 +161,8 @@ def configure_sweep(settings: Mapping[str, Any], where: str = "sweep") -> SweepC
     """A sweep from plain values: a number or a name where one is meant, or a list of them where it is swept.
 
     Raises:
-        ConfigError: for an unknown key (the message lists the known ones), a missing student, a list where one value belongs,
-            or a value out of range.
+        ConfigError: for settings that are no mapping, an unknown key (the message lists the known ones), a missing student, a
+            list where one value belongs, or a value out of range.
 
     Example:
         >>> from sparsenn.training.grid.config import configure_sweep
@@ -167,6 +170,10 @@ def configure_sweep(settings: Mapping[str, Any], where: str = "sweep") -> SweepC
         >>> len(list(config.runs()))
         6
     """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"{where}: the settings are of type {type(settings).__name__}; it takes them by their names, as a dict"
+        )
     unknown = [key for key in settings if key not in KEYS]
     if unknown:
         raise ConfigError(f"{where}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(KEYS)}")
@@ -221,7 +228,7 @@ _CHECKS: dict[str, Check] = {
     "dtype": one_of(DTYPES),
     "device": DEVICE,
     "engine": one_of(ENGINES),
-    "threads": whole(0, 1024),
+    "threads": THREADS,
 }
 KEYS = tuple(field.name for field in fields(SweepConfig))
 SWEPT = tuple(field.name for field in fields(SweepConfig) if str(field.type).startswith("tuple"))

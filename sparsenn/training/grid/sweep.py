@@ -51,7 +51,7 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
         The rows, in the order of the grid.
 
     Raises:
-        ConfigError: for an unknown format, a device that is not there, or another sweep's folder.
+        ConfigError: for a config of another type, an unknown format, a device that is not there, or another sweep's folder.
         RunFolderError: if ``out`` holds anything else, holds no sweep to resume, or can't be written, or if another process
             trains in it.
         MissingExtraError: if pyarrow is wanted and missing.
@@ -66,6 +66,10 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
         >>> [(row["seed"], row["status"], row["epochs"]) for row in rows]
         [(0, 'finished', 2), (1, 'finished', 2)]
     """
+    if not isinstance(config, SweepConfig):
+        raise ConfigError(
+            f"sweep: config is of type {type(config).__name__}; it takes a SweepConfig, as configure_sweep makes it"
+        )
     check_format(format)
     with session(config):
         folder = _open_again(out, config) if resume else open_new(out, config, SWEEP)
