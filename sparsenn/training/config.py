@@ -224,7 +224,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         content = loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # of TOML that is nested too deeply
         raise ConfigError(f"config file {path} cannot be read as {language}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a {type(content).__name__}; it takes one JSON object of settings")

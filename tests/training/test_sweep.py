@@ -172,6 +172,10 @@ def test_toml_says_the_same_as_json(tmp_path):
     (tmp_path / "g.json").write_text(json.dumps({"student": "baselineCNN", "lr": [0.1, 1], "same_activation": True}))
     (tmp_path / "g.toml").write_text('student = "baselineCNN"\nlr = [0.1, 1]\nsame_activation = true\n')
     assert read_sweep(tmp_path / "g.toml") == read_sweep(tmp_path / "g.json")
+    for text in ("lr = 1\nlr = 2\n", f"lr = {'[' * 10_000}"):
+        (tmp_path / "g.toml").write_text(text)
+        with pytest.raises(ConfigError, match=r"g\.toml cannot be read as TOML: "):
+            read_sweep(tmp_path / "g.toml")
 
 
 @pytest.fixture(scope="module")

@@ -38,10 +38,10 @@ def check_lists(**given: Any) -> None:
     for name, values in given.items():
         takes = f"it takes a list of {_LISTS[name].takes}"
         if not isinstance(values, Sequence):
-            raise ValueError(f"Stack: {name} is {described(values)}; {takes}")
+            raise ValueError(f"Stack: {name} is {_described(values)}; {takes}")
         for index, value in enumerate(values):
             if not _LISTS[name].fits(value):
-                raise ValueError(f"Stack: {name}[{index}] is {described(value)}; {takes}")
+                raise ValueError(f"Stack: {name}[{index}] is {_described(value)}; {takes}")
 
 
 def check_sizes(modules: Sequence[nn.Module], runs: Sequence[Run], data: Sequence[Any], max_epochs: Any) -> list[int]:
@@ -104,12 +104,12 @@ def check_data(data: Sequence[tuple[Tensor, Tensor]], loss: str) -> None:
     for index, (x, y) in enumerate(data):
         if not _is_dense(x) or not x.is_floating_point() or x.dim() < 1 or not len(x):
             raise ValueError(
-                f"Stack: x of data set {index} is {described(x)}; it takes a tensor of floating-point samples (N, ...), N > 0"
+                f"Stack: x of data set {index} is {_described(x)}; it takes a tensor of floating-point samples (N, ...), N > 0"
             )
         fits = _is_dense(y) and y.dim() > 0 and len(y) == len(x)
         if not fits or not (y.is_floating_point() if loss == "mse" else y.dtype == torch.int64):
             takes = f"floating-point targets ({len(x)}, ...)" if loss == "mse" else f"int64 classes ({len(x)},)"
-            raise ValueError(f"Stack: y of data set {index} is {described(y)}; with loss {loss} it takes a tensor of {takes}")
+            raise ValueError(f"Stack: y of data set {index} is {_described(y)}; with loss {loss} it takes a tensor of {takes}")
         if (x.shape, y.shape) != (data[0][0].shape, data[0][1].shape):
             raise ValueError(
                 f"Stack: data set {index} has x {tuple(x.shape)} and y {tuple(y.shape)}, data set 0 "
@@ -129,7 +129,7 @@ def check_classes(modules: Sequence[nn.Module], runs: Sequence[Run], task: Task)
             raise ValueError(f"Stack: {where}; its network takes labels from 0 to {classes - 1}")
 
 
-def described(value: Any) -> str:
+def _described(value: Any) -> str:
     """A value that is of the wrong kind, in a message."""
     if not isinstance(value, Tensor):
         return f"of type {type(value).__name__}"
