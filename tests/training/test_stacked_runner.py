@@ -244,6 +244,19 @@ def test_a_new_stack_starts_with_what_earlier_ones_took(tmp_path):
     assert session.seconds_left() == pytest.approx(0.2 * (800 + 400) / 10)
 
 
+def test_a_resumed_table_tells_what_its_runs_took(tmp_path, monkeypatch):
+    """Of the rows that say how many epochs there might have been, whatever stack they are of."""
+    table = table_in(tmp_path)
+    for index, (epochs, limit) in enumerate(((3, 30), (0, 30), (15, 30))):
+        table.add({"job": "before", "index": index, "epochs": epochs, "max_epochs": limit})
+    table.add({"job": "before", "index": 3, "epochs": 7})
+    given = []
+    monkeypatch.setattr(runner._Session, "seconds_left", lambda session: given.append(session.shares))
+    run_jobs(jobs(), table, tmp_path)
+    assert given[0] == (0.1, 0.5)
+    assert given[-1] == (0.1, 0.5, 1.0, 1.0, 1.0)  # and the first job's
+
+
 def test_the_time_left_is_what_remains_over_the_speed(tmp_path, monkeypatch):
     seen = []
 

@@ -123,7 +123,7 @@ def _run_jobs(jobs: Sequence[Job], table: Table, folder: Path, watch: Watch, sto
     open_jobs = [job for job in jobs if any(True for _ in table.missing(job.keys))]
     later = sum(job.work for job in open_jobs)
     done = total - sum(len(list(table.missing(job.keys))) for job in open_jobs)
-    shares: list[float] = []
+    shares = [row["epochs"] / row["max_epochs"] for row in table.rows if row.get("max_epochs") and row.get("epochs")]
     for job in open_jobs:
         later -= job.work
         session = _Session(job, table, folder, later, shares)
@@ -213,7 +213,7 @@ class _Session:
         self.saved = time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """An estimate: what the active runs are expected to take, later stacks like those so far, over the speed."""
+        """An estimate: what the active runs are expected to take, later stacks like those in the table, over the speed."""
         if not self._rate:
             return None
         shares = self.stack.expected_shares(self.shares)
