@@ -24,7 +24,8 @@ SPARSENN_INLINE void measure_any(const MeasuredBlock<W>& block, double* sums) {
   double lanes[kMeasures][kLanes] = {};
   for (int64_t begin = 0; begin < block.size; begin += kWidth) {
     const int64_t size = std::min<int64_t>(kWidth, block.size - begin);
-    double terms[kMeasures][kWidth] = {}, largest[kWidth] = {}, mean[kWidth] = {}, product[kWidth], unit[kWidth];
+    double terms[kMeasures][kWidth] = {}, largest[kWidth] = {}, unit[kWidth];
+    double mean[kWidth] = {}, product[kWidth], log[kWidth] = {};
     for (int64_t i = 0; i < size; ++i) {
       const T weight = load(block.weight[begin + i]);
       terms[0][i] = is_kept(weight, block.threshold) ? 1.0 : 0.0;
@@ -45,10 +46,11 @@ SPARSENN_INLINE void measure_any(const MeasuredBlock<W>& block, double* sums) {
         const double relative = factor[i] / unit[i], square = relative * relative;
         mean[i] += square, product[i] *= square;
       }
+      for (int i = 0; block.depth > kMaxUnrolledDepth && i < kWidth; ++i) take_log(product[i], log[i]);
     }
     for (int i = 0; i < kWidth; ++i) {
       terms[2][i] /= depth;
-      terms[3][i] = misalignment(largest[i], mean[i] / depth, product[i], depth);
+      terms[3][i] = misalignment(largest[i], mean[i] / depth, product[i], log[i], depth);
     }
     for (int k = 0; k < kMeasures; ++k) add_lanes(lanes[k], terms[k]);
   }

@@ -96,13 +96,6 @@ struct Step<Weight, 0, kMomentum> {
 }  // namespace
 
 template <>
-int64_t measures_workspace<Cuda>(const TensorView* weights, int64_t count) {
-  int64_t chunks = 0;
-  for (int64_t n = 0; n < count; ++n) chunks += cuda::Parts::chunks_of(weights[n]);
-  return chunks * kMeasures * static_cast<int64_t>(sizeof(double));
-}
-
-template <>
 void factorized_sgd<Cuda>(const TensorView* weights, const TensorView* factors, const TensorView* momenta,
                           const TensorView* grads, int64_t count, int64_t depth, const FactorizedSgdOptions& options,
                           const Measures& measures, void* stream) {

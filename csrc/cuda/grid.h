@@ -155,7 +155,7 @@ class Tally {
  public:
   template <int N, class Element>
   SPARSENN_INLINE void apply(const Op& op, const Element& element) {
-    if constexpr (kMeasures) {
+    if constexpr (kIsMeasured) {
       op.template apply<N>(element, sums_);
     } else if constexpr (kCounts<Element>) {
       counted_ += op.template apply<N>(element);
@@ -166,9 +166,9 @@ class Tally {
 
   // All threads of a block come here together, after each chunk; `chunk` is its number in the tensor.
   SPARSENN_INLINE void finish_chunk(const Entry& entry, int operands, int64_t chunk, int thread) {
-    if constexpr (kMeasures) {
+    if constexpr (kIsMeasured) {
       auto* const to = reinterpret_cast<double*>(entry.word(operands + Op::kMeasuredAt));
-      write_sums(to + chunk * sparsenn::kMeasures, sums_, thread);
+      write_sums(to + chunk * kMeasures, sums_, thread);
       for (double& sum : sums_) sum = 0;
     }
   }
@@ -184,11 +184,11 @@ class Tally {
   }
 
  private:
-  static constexpr bool kMeasures = requires { Op::kMeasuredAt; };
+  static constexpr bool kIsMeasured = requires { Op::kMeasuredAt; };
 
   template <class Element>
   static constexpr bool counts() {
-    if constexpr (kMeasures) {
+    if constexpr (kIsMeasured) {
       return false;
     } else {
       using Result = decltype(std::declval<const Op&>().template apply<1>(std::declval<const Element&>()));
@@ -199,7 +199,7 @@ class Tally {
   static constexpr bool kCounts = counts<Element>();
 
   uint32_t counted_ = 0;
-  double sums_[sparsenn::kMeasures] = {};
+  double sums_[kMeasures] = {};
 };
 
 // Tensors whose operands are all flat. Full chunks of aligned operands take vector accesses; misaligned views and the

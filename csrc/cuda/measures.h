@@ -9,7 +9,8 @@
 
 namespace sparsenn::cuda {
 
-// A step, and what it has left of weight and factors. Its operands begin with weight and gradient; factors follow.
+// A step, and what it has left of weight and factors, read again by the thread that wrote them. Its operands begin with
+// weight and gradient; factors follow.
 template <class Op>
 struct Measured : Op {
   using T = typename Op::T;
@@ -52,7 +53,7 @@ struct AddChunks {
   }
 };
 
-// Where the chunks of each weight have their sums.
+// Where the chunks of each weight have their sums. Both walks take a measured weight in chunks of kThreads.
 class Parts {
  public:
   Parts(const Measures& wanted, const std::vector<const TensorView*>& tensors, int64_t operands)
@@ -92,6 +93,7 @@ void run_measured(const char* name, const Op& op, int64_t factors, const std::ve
     words.push_back(parts.word(n));
   }
   const Measured<Op> measured{op, static_cast<typename Op::T>(wanted.threshold), static_cast<int>(factors)};
+  static_assert(Flat::kChunk<Measured<Op>> == kThreads && Strided::kChunk == kThreads);
   run(operation<false>(name, measured, measured), tensors, operands, 0, stream, words);
   parts.add_up(stream);
 }

@@ -8,13 +8,13 @@ namespace sparsenn::cuda {
 constexpr int kGroups = 16;
 
 struct Sums {
-  double threads[cuda::kThreads], groups[kGroups];
+  double threads[kThreads], groups[kGroups];
 };
 
 // In phases 1 and 2 of an operation, what its threads have put there: first by groups of threads, then the groups.
 template <int P>
 SPARSENN_INLINE void add_up(int thread, Sums& shared, double* to) {
-  constexpr int kSize = cuda::kThreads / kGroups;
+  constexpr int kSize = kThreads / kGroups;
   if constexpr (P == 1) {
     if (thread >= kGroups) return;
     double sum = 0;

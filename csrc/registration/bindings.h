@@ -197,10 +197,10 @@ std::vector<Tensor> hadamard_backward_new(Tensor grad, std::vector<Tensor> facto
 
 // Where steps on factors put what they measure, and the memory that they need for it.
 template <class Device>
-class Measuring {
+class MeasuresPlace {
  public:
-  Measuring(const std::optional<Tensor>& tensor, double threshold, const Tensor& model,
-            const std::vector<TensorView>& weights)
+  MeasuresPlace(const std::optional<Tensor>& tensor, double threshold, const Tensor& model,
+                const std::vector<TensorView>& weights)
       : wanted_{nullptr, threshold, nullptr} {
     if (!tensor) return;
     const int64_t count = static_cast<int64_t>(weights.size());
@@ -258,9 +258,9 @@ void step_on_factors(FactorizedLauncher launcher, const char* name, const Tensor
   const typename Device::Guard guard(first);
   const FactorizedSgdOptions options{
       Device::scalar(lr, first), Device::scalar(lam, first), momentum, dampening, weight_decay, nesterov, maximize};
-  const Measuring<Device> measuring(measures, threshold, first, weight);
+  const MeasuresPlace<Device> place(measures, threshold, first, weight);
   launcher(weight.data(), factor.data(), velocity.empty() ? nullptr : velocity.data(), grad.data(), count, depth,
-           options, measuring.wanted(), guard.stream());
+           options, place.wanted(), guard.stream());
 }
 
 template <class Device>

@@ -59,8 +59,8 @@ void factorized_adam_(StableListHandle weight_list, StableListHandle factor_list
   const int64_t bytes = factorized_adam_workspace<typename Device::Tag>(count);
   Tensor workspace;
   if (bytes) workspace = torch::stable::new_empty(first, std::vector<int64_t>{bytes}, ScalarType::Byte);
-  const Measuring<Device> measuring(measures, threshold, first, weight);
-  factorized_adam<typename Device::Tag>(tensors, options, measuring.wanted(), bytes ? workspace.data_ptr() : nullptr,
+  const MeasuresPlace<Device> place(measures, threshold, first, weight);
+  factorized_adam<typename Device::Tag>(tensors, options, place.wanted(), bytes ? workspace.data_ptr() : nullptr,
                                         guard.stream());
 }
 

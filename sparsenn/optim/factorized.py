@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from sparsenn import init
 from sparsenn._numbers import whole
+from sparsenn.init import stream
 from sparsenn.ops import hadamard_product, reference
 from sparsenn.optim import common, plans, shards
 from sparsenn.optim.memory import staggered_zeros
@@ -70,6 +71,19 @@ class FactorMeasures(NamedTuple):
         return cls(int(kept), math.sqrt(squares), factor_decay, misalignment)
 
 
+class Measured(NamedTuple):
+    """What the last step has found of one parameter, as it was for a threshold and this version of the weight."""
+
+    threshold: float
+    weight: Tensor
+    version: int
+    row: Tensor
+
+    def holds(self, threshold: float) -> bool:
+        """Whether it still is so."""
+        return self.threshold == threshold and self.version == self.weight._version
+
+
 class Place(NamedTuple):
     """Where a parameter stands: in which of how many groups, at which slot there, and at which position over all groups."""
 
@@ -106,7 +120,7 @@ class Factorized(Optimizer):
     restarted: ClassVar[tuple[str, ...]]  # of these, what a factor that was set anew loses
 
     _measure_at: float | None  # the threshold, where the next step measures
-    _measured: list[tuple[float, Batch, list[int | None], Tensor]]  # of a step: threshold, weights, their versions, numbers
+    _measured: dict[Tensor, Measured]
 
     def __init__(self, params: Iterable[Any], options: dict[str, Any], generator: torch.Generator | None) -> None:
         self._forget()
@@ -213,21 +227,23 @@ class Factorized(Optimizer):
         if not compiling:
             self._check_changed_options()
         work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
-        threshold = None if compiling else self._measure_at
+        threshold = None
+        if not compiling:
+            threshold, self._measure_at, self._measured = self._measure_at, None, {}
         for group, plan, grads in work:
             for batch, own in zip(plan.batches, grads, strict=True):
-                rows = None if threshold is None else _empty_rows(batch.weights)
+                rows = _empty_rows(batch.weights) if threshold is not None else None
                 self._move(group, batch, own, rows, threshold or 0.0)
                 if not compiling:
                     torch.autograd.graph.increment_version(batch.weights)
                     for pieces in batch.pieces:
                         pieces.version = pieces.weight._version
                 if threshold is not None and rows is not None:
-                    self._measured.append((threshold, batch, [pieces.version for pieces in batch.pieces], rows))
+                    for pieces, row in zip(batch.pieces, rows, strict=True):
+                        self._measured[pieces.param] = Measured(threshold, pieces.weight, pieces.weight._version, row)
             if plan.fresh:
                 self._first_step_done(group, plan)
         if not compiling:
-            self._measure_at = None
             self._step_done()
         return loss
 
@@ -256,7 +272,8 @@ class Factorized(Optimizer):
     def measure_next(self, threshold: float = 0.0) -> None:
         """Let the next step measure what it leaves of the weights and factors while it has them at hand.
 
-        `measures` says then what was found, without another pass over them. A step that is compiled does not measure.
+        `measures` says then what was found, without another pass over them. A step that is compiled does not measure, and
+        leaves this to the next one that is not.
 
         Args:
             threshold: Up to which magnitude a weight counts as zero.
@@ -265,47 +282,54 @@ class Factorized(Optimizer):
             ValueError: for a threshold that is no finite number ≥ 0.
         """
         self._measure_at = common.checked_number(self._owner, "threshold", threshold)
-        self._measured = []
 
     @torch.no_grad()
-    def measures(self, threshold: float = 0.0) -> dict[Tensor, FactorMeasures]:
+    def measures(self, threshold: float | None = None) -> dict[Tensor, FactorMeasures]:
         """How sparse each factorized parameter is, its norm, and what its factors cost and would cost in balance.
 
         Numbers that the last step has found (see `measure_next`) are taken where they are for this threshold and the weights
-        are still those that it left; others are formed now. Sums are in float64, and the same for any number of threads.
+        are still those that it left; others are formed now, which takes as long as tens of steps. Sums are in float64,
+        and the same for any number of threads. A change that no version tells of (through ``p.data``, by a replayed graph) is
+        not noticed.
 
         Args:
-            threshold: Up to which magnitude a weight counts as zero.
+            threshold: Up to which magnitude a weight counts as zero; by default that of the last step, or 0.
 
         Raises:
             ValueError: for a threshold that is no finite number ≥ 0.
+            RuntimeError: where weights were changed behind the optimizer's back; see `resync`.
 
         Example:
             >>> import torch, sparsenn
             >>> weight = torch.nn.Parameter(torch.tensor([4.0, 0.0]))
             >>> optimizer = sparsenn.optim.FactorizedSGD([weight], lr=0.1, depth=2, lam=1e-3, factor_init="root")
-            >>> optimizer.measure_next()
+            >>> optimizer.measure_next(1e-6)
             >>> weight.square().sum().backward()
             >>> optimizer.step()
             >>> found = optimizer.measures()[weight]
             >>> found.kept, found.misalignment
             (1, 0.0)
         """
+        if threshold is None:
+            threshold = next((own.threshold for own in self._measured.values()), 0.0)
         threshold = common.checked_number(self._owner, "threshold", threshold)
-        known = {
-            pieces.param: row
-            for level, batch, versions, rows in self._measured
-            if level == threshold
-            for pieces, version, row in zip(batch.pieces, versions, rows.tolist(), strict=True)
-            if version == pieces.weight._version
-        }
-        return {p: FactorMeasures.of_row(known.get(p) or self._measured_now(p, threshold)) for p in self._factorized()}
+        found = {}
+        for p in self._factorized():
+            own = self._measured.get(p)
+            row = own.row.tolist() if own is not None and own.holds(threshold) else self._measured_now(p, threshold)
+            found[p] = FactorMeasures.of_row(row)
+        return found
 
     def _measured_now(self, p: Tensor, threshold: float) -> list[float]:
-        weight = shards.local(p)
-        rows = _empty_rows([weight])
-        reference.measure(rows[0], weight, [shards.local(factor) for factor in self._moved(self.state[p])[0]], threshold)
-        return rows[0].tolist()
+        """The same by the reference, in pieces so small that memory is bounded, and no sum is split over threads."""
+        pieces = self._pieces_of(p, self._group_of(p))
+        if pieces.version != pieces.weight._version:
+            self._check_unchanged(pieces)
+        total, rows = _empty_rows([pieces.weight]).zero_(), _empty_rows([pieces.weight])
+        for piece in stream.pieces(pieces.weight.shape, 1 << 14):
+            reference.measure(rows[0], pieces.weight[piece], [factor[piece] for factor in pieces.factors], threshold)
+            total += rows
+        return total[0].tolist()
 
     @torch.no_grad()
     def resync(self, params: Iterable[Tensor] | None = None) -> None:
@@ -381,7 +405,7 @@ class Factorized(Optimizer):
         self._options_of = itemgetter(*self.options)
         self._checked: dict[int, tuple[tuple[Any, ...], tuple[int, ...]]] = {}  # options, and the versions of tensors
         self._measure_at = None
-        self._measured = []
+        self._measured = {}
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
         return self.param_groups[self._place_of(p).group]

@@ -18,11 +18,11 @@ from sparsenn.prune.masks import Entry, entries
 def figures(model: nn.Module, optimizer: Optimizer, threshold: float) -> dict[str, Any]:
     r"""How sparse a net is, its norm, penalty and misalignment, and the same of each of its weight tensors.
 
-    An optimizer of factors is asked for `measures`, which cost nothing where its last step has measured.
+    An optimizer of factors is asked for `measures`, which are there where its last step has measured.
 
     Args:
-        model: The net; what its masks hide counts as 0.
-        optimizer: The one that trains it: all its parameters.
+        model: The net; what its masks hide counts as 0. One that an optimizer of factors trains has none.
+        optimizer: The one that trains all its parameters.
         threshold: Up to which magnitude a weight counts as zero.
 
     Returns:
@@ -71,6 +71,7 @@ def _of_weights(entry: Entry, threshold: float, lam: float) -> dict[str, Any]:
         "kept": int((entry.weight.abs() > threshold).sum()),
         "norm": float(vector_norm(entry.weight, dtype=torch.float64)),
         "penalty": lam * float(vector_norm(entry.stored, 1, dtype=torch.float64)) if lam else 0.0,
+        "misalignment": None,
     }
 
 

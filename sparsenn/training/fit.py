@@ -193,7 +193,10 @@ class Fit:
         return record
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a new :class:`Fit` of the same configuration needs to go on with the same bits."""
+        """All that a new :class:`Fit` of the same configuration needs to go on with the same bits.
+
+        Of a state from between the last batch and :meth:`end_epoch` the epoch's figures are the same to rounding.
+        """
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

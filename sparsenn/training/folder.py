@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from sparsenn.training.presets import FACTORIZED
 CONFIG = "config.json"
 SWEEP = "sweep.json"
 
+_NAMES = ("EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+_NO_WRITING = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
+
 
 class Settings(Protocol):
     """What a folder is opened with."""
@@ -37,15 +41,16 @@ def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
     """
     folder = Path(folder)
     try:
-        if (folder / name).exists():
-            kind = "run" if name == CONFIG else "sweep"
-            raise RunFolderError(
-                f"{folder} holds another {kind}; add --resume to go on with it, or name another folder with --out"
-            )
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise RunFolderError(f"{folder} is not empty; --out takes a new or an empty folder")
-        write_json(folder / name, config.to_dict())
+        with _locked(folder):
+            if (folder / name).exists():
+                kind = "run" if name == CONFIG else "sweep"
+                raise RunFolderError(
+                    f"{folder} holds another {kind}; add --resume to go on with it, or name another folder with --out"
+                )
+            if any(folder.iterdir()):
+                raise RunFolderError(f"{folder} is not empty; --out takes a new or an empty folder")
+            write_json(folder / name, config.to_dict())
     except OSError as error:
         raise RunFolderError(
             f"{folder}: cannot be written: {error.strerror or error}; --out takes a new or an empty folder"
@@ -68,10 +73,17 @@ def alone_in(folder: Path, again: str = "the same command") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             yield
-    except BrokenPipeError:
-        raise  # nobody reads what is printed
     except OSError as error:
+        if not _is_about_writing(error, folder):
+            raise
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); go on with: {again}") from error
+
+
+def _is_about_writing(error: OSError, folder: Path) -> bool:
+    """Whether it says that the folder takes no more, and not that something else is missing or closed."""
+    named = isinstance(error.filename, str | bytes)
+    elsewhere = named and not Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
+    return error.errno in _NO_WRITING and not elsewhere
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsenn.ops.reference.products import accumulator
 
-MEASURES = 4  # numbers of a weight
+MEASURES = 4  # how many numbers a step says of each weight
 
 
 def measure(row: Tensor, weight: Tensor, factors: Sequence[Tensor], threshold: float) -> None:
@@ -18,7 +18,7 @@ def measure(row: Tensor, weight: Tensor, factors: Sequence[Tensor], threshold: f
     magnitudes = torch.stack([factor.double().abs() for factor in factors])
     row[0] = (accumulator(weight).abs() > threshold).sum()
     row[1] = weight.double().square().sum()
-    row[2] = magnitudes.square().sum() / len(factors)
+    row[2] = torch.stack([own.square().sum() for own in magnitudes]).sum() / len(factors)
     row[3] = misalignment_shares(magnitudes).sum()
 
 
@@ -33,4 +33,4 @@ def misalignment_shares(magnitudes: Tensor) -> Tensor:
     # Sums over factors one after the other: the order within a reduction by torch depends on place and threads.
     geometric_mean = functools.reduce(torch.add, squares.log()).div_(depth).exp_()
     arithmetic_mean = functools.reduce(torch.add, squares) / depth
-    return (arithmetic_mean - geometric_mean).clamp_(min=0).mul_(largest.square())
+    return (arithmetic_mean - geometric_mean).clamp_(min=0).mul_(largest).mul_(largest)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
 PENALTIES = ("none", "l1", "l2")
-ACTIVE, FINISHED, DIVERGED = "active", "finished", "diverged"
+STATUS = ACTIVE, FINISHED, DIVERGED = "active", "finished", "diverged"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,11 @@ from sparsenn.training.stacked.check import (
 )
 from sparsenn.training.stacked.engine import choose_engine
 from sparsenn.training.stacked.rows import Rows, Task, first_state, flat_parameters, slots
-from sparsenn.training.stacked.run import ACTIVE, DIVERGED, FINISHED, Outcome, Run
+from sparsenn.training.stacked.run import STATUS, Outcome, Run
 from sparsenn.training.stacked.state import check_state
 from sparsenn.training.stacked.torch_engine import signature
 
-_STATUS = (ACTIVE, FINISHED, DIVERGED)
-_ACTIVE, _FINISHED, _DIVERGED = range(3)
+_ACTIVE, _FINISHED, _DIVERGED = range(len(STATUS))
 
 
 class Stack:
@@ -231,7 +230,7 @@ class Stack:
         parts = flat.clone().split([p.numel() for p in named.values()])
         return Outcome(
             run=self.runs[index],
-            status=_STATUS[self._status[index]],
+            status=STATUS[self._status[index]],
             epochs=int(self._own_epochs[index]),
             data_loss=float(self._data_loss[index]),
             loss=float(self._total_loss[index]),
