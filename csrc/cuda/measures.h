@@ -17,14 +17,14 @@ struct Measured : Op {
   using W = typename Op::W;
   static constexpr int kMeasuredAt = extras_of<Op>(), kExtras = kMeasuredAt + 1, kWidth = 1;
   T threshold;
-  int factors;
+  int factors;  // of a weight, where the step does not know it
 
   SPARSENN_INLINE Measured prepared() const { return {Op::prepared(), threshold, factors}; }
 
   template <int N, class Element>
   SPARSENN_INLINE void apply(const Element& element, double (&sums)[kMeasures]) const {
     Op::template apply<N>(element);
-    add_measures(sums, load(*element.template pointer<W>(0)), threshold, factors,
+    add_measures(sums, load(*element.template pointer<W>(0)), threshold, Op::kDepth ? Op::kDepth : factors,
                  [&](int d) { return *element.template pointer<T>(2 + d); });
   }
 };
@@ -79,7 +79,7 @@ class Parts {
   std::vector<int64_t> chunks_;
 };
 
-// Runs a step that measures; `factors` is how many an op has for each weight, `extras` are the words of its own.
+// Runs a step that measures; `factors` is how many it has for each weight, `extras` are the words of its own.
 template <class Op>
 void run_measured(const char* name, const Op& op, int64_t factors, const std::vector<const TensorView*>& tensors,
                   int64_t operands, const Measures& wanted, void* stream, const std::vector<uint64_t>& extras = {}) {
