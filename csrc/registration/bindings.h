@@ -8,13 +8,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "launchers.h"
-#include "math/measures.h"
 #include "registration/tensor_list.h"
 
 namespace sparsenn::bindings {
@@ -195,103 +193,6 @@ std::vector<Tensor> hadamard_backward_new(Tensor grad, std::vector<Tensor> facto
   return grads;
 }
 
-// Where steps on factors put what they measure, and the memory that they need for it.
-template <class Device>
-class MeasuresPlace {
- public:
-  MeasuresPlace(const std::optional<Tensor>& tensor, double threshold, const Tensor& model,
-                const std::vector<TensorView>& weights)
-      : wanted_{nullptr, threshold, nullptr} {
-    if (!tensor) return;
-    const int64_t count = static_cast<int64_t>(weights.size());
-    check_device(*tensor, model.device());
-    const TensorView view = view_of(*tensor);
-    STD_TORCH_CHECK(view.dtype == DType::float64 && view.dim == 2 && view.sizes[0] == count &&
-                        view.sizes[1] == kMeasures && is_contiguous(view),
-                    "sparsenn: measures takes a contiguous float64 tensor of shape (", count, ", ", kMeasures,
-                    "), or None");
-    STD_TORCH_CHECK(threshold >= 0, "sparsenn: threshold is ", threshold, "; it takes a number >= 0");
-    wanted_.data = static_cast<double*>(view.data);
-    const int64_t bytes = measures_workspace<typename Device::Tag>(weights.data(), count);
-    workspace_ = torch::stable::new_empty(model, std::vector<int64_t>{bytes}, ScalarType::Byte);
-    wanted_.workspace = workspace_->data_ptr();
-  }
-
-  const Measures& wanted() const { return wanted_; }
-
- private:
-  Measures wanted_;
-  std::optional<Tensor> workspace_;
-};
-
-using FactorizedLauncher = void (*)(const TensorView*, const TensorView*, const TensorView*, const TensorView*, int64_t,
-                                    int64_t, const FactorizedSgdOptions&, const Measures&, void*);
-
-// The steps on factors; `kept` says how many tensors of the state each weight has, beside as many momenta.
-template <class Device>
-void step_on_factors(FactorizedLauncher launcher, const char* name, const TensorList& weights,
-                     const TensorList& factors, const TensorList& momenta, const TensorList& grads, int64_t kept,
-                     int64_t depth, const Tensor& lr, const Tensor& lam, double momentum, double dampening,
-                     double weight_decay, bool nesterov, bool maximize, const std::optional<Tensor>& measures,
-                     double threshold) {
-  const int64_t count = weights.size();
-  STD_TORCH_CHECK(grads.size() == count, "sparsenn::", name, ": one gradient for each weight is needed");
-  STD_TORCH_CHECK(momenta.size() == (momentum != 0 ? factors.size() : 0), "sparsenn::", name,
-                  ": one momentum for each factor is needed, none where momentum is 0");
-  const Tensor first = weights.tensor(0);
-  for (const auto* tensors : {&weights, &factors, &momenta, &grads}) check_device(*tensors, first);
-  const std::vector<TensorView> weight = views_of(weights), factor = views_of(factors), velocity = views_of(momenta),
-                                grad = views_of(grads);
-  const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
-  for (int64_t n = 0; n < count; ++n) {
-    check_like(weight[n], weight[n], dtype, "a weight");
-    check_like(grad[n], weight[n], dtype, "a gradient");
-    check_writable(weight[n], "a weight");
-    for (int64_t k = n * kept; k < (n + 1) * kept; ++k) {
-      check_like(factor[k], weight[n], state, "a factor");
-      check_writable(factor[k], "a factor");
-      if (velocity.empty()) continue;
-      check_like(velocity[k], weight[n], state, "a momentum");
-      check_writable(velocity[k], "a momentum");
-    }
-  }
-  const typename Device::Guard guard(first);
-  const FactorizedSgdOptions options{
-      Device::scalar(lr, first), Device::scalar(lam, first), momentum, dampening, weight_decay, nesterov, maximize};
-  const MeasuresPlace<Device> place(measures, threshold, first, weight);
-  launcher(weight.data(), factor.data(), velocity.empty() ? nullptr : velocity.data(), grad.data(), count, depth,
-           options, place.wanted(), guard.stream());
-}
-
-template <class Device>
-void factorized_sgd_(StableListHandle weight_list, StableListHandle factor_list, StableListHandle momentum_list,
-                     StableListHandle grad_list, Tensor lr, Tensor lam, double momentum, double dampening,
-                     double weight_decay, bool nesterov, bool maximize, std::optional<Tensor> measures,
-                     double threshold) {
-  const TensorList weights(weight_list), factors(factor_list), momenta(momentum_list), grads(grad_list);
-  if (weights.size() == 0) return;
-  const int64_t depth = factors.size() / weights.size();
-  STD_TORCH_CHECK(depth > 0 && factors.size() == depth * weights.size(),
-                  "sparsenn::factorized_sgd_: the factors can't be divided among the weights");
-  step_on_factors<Device>(&factorized_sgd<typename Device::Tag>, "factorized_sgd_", weights, factors, momenta, grads,
-                          depth, depth, lr, lam, momentum, dampening, weight_decay, nesterov, maximize, measures,
-                          threshold);
-}
-
-template <class Device>
-void balanced_sgd_(StableListHandle weight_list, StableListHandle root_list, StableListHandle momentum_list,
-                   StableListHandle grad_list, Tensor lr, Tensor lam, int64_t depth, double momentum, double dampening,
-                   double weight_decay, bool nesterov, bool maximize, std::optional<Tensor> measures,
-                   double threshold) {
-  const TensorList weights(weight_list), roots(root_list), momenta(momentum_list), grads(grad_list);
-  STD_TORCH_CHECK(depth > 0 && depth <= (int64_t{1} << 30), "sparsenn::balanced_sgd_: depth is ", depth,
-                  "; it takes an integer >= 1");
-  if (weights.size() == 0) return;
-  STD_TORCH_CHECK(roots.size() == weights.size(), "sparsenn::balanced_sgd_: one root for each weight is needed");
-  step_on_factors<Device>(&balanced_sgd<typename Device::Tag>, "balanced_sgd_", weights, roots, momenta, grads, 1,
-                          depth, lr, lam, momentum, dampening, weight_decay, nesterov, maximize, measures, threshold);
-}
-
 inline DType scalar_dtype(const Tensor& tensor) {
   const DType dtype = view_of(tensor).dtype;
   STD_TORCH_CHECK(tensor.numel() == 1 && (dtype == DType::float64 || dtype == DType::float32),
@@ -429,11 +330,9 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("hadamard_out", TORCH_BOX(&hadamard_out<Device>));
   m.impl("hadamard_backward", TORCH_BOX(&hadamard_backward_new<Device>));
   m.impl("hadamard_backward_out", TORCH_BOX(&hadamard_backward_out<Device>));
-  m.impl("factorized_sgd_", TORCH_BOX(&factorized_sgd_<Device>));
   m.impl("prox_sgd_", TORCH_BOX(&prox_sgd_<Device>));
   m.impl("soft_threshold", TORCH_BOX(&soft_threshold_<Device>));
   m.impl("soft_threshold_backward", TORCH_BOX(&soft_threshold_backward_<Device>));
-  m.impl("balanced_sgd_", TORCH_BOX(&balanced_sgd_<Device>));
 }
 
 }  // namespace sparsenn::bindings

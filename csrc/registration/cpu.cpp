@@ -1,6 +1,7 @@
 // The CPU kernels as implementations of the operators. Loading this library registers them.
 #include "registration/bindings.h"
 #include "registration/factorized_adam.h"
+#include "registration/factorized_sgd.h"
 #include "registration/ridge_norm.h"
 #include "registration/spectral.h"
 #include "registration/stacked.h"
@@ -62,5 +63,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsenn, CPU, m) {
   sparsenn::bindings::implement_spectral<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_ridge_norm<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_stacked<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_factorized_sgd<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_factorized_adam<sparsenn::CpuDevice>(m);
 }

@@ -4,6 +4,7 @@
 
 #include "registration/bindings.h"
 #include "registration/factorized_adam.h"
+#include "registration/factorized_sgd.h"
 #include "registration/ridge_norm.h"
 #include "registration/spectral.h"
 #include "registration/stacked.h"
@@ -126,5 +127,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsenn, CUDA, m) {
   sparsenn::bindings::implement_spectral<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_ridge_norm<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_stacked<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_factorized_sgd<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_factorized_adam<sparsenn::CudaDevice>(m);
 }

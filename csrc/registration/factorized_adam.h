@@ -1,7 +1,7 @@
 // Adam on factors, for both devices.
 #pragma once
 
-#include "registration/bindings.h"
+#include "registration/measures.h"
 
 namespace sparsenn::bindings {
 
