@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsenn
-from benchmarks.cases import DECAY, LR, MOMENTUM, STEPS, Case, Inputs, Provider, Run, cases, parameters, penalty
+from benchmarks.cases import LR, MOMENTUM, STEPS, Case, Inputs, Provider, Run, cases, parameters, penalty
 from sparsenn import metrics
+from sparsenn.ops import reference
 
 THRESHOLD = 0.9
 
@@ -34,14 +35,13 @@ class MeasuredInputs(Inputs):
     def rows(self) -> Tensor:
         """The numbers of every tensor after STEPS steps, in float64."""
         rows = []
+        lr, lam = (torch.tensor(x, dtype=torch.float64) for x in (LR, penalty(self.case.depth)))
         for grad, factors in zip(self.grads, self.factors, strict=True):
-            own, velocities = [f.double() for f in factors], [torch.zeros_like(f, dtype=torch.float64) for f in factors]
+            own, grads = [f.double() for f in factors], [grad.double()]
+            velocities, weights = [torch.zeros_like(f) for f in own], [torch.empty_like(grads[0])]
             for _ in range(STEPS):
-                others = [torch.stack(own[:d] + own[d + 1 :]).prod(0) for d in range(len(own))]
-                for factor, velocity, other in zip(own, velocities, others, strict=True):
-                    velocity.mul_(MOMENTUM).add_(grad * other + DECAY * factor)
-                    factor.sub_(velocity, alpha=LR)
-            weight = torch.stack(own).prod(0)
+                reference.factorized_sgd_(weights, own, velocities, grads, lr, lam, MOMENTUM, 0.0, 0.0, False, False)
+            weight = weights[0]
             decay = sum(float(f.square().sum()) for f in own) / len(own)
             least = float(weight.abs().pow(2 / len(own)).sum())
             rows.append([float((weight.abs() > THRESHOLD).sum()), float(weight.norm()), decay, decay - least])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,6 +17,7 @@ from sparsenn._numbers import whole
 from sparsenn.init import stream
 from sparsenn.ops import hadamard_product, reference
 from sparsenn.optim import common, plans, shards
+from sparsenn.optim.measures import FactorMeasures, Measured, empty_rows
 from sparsenn.optim.memory import staggered_zeros
 from sparsenn.optim.stepping import quiet_step
 
@@ -42,46 +42,6 @@ class Batch(plans.Batch):
     pieces: list[Pieces] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
     moments: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
-class FactorMeasures(NamedTuple):
-    r"""What a step has left of one parameter, under FSDP2 of this rank's part of it; see `FactorizedSGD.measures`.
-
-    Attributes:
-        kept: How many weights are above the threshold in magnitude.
-        norm: :math:`\|w\|_2`.
-        factor_decay: :math:`\frac1D \sum_d \|\omega_d\|_2^2`, to be multiplied by λ, as `sparsenn.penalties.factor_decay`.
-        misalignment: What that exceeds its minimum :math:`\|w\|_{2/D}^{2/D}` by, as `sparsenn.metrics.misalignment`.
-
-    Example:
-        >>> from sparsenn.optim import FactorMeasures
-        >>> FactorMeasures(kept=1, norm=6.0, factor_decay=6.5, misalignment=0.5).kept
-        1
-    """
-
-    kept: int
-    norm: float
-    factor_decay: float
-    misalignment: float
-
-    @classmethod
-    def of_row(cls, row: list[float]) -> FactorMeasures:
-        """The numbers as a kernel has them."""
-        kept, squares, factor_decay, misalignment = row
-        return cls(int(kept), math.sqrt(squares), factor_decay, misalignment)
-
-
-class Measured(NamedTuple):
-    """What the last step has found of one parameter, as it was for a threshold and this version of the weight."""
-
-    threshold: float
-    weight: Tensor
-    version: int
-    row: Tensor
-
-    def holds(self, threshold: float) -> bool:
-        """Whether it still is so."""
-        return self.threshold == threshold and self.version == self.weight._version
 
 
 class Place(NamedTuple):
@@ -227,18 +187,19 @@ class Factorized(Optimizer):
         if not compiling:
             self._check_changed_options()
         work = [(group, *self._planned(index, group, compiling)) for index, group in enumerate(self.param_groups)]
-        threshold = None
+        measure_at = None
         if not compiling:
-            threshold, self._measure_at, self._measured = self._measure_at, None, {}
+            measure_at, self._measure_at, self._measured = self._measure_at, None, {}
+        threshold = measure_at or 0.0
         for group, plan, grads in work:
             for batch, own in zip(plan.batches, grads, strict=True):
-                rows = _empty_rows(batch.weights) if threshold is not None else None
-                self._move(group, batch, own, rows, threshold or 0.0)
+                rows = empty_rows(batch.weights) if measure_at is not None else None
+                self._move(group, batch, own, rows, threshold)
                 if not compiling:
                     torch.autograd.graph.increment_version(batch.weights)
                     for pieces in batch.pieces:
                         pieces.version = pieces.weight._version
-                if threshold is not None and rows is not None:
+                if rows is not None:
                     for pieces, row in zip(batch.pieces, rows, strict=True):
                         self._measured[pieces.param] = Measured(threshold, pieces.weight, pieces.weight._version, row)
             if plan.fresh:
@@ -325,7 +286,7 @@ class Factorized(Optimizer):
         pieces = self._pieces_of(p, self._group_of(p))
         if pieces.version != pieces.weight._version:
             self._check_unchanged(pieces)
-        total, rows = _empty_rows([pieces.weight]).zero_(), _empty_rows([pieces.weight])
+        total, rows = empty_rows([pieces.weight]).zero_(), empty_rows([pieces.weight])
         for piece in stream.pieces(pieces.weight.shape, 1 << 14):
             reference.measure(rows[0], pieces.weight[piece], [factor[piece] for factor in pieces.factors], threshold)
             total += rows
@@ -571,11 +532,6 @@ class Factorized(Optimizer):
             if sorted(found) != sorted(names) and (found or stem == "factor"):
                 raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
-
-
-def _empty_rows(weights: list[Tensor]) -> Tensor:
-    """Room for what a step measures of some weights."""
-    return torch.empty(len(weights), reference.MEASURES, dtype=torch.float64, device=weights[0].device)
 
 
 def _places(groups: list[dict[str, Any]]) -> dict[Tensor, Place]:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
-from sparsenn.optim.factorized import Factorized, FactorMeasures
+from sparsenn.optim.factorized import Factorized
+from sparsenn.optim.measures import FactorMeasures
 from sparsenn.prune.masks import Entry, entries
 
 
@@ -71,7 +72,6 @@ def _of_weights(entry: Entry, threshold: float, lam: float) -> dict[str, Any]:
         "kept": int((entry.weight.abs() > threshold).sum()),
         "norm": float(vector_norm(entry.weight, dtype=torch.float64)),
         "penalty": lam * float(vector_norm(entry.stored, 1, dtype=torch.float64)) if lam else 0.0,
-        "misalignment": None,
     }
 
 
