@@ -73,6 +73,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--lam-schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: cosine, to 0, for digits, else constant)"
     )
     sparsity.add_argument(
+        "--penalize-biases",
+        action=argparse.BooleanOptionalAction,
+        help="the penalty, and factors, for biases and normalization too (default: yes)",
+    )
+    sparsity.add_argument(
         "--target-sparsity", type=float, metavar="S", help="find λ while training so that this share of weights ends at zero"
     )
     sparsity.add_argument(

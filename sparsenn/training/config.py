@@ -60,6 +60,8 @@ class TrainConfig:
         lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense`` and the pruning methods.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
+        penalize_biases: whether the penalty is on biases and normalization layers too, and the factors, where a method has them;
+            they are trained by plain gradient steps otherwise. Pruning methods have ``prune_biases`` for it.
         target_sparsity: the share of weights that shall end at zero, in (0, 1): λ is then found while the net trains, see
             ``sparsenn.optim.TargetSparsity``, ``lam`` is where it starts, and ``lam_schedule`` is constant. None for a given λ.
         compression: all parameters over those that a pruning method keeps; None for the other methods.
@@ -98,6 +100,7 @@ class TrainConfig:
     depth: int
     lam: float
     lam_schedule: str
+    penalize_biases: bool = True  # in runs from before this could be chosen it was
     target_sparsity: float | None
     compression: float | None
     prune_epoch: int
@@ -105,7 +108,7 @@ class TrainConfig:
     prune_biases: bool
     lr: float
     schedule: str
-    warmup: int = 0  # runs from before there was one have none
+    warmup: int = 0  # in those there was none
     epochs: int
     batch_size: int
     momentum: float
@@ -170,6 +173,7 @@ def configure(**given: Any) -> TrainConfig:
         "depth": depth,
         "lam": {**dict.fromkeys(FACTORIZED, preset.lam), **dict.fromkeys(("dense", *PRUNERS), 0.0)}.get(method, preset.l1_lam),
         "lam_schedule": "constant" if "lam" in _neutral(method) or given.get("target_sparsity") else preset.lam_schedule,
+        "penalize_biases": True,
         "target_sparsity": None,
         "compression": preset.compression if method in PRUNERS else None,
         "prune_epoch": epochs // 2 if method == "magnitude" and is_int(epochs) else 0,
@@ -277,7 +281,7 @@ def _neutral(method: Any) -> dict[str, Any]:
     if method != "dwf":
         neutral["balanced"] = "never"
     if method == "dense" or method in PRUNERS:
-        neutral |= {"lam": 0.0, "lam_schedule": "constant", "target_sparsity": None}
+        neutral |= {"lam": 0.0, "lam_schedule": "constant", "penalize_biases": True, "target_sparsity": None}
     if method == "dense":
         neutral |= {"twin": False}
     return neutral
@@ -349,6 +353,7 @@ _CHECKS: dict[str, Check] = {
     "lam": NOT_NEGATIVE,
     "lr": ABOVE_0,
     "lam_schedule": one_of(SCHEDULES),
+    "penalize_biases": TRUE_OR_FALSE,
     "target_sparsity": optional(number(lambda value: 0 < value < 1, "a number between 0 and 1")),
     "compression": optional(number(lambda value: value >= 1, "a number, 1 or more")),
     "prune_epoch": whole(0),

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sparsenn import models, prune
 from sparsenn.data import ImageData, augment
 from sparsenn.optim.factorized import Factorized
+from sparsenn.optim.strength import Strength
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.diagnostics import figures
@@ -71,6 +72,7 @@ class Fit:
             config = replace(config, lr=config.retrain_lr)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = self._scheduler(epochs)
+        self._strength = Strength("Fit", self.optimizer) if config.lam else None
         self.control = make_control(config, self.optimizer, config.epochs * self.batches // self.control_every)
 
     def _scheduler(self, epochs: int) -> LambdaLR:
@@ -132,8 +134,8 @@ class Fit:
         loss.backward()
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        if self.control is None:
-            self._set_lam()
+        if self._strength is not None and self.control is None:
+            self._strength.value = self.config.lam * self._lam_factor
         if self.batch + 1 == self.batches and self._is_evaluated(self.epoch + 1) and isinstance(self.optimizer, Factorized):
             self.optimizer.measure_next(self._threshold)
         self.optimizer.step()
@@ -156,10 +158,9 @@ class Fit:
     def _is_evaluated(self, epoch: int) -> bool:
         return epoch % self.config.eval_every == 0 or epoch >= self.config.epochs
 
-    def _set_lam(self) -> None:
-        factor = SCHEDULES[self.config.lam_schedule](self._steps_behind, self.config.epochs * self.batches)
-        for group in self.optimizer.param_groups:
-            group["lam"] = self.config.lam * factor
+    @property
+    def _lam_factor(self) -> float:
+        return SCHEDULES[self.config.lam_schedule](self._steps_behind, self.config.epochs * self.batches)
 
     def is_finite(self) -> bool:
         """Whether the losses since the epoch began and all weights are finite numbers."""

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from sparsenn import prune
 from sparsenn.data import ImageData
 from sparsenn.optim import FactorizedAdam, FactorizedSGD, ProxSGD, TargetSparsity
-from sparsenn.optim.groups import named_parameters, selected
+from sparsenn.optim.groups import named_parameters, param_groups, selected
 from sparsenn.training.batches import epoch_order
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.errors import ConfigError
@@ -28,7 +28,7 @@ CONTROL_UPDATES = 300  # of λ in a run, where it is sought
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The optimizer of ``config.method`` over all weights and biases."""
+    """The optimizer of ``config.method`` over all weights and biases; the first of its groups is penalised, if any is."""
     common: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum}
     if config.method in FACTORIZED:
         params = _by_start(config, model)
@@ -37,22 +37,33 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         if config.method == "dwf":
             return FactorizedSGD(params, **factors, **common, balanced=_BALANCED[config.balanced])
         return FactorizedAdam(params, lr=config.lr, betas=(config.momentum, 0.999), **factors)
+    groups = param_groups(model, lam=config.lam, exclude=_unpenalized(config))
     if config.method == "prox":
-        return ProxSGD(model.parameters(), lam=config.lam, **common)
-    optimizer = SGD([{"params": [*model.parameters()], "lam": config.lam}], **common)
+        return ProxSGD(groups, **common)
+    optimizer = SGD(groups, **common)
     if config.method == "l1-subgradient":
         optimizer.register_step_pre_hook(_add_l1_subgradient)
     return optimizer
 
 
+def _unpenalized(config: TrainConfig) -> tuple[str, ...]:
+    return () if config.penalize_biases else ("bias", "norm")
+
+
 def _by_start(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """All parameters, normalization apart where factors are drawn: its scales are 1, and a draw would put them next to 0."""
+    """All parameters, in groups by how their factors start.
+
+    Normalization is apart where factors are drawn: its scales are 1, and a draw would put them next to 0. What is not
+    penalised has one factor, itself.
+    """
     parameters = named_parameters(model)
+    free = selected(parameters, _unpenalized(config), "penalize_biases")
     drawn = config.factor_init not in ("preserve", "root")
-    kept = selected(parameters, ("norm",), "factor_init") if drawn else set()
+    kept = selected(parameters, ("norm",), "factor_init") - free if drawn else set()
     groups: list[dict[str, Any]] = [
-        {"params": [p.tensor for i, p in enumerate(parameters) if i not in kept]},
+        {"params": [p.tensor for i, p in enumerate(parameters) if i not in kept | free]},
         {"params": [p.tensor for i, p in enumerate(parameters) if i in kept], "factor_init": "preserve"},
+        {"params": [p.tensor for i, p in enumerate(parameters) if i in free], "factor_init": "root", "depth": 1, "lam": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

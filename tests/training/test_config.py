@@ -166,6 +166,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, sentence):
         ("prune_epoch", -1, "0 or more"),
         ("retrain_lr", 0, "a number above 0"),
         ("prune_biases", "yes", "true or false"),
+        ("penalize_biases", 1, "true or false"),
         ("augment", 1, "true or false"),
         ("warmup", -1, "0 or more"),
         ("warmup", 1.5, "0 or more"),

@@ -23,6 +23,7 @@ RUNS = {
     "prox-target": {"method": "prox", "target_sparsity": 0.9},
     "dwf2-warmup": {"depth": 2, "warmup": 1},
     "dwf2-cosine": {"depth": 2, "lam_schedule": "cosine"},
+    "dwf3-weights": {"depth": 3, "factor_init": "dwf", "penalize_biases": False},
     "dense": {"method": "dense"},
     "dense-noisy": {"method": "dense", "input_noise": 0.3},
     "dwf2-clipped": {"depth": 2, "clip_norm": 0.05},
@@ -59,6 +60,30 @@ def same_bits(a: Fit, b: Fit) -> bool:
 
 def steps_behind(fit: Fit) -> int:
     return fit.epoch * fit.batches + fit.batch
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("dwf", {"depth": 3}),
+        ("dwf", {"depth": 2, "factor_init": "root", "balanced": "always"}),
+        ("prox", {}),
+        ("l1-subgradient", {}),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_biases_without_a_penalty_take_plain_steps(shapes, method, given, schedule):
+    def after_a_step(**more):
+        fit = make(shapes, epochs=1, batch_size=90, dtype="float64", **more)
+        fit.begin_with({name: t + 0.1 * name.endswith("bias") for name, t in fit.model.state_dict().items()})
+        fit.train_epoch()
+        return {name: p.detach() for name, p in fit.model.named_parameters()}
+
+    given = {"method": method, "lam": 0.5, "lam_schedule": schedule, **given}
+    plain, free, held = after_a_step(method="dense"), after_a_step(**given, penalize_biases=False), after_a_step(**given)
+    names = [name for name, p in plain.items() if torch.allclose(free[name], p, rtol=1e-4, atol=0)]  # starts have a floor
+    assert names == ["1.bias", "3.bias", "5.bias"]
+    assert not any(torch.allclose(held[name], p, rtol=1e-3, atol=0) for name, p in plain.items())
 
 
 def test_balanced_factors_train_and_count_as_all_of_them(shapes):
