@@ -16,6 +16,7 @@ from sparsenn.papers.l1.runs import kept_weights
 from sparsenn.papers.l1.settings import EXPERIMENTS, KEY, PAIRS, grid, jobs_of
 from sparsenn.papers.l1.tables import correlations, loss_matrix, losses, mean_and_std, sparsities, weights
 from sparsenn.training.errors import ConfigError, RunFolderError
+from sparsenn.training.folder import alone_in
 from sparsenn.training.table import Table
 
 pytest.importorskip("scipy")
@@ -142,6 +143,17 @@ def test_killed_runs_go_on_and_rows_from_elsewhere_count(tmp_path, monkeypatch):
         assert {c: made[c] for c in KEY} == {c: expected[c] for c in KEY}
         assert made["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert [entry.name for entry in (tmp_path / "few").iterdir()] == ["exp1.jsonl"]
+
+
+def test_an_experiment_that_another_process_trains_is_left_alone_and_the_others_are_free(tmp_path):
+    few = {"methods": ["l1"], "scales": [0.2], "pairs": [("relu", "relu")], "seeds": 1, "size": 32, "epochs": 1}
+    with alone_in(tmp_path / "exp1.state"):
+        with pytest.raises(RunFolderError, match=r"exp1\.state: another process trains here"):
+            runs.train(grid(1, **few), tmp_path)
+        runs.train(grid(2, **few), tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["exp1.state", "exp2.jsonl"]
+    runs.train(grid(1, **few), tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["exp1.jsonl", "exp2.jsonl"]
 
 
 def test_a_weight_map_of_a_large_student(tmp_path):

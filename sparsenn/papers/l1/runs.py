@@ -20,6 +20,7 @@ from sparsenn.metrics.recovery import weighted_layers
 from sparsenn.models import build_student, teacher
 from sparsenn.papers.l1.settings import BATCH_SIZE, EXPERIMENTS, KEY, L2_FACTOR, PATIENCE, jobs_of, strength
 from sparsenn.training.files import write_atomic
+from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Outcome, Run, Stack
 from sparsenn.training.stacked.progress import watch_for
@@ -43,6 +44,7 @@ def train(keys: Sequence[Row], folder: Path, *, weights: bool = False, quiet: bo
     With ``weights`` a run whose row is there and whose weights are not is trained again.
 
     Raises:
+        RunFolderError: if another process trains the experiment there, or something can't be written.
         TrainingInterrupted: after a signal, once the state is written.
     """
     require_extra("scipy.optimize", "comparing students with their teachers")
@@ -52,13 +54,14 @@ def train(keys: Sequence[Row], folder: Path, *, weights: bool = False, quiet: bo
         with StopSignal() as stop:
             for experiment in dict.fromkeys(key["experiment"] for key in keys):
                 own = [key for key in keys if key["experiment"] == experiment]
-                table = table_of(experiment, folder)
-                if weights:
-                    _drop(without_weights(rows_of(table, own), folder), table)
-                for part, state in _parts(own, table, folder / f"exp{experiment}.state"):
-                    jobs = [_job(group, folder) for group in jobs_of(part)]
-                    run_jobs(jobs, table, state, watch=watch, stop=stop)
-                    shutil.rmtree(state)
+                table, states = table_of(experiment, folder), folder / f"exp{experiment}.state"
+                with alone_in(states):
+                    if weights:
+                        _drop(without_weights(rows_of(table, own), folder), table)
+                    for part, state in _parts(own, table, states):
+                        jobs = [_job(group, folder) for group in jobs_of(part)]
+                        run_jobs(jobs, table, state, watch=watch, stop=stop)
+                        shutil.rmtree(state)
                 rows += rows_of(table, own)
     finally:
         watch.close()
@@ -79,7 +82,7 @@ def _parts(keys: Sequence[Row], table: Table, folder: Path) -> Iterator[tuple[li
         state.mkdir(parents=True, exist_ok=True)
         write_atomic(state / _KEYS, text.encode())
         yield left, state
-    if folder.exists() and not any(folder.iterdir()):
+    if not any(folder.iterdir()):
         folder.rmdir()
 
 
