@@ -5,7 +5,8 @@
 namespace sparsenn::cpu {
 namespace {
 
-constexpr int kSamples = 4;  // that go through the network together: each weight is read once for them
+constexpr int kSamples = 4;      // that go through the network together: each weight is read once for them
+constexpr int64_t kSummed = 64;  // whose losses are added up in T, not in double
 
 // The numbers of one feature of kSamples samples, one behind the other.
 template <class T>
@@ -306,18 +307,14 @@ class Lanes {
       std::swap(batch_, next_);
       if (step + 1 < end) find(step + 1);
       std::fill_n(static_cast<T*>(grads_), stack_.parameters * W, T(0));
-      T sums[W] = {}, penalties[W] = {};
-      for (int64_t begin = 0; begin < size; begin += kSamples) {
-        const int64_t some = std::min<int64_t>(kSamples, size - begin);
-        gather(begin, some);
-        forward();
-        judge(begin, some, scale, sums);
-        backward();
-      }
+      double totals[W] = {};
+      for (int64_t begin = 0; begin < size; begin += kSummed)
+        train_on(begin, std::min(size, begin + kSummed), scale, totals);
+      T penalties[W] = {};
       if (step == stack_.first || kind_.optimizer == Optimizer::adam) set_rates(step);
       move(kind_, Moves<T>{stack_.parameters * W, weights_, grads_, state_, stack_.parameters * W, &rates_, penalties});
       for (int64_t lane = 0; lane < W; ++lane) {
-        losses_[lane] += static_cast<double>(sums[lane]) / static_cast<double>(scale);
+        losses_[lane] += totals[lane] / static_cast<double>(scale);
         losses_[W + lane] += static_cast<double>(penalties[lane]) * penalty_scales_[lane];
       }
     }
@@ -326,6 +323,19 @@ class Lanes {
 
  private:
   static constexpr int64_t W = kWide<T>;
+
+  // Gradients and losses of the samples from `begin` to `end` of the batch.
+  void train_on(int64_t begin, int64_t end, T scale, double* totals) {
+    T sums[W] = {};
+    for (; begin < end; begin += kSamples) {
+      const int64_t some = std::min<int64_t>(kSamples, end - begin);
+      gather(begin, some);
+      forward();
+      judge(begin, some, scale, sums);
+      backward();
+    }
+    for (int64_t lane = 0; lane < W; ++lane) totals[lane] += static_cast<double>(sums[lane]);
+  }
 
   int64_t size_of(int64_t step) const { return std::min(stack_.batch, stack_.samples - step * stack_.batch); }
 

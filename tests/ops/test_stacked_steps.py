@@ -232,6 +232,14 @@ def test_threads_do_not_change_bits(kernels, name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_the_loss_of_a_large_batch_is_as_exact_as_that_of_a_small_one(kernels, device, name):
+    runs = [RunSettings(seed=n, lr=0.0, last="identity") for n in range(3)]
+    found = [Stack(STRUCTURES[name], runs, dtype, samples=150_001, device=device) for dtype in (torch.float64, torch.float32)]
+    exact, rounded = (stack.train(1, batch_size=150_001).losses[:, 0] for stack in found)
+    assert torch.allclose(rounded, exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_only_active_runs_move_and_a_diverged_one_disturbs_none(backend, name):
     runs = [RunSettings(seed=n, activation="relu", last="identity") for n in range(4)]
     runs[2] = runs[2]._replace(lr=1e30)
