@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_, itemgetter
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from sparsenn.ops import hadamard_product, reference
 from sparsenn.optim import common, plans, shards
 from sparsenn.optim.measures import FactorMeasures, Measured, empty_rows
 from sparsenn.optim.memory import staggered_zeros
+from sparsenn.optim.places import Place, Places
 from sparsenn.optim.stepping import quiet_step
 
 
@@ -42,22 +43,6 @@ class Batch(plans.Batch):
     pieces: list[Pieces] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
     moments: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
-class Place(NamedTuple):
-    """Where a parameter stands: in which of how many groups, at which slot there, and at which position over all groups."""
-
-    group: int
-    groups: int
-    slot: int
-    position: int
-
-    def holds(self, p: Tensor, groups: list[dict[str, Any]]) -> bool:
-        """Whether it still stands there."""
-        if len(groups) != self.groups:
-            return False
-        params = groups[self.group]["params"]
-        return self.slot < len(params) and params[self.slot] is p
 
 
 def numbered(state: dict[str, Any], stem: str) -> list[Tensor]:
@@ -360,7 +345,7 @@ class Factorized(Optimizer):
     def _forget(self) -> None:
         """Drop what was derived from the groups and the state."""
         self._pieces: dict[Tensor, Pieces] = {}
-        self._places: dict[Tensor, Place] = {}
+        self._places = Places()
         self._plans: dict[int, plans.Plan] = {}
         self._scalar = common.Scalars()
         self._options_of = itemgetter(*self.options)
@@ -375,10 +360,7 @@ class Factorized(Optimizer):
         return self._place_of(p).position
 
     def _place_of(self, p: Tensor) -> Place:
-        place = self._places.get(p)
-        if place is None or not place.holds(p, self.param_groups):
-            self._places = _places(self.param_groups)  # of all, as one question seldom comes alone
-            place = self._places.get(p)
+        place = self._places.of(p, self.param_groups)
         if place is None:
             raise ValueError(f"{self._owner}: the tensor is no parameter of this optimizer")
         return place
@@ -532,16 +514,6 @@ class Factorized(Optimizer):
             if sorted(found) != sorted(names) and (found or stem == "factor"):
                 raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
-
-
-def _places(groups: list[dict[str, Any]]) -> dict[Tensor, Place]:
-    found: dict[Tensor, Place] = {}
-    position = 0
-    for number, group in enumerate(groups):
-        for slot, p in enumerate(group["params"]):
-            found.setdefault(p, Place(number, len(groups), slot, position))
-            position += 1
-    return found
 
 
 def _versions(group: dict[str, Any]) -> tuple[int, ...]:

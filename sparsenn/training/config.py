@@ -60,8 +60,8 @@ class TrainConfig:
         lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense`` and the pruning methods.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
-        penalize_biases: whether the penalty is on biases and normalization layers too, and the factors, where a method has them;
-            they are trained by plain gradient steps otherwise. Pruning methods have ``prune_biases`` for it.
+        penalize_biases: whether the penalty, and with it the factors of a method that has them, is for biases and
+            normalization layers too; plain gradient steps train them otherwise.
         target_sparsity: the share of weights that shall end at zero, in (0, 1): λ is then found while the net trains, see
             ``sparsenn.optim.TargetSparsity``, ``lam`` is where it starts, and ``lam_schedule`` is constant. None for a given λ.
         compression: all parameters over those that a pruning method keeps; None for the other methods.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sparsenn
-from sparsenn.optim import FactorizedAdam, FactorizedSGD, Proximal, ProxSGD, TargetSparsity, factorized, lambda_path
+from sparsenn.optim import FactorizedAdam, FactorizedSGD, Proximal, ProxSGD, TargetSparsity, lambda_path, places
 from sparsenn.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Heads
 
 MAKERS = {
@@ -245,8 +245,8 @@ def test_a_parameter_may_become_one_whose_state_is_the_same(maker):
 def test_parameters_are_looked_up_in_one_table(maker, monkeypatch):
     """Once for a construction and once for what comes after, however many there are."""
     calls = []
-    table = factorized._places
-    monkeypatch.setattr(factorized, "_places", lambda groups: calls.append(1) or table(groups))
+    table = places._places
+    monkeypatch.setattr(places, "_places", lambda groups: calls.append(1) or table(groups))
     params = [nn.Parameter(torch.ones(2)) for _ in range(40)]
     optimizer = MAKERS[maker]([{"params": params[:15]}, {"params": params[15:], "depth": 3}])
     optimizer.resync()
