@@ -26,6 +26,17 @@ RUNS = [
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "gelu", "tanh", "relu", "sigmoid")
 
 
+class Residual(nn.Module):
+    """An architecture that the fused operator does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(x + torch.tanh(self.first(x)))
+
+
 def nets(kind: str = "fcn") -> list[nn.Module]:
     """One for each of RUNS, always the same."""
     build = {"fcn": lambda activation: fcn((16, 8), activation), "cnn": multi_channel_cnn}[kind]
