@@ -7,6 +7,7 @@ The binding is compiled against the installed torch, and the objects are checked
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import shutil
@@ -143,9 +144,10 @@ def main() -> int:
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         out = Path(folder)
-        jobs = [pool.submit(compile_kernels, nvcc, source, arch, out) for source in sources for arch in ARCHITECTURES]
+        pairs = itertools.product(sources, ARCHITECTURES)
+        jobs = [(pair, pool.submit(compile_kernels, nvcc, *pair, out)) for pair in pairs]
         binding = pool.submit(compile_binding, nvcc, out)
-        reports = [job.result() for job in jobs]
+        reports = [(source.stem, job.result()) for (source, _), job in jobs]
         for source in sources:
             (ptx,) = (out / f"{source.stem}-sm_100").glob("*.ptx")
             problems += check_ptx(ptx)
@@ -155,19 +157,19 @@ def main() -> int:
         else:
             print("cuda-check: no torch: the binding was not compiled")
 
-    found = [match.groupdict() for report in reports for match in PROPERTIES.finditer(report)]
+    found = [match.groupdict() | {"stem": stem} for stem, report in reports for match in PROPERTIES.finditer(report)]
     names = short_names(sorted({kernel["name"] for kernel in found}))
     table: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for kernel in found:
-        table[names[kernel["name"]]][kernel["arch"]] = kernel
-    print(f"{'registers of':44}" + "".join(f"{arch:>8}" for arch in ARCHITECTURES) + "   spills  stack  shared (bytes, worst)")
+        table[f"{kernel['stem']}: {names[kernel['name']]}"][kernel["arch"]] = kernel  # sources have kernels of one name
+    print(f"{'registers of':64}" + "".join(f"{arch:>8}" for arch in ARCHITECTURES) + "   spills  stack  shared (bytes, worst)")
     for name, by_arch in sorted(table.items()):
         worst = [max(int(kernel[key]) for kernel in by_arch.values()) for key in ("stores", "loads", "stack")]
         shared = max(int(m[1]) if (m := re.search(r"(\d+) bytes smem", k["rest"])) else 0 for k in by_arch.values())
         bad = any(worst)
         if bad or arguments.all or "<float," in name:
             registers = "".join(f"{by_arch[arch]['registers'] if arch in by_arch else '-':>8}" for arch in ARCHITECTURES)
-            print(f"{name:44}{registers}{max(worst[:2]):9}{worst[2]:7}{shared:8}{'   <--' if bad else ''}")
+            print(f"{name:64}{registers}{max(worst[:2]):9}{worst[2]:7}{shared:8}{'   <--' if bad else ''}")
         if bad:
             problems.append(f"{name}: {worst[0]} bytes of spill stores, {worst[1]} of spill loads, {worst[2]} of stack")
         problems += [f"{name}: no report for {arch}" for arch in ARCHITECTURES if arch not in by_arch]

@@ -70,10 +70,10 @@ struct CudaDevice {
   static std::array<Tensor, 5> linear_backward(const Tensor& grad, const Tensor& input, int64_t rows,
                                                const CheckedSpectrum& spectrum, int64_t wanted, void* stream) {
     const auto& [in, out] = std::pair{spectrum.view.in, spectrum.view.out};
-    const Tensor g = matrix(grad, rows, out), none = bindings::empty(g, {0});
-    std::array<Tensor, 5> made{none, none, none, none, none};
+    const Tensor g = matrix(grad, rows, out);
+    std::array<Tensor, 5> made;
     if (wanted & (bindings::kPhi | bindings::kLambdaIn | bindings::kLambdaOut)) {
-      const Tensor of_weight = bindings::row_major(product(transposed(g), matrix(input, rows, in)));
+      const Tensor of_weight = product(transposed(g), matrix(input, rows, in));
       std::tie(made[0], made[1], made[2]) = bindings::take_apart<CudaDevice>(of_weight, spectrum, wanted, true, stream);
     }
     if (wanted & bindings::kInput) {
@@ -81,7 +81,11 @@ struct CudaDevice {
     }
     if (wanted & bindings::kBias) {
       const int64_t first = 0;
-      made[4] = torch::stable::sum(g, torch::headeronly::IntHeaderOnlyArrayRef(&first, 1), false);
+      made[4] = bindings::empty(g, {out});
+      torch::stable::sum_out(made[4], g, torch::headeronly::IntHeaderOnlyArrayRef(&first, 1));
+    }
+    for (Tensor& tensor : made) {
+      if (!tensor.defined()) tensor = bindings::empty(g, {0});  // its own: outputs of an operator are no aliases
     }
     return made;
   }
@@ -93,7 +97,15 @@ struct CudaDevice {
 
   static Tensor transposed(const Tensor& tensor) { return torch::stable::transpose(tensor, 0, 1); }
 
-  static Tensor product(const Tensor& a, const Tensor& b) { return torch::stable::matmul(a, b); }
+  // Row-major and in their dtype under autocast too, which leaves alone what is written into a tensor that is there.
+  static Tensor product(const Tensor& a, const Tensor& b) {
+    const Tensor made = bindings::empty(a, {a.sizes()[0], b.sizes()[1]});
+    std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                      torch::stable::detail::from(made)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // the same tensor once more, to be given back
+    return made;
+  }
 
   // to = from * sign * columns + shift; to may be from.
   static void scale(const Tensor& from, const Vector& columns, double sign, const Vector& shift, const Tensor& to,
