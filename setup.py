@@ -61,12 +61,14 @@ def architectures() -> str:
 
 def stamp(cuda: bool, reason: str) -> dict[str, str]:
     """What `sparsenn info` says of the build."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    git = shutil.which("git")
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() if git else ""
     return {
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda) if cuda else "not built",
         "cuda_reason": reason,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 

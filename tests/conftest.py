@@ -14,11 +14,13 @@ from sparsenn import _extension
 
 sparsenn.ops  # noqa: B018  (loads the kernels)
 NEEDS_CUDA = "needs a CUDA device"
-KERNELS = _extension.status()["libraries"]["cpu"].loaded
+LIBRARIES = _extension.status()["libraries"]
+KERNELS = LIBRARIES["cpu"].loaded
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 are compared as such
     if not KERNELS and os.environ.get("SPARSENN_REFERENCE") != "1":
         warnings.warn("the compiled kernels are not loaded: only the reference is tested", stacklevel=1)
 
@@ -60,6 +62,8 @@ def fused_torch() -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip(NEEDS_CUDA)
+    if request.param == "cuda" and KERNELS and not LIBRARIES["cuda"].loaded:
+        pytest.fail(f"the reference would be compared with itself: {LIBRARIES['cuda'].problem}")
     return torch.device(request.param)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import os
 import sys
 from collections.abc import Callable
 
@@ -24,8 +25,9 @@ DTYPES = tuple(TOLERANCE)
 THRESHOLD = 0.5  # above which a weight counts, and at which weights are thresholded
 
 
+# Layouts are copies, which a kernel may write into.
 def flat(x: Tensor) -> Tensor:
-    return x.contiguous()
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def misaligned(x: Tensor) -> Tensor:
@@ -33,14 +35,15 @@ def misaligned(x: Tensor) -> Tensor:
 
 
 def transposed(x: Tensor) -> Tensor:
-    return x.transpose(0, -1).contiguous().transpose(0, -1)
+    return x.transpose(0, -1).clone(memory_format=torch.contiguous_format).transpose(0, -1)
 
 
 def gaps(x: Tensor) -> Tensor:
     return torch.empty(*x.shape[:-1], x.shape[-1] + 3, dtype=x.dtype, device=x.device)[..., : x.shape[-1]].copy_(x)
 
 
-LAYOUTS: list[tuple[Callable[[Tensor], Tensor], ...]] = [
+Layouts = tuple[Callable[[Tensor], Tensor], ...]
+LAYOUTS: list[Layouts] = [
     (flat,),
     (misaligned,),
     (flat, transposed),
@@ -50,19 +53,23 @@ LAYOUTS: list[tuple[Callable[[Tensor], Tensor], ...]] = [
 
 
 class Case:
-    """One shape, dtype and depth; tensors are drawn anew, and equal, for the kernel and for the reference."""
+    """One shape, dtype and depth; the kernel and the reference get copies of the same tensors."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, depth: int, layouts: tuple, device: str) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, depth: int, layouts: Layouts, device: str) -> None:
         self.shape, self.dtype, self.depth, self.layouts, self.device = shape, dtype, depth, layouts, device
+        self._drawn: dict[tuple[torch.dtype, int], list[Tensor]] = {}
 
     def __str__(self) -> str:
         names = " and ".join(layout.__name__ for layout in self.layouts)
         return f"shape {self.shape}, {self.dtype}, depth {self.depth}, {names}"
 
     def draw(self, count: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = [torch.randn(self.shape, generator=generator, dtype=torch.float64) for _ in range(count)]
-        return [self.layouts[k % len(self.layouts)]((x * (x.abs() > 0.1)).to(self.device, dtype)) for k, x in enumerate(drawn)]
+        drawn = self._drawn.setdefault((dtype, seed), [])
+        for k in range(len(drawn), count):
+            generator = torch.Generator(self.device).manual_seed(1000 * seed + k)
+            x = torch.randn(self.shape, generator=generator, dtype=torch.float64, device=self.device)
+            drawn.append((x * (x.abs() > 0.1)).to(dtype))
+        return [self.layouts[k % len(self.layouts)](x) for k, x in enumerate(drawn[:count])]
 
     def compare(self, what: str, got: list[Tensor], expected: list[Tensor]) -> None:
         for k, (a, b) in enumerate(zip(got, expected, strict=True)):
@@ -344,28 +351,44 @@ def check_streams() -> int:
     return 4
 
 
+def cases(device: str, short: bool) -> list[Case]:
+    """Every depth in plain tensors, and depths of each kind of kernel in the other layouts; fewer of the large shape."""
+    if short:
+        kinds = itertools.product([(3, 1031)], [torch.float32, torch.bfloat16], [1, 3, 9], LAYOUTS[1:4])
+        return [Case(*kind, device) for kind in kinds]
+    small = [(0, 4), (1, 1), (7, 13), (3, 1031), (2, 3, 5, 7)]
+    kinds = itertools.chain(
+        itertools.product(small, DTYPES, [1, 2, 3, 4, 5, 6, 7, 8, 9, 12], LAYOUTS[:1]),
+        itertools.product(small, DTYPES, [1, 2, 3, 9], LAYOUTS[1:]),
+        itertools.product([(64, 4096)], DTYPES, [2, 4, 9], LAYOUTS[:2]),
+    )
+    return [Case(*kind, device) for kind in kinds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="fewer shapes, dtypes and depths")
+    parser.add_argument("--short", action="store_true", help="fewer shapes, dtypes, depths and layouts")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
-    shapes = [(3, 1031)] if arguments.short else [(0, 4), (1, 1), (7, 13), (3, 1031), (2, 3, 5, 7), (64, 4096)]
-    depths = [1, 3, 9] if arguments.short else [1, 2, 3, 4, 5, 6, 7, 8, 9, 12]
-    dtypes = [torch.float32, torch.bfloat16] if arguments.short else DTYPES
     with backend("compiled"):
         pass
     if arguments.device != "cpu" and not sparsenn._extension.status()["libraries"]["cuda"].loaded:
         sys.exit(f"gpu_exercise: {sparsenn._extension.status()['libraries']['cuda'].problem}")
-    count = 0
-    for shape, dtype, depth, layouts in itertools.product(shapes, dtypes, depths, LAYOUTS):
-        count += Case(shape, dtype, depth, layouts, arguments.device).check()
-    for dtype in dtypes:
-        count += check_spectral(dtype, arguments.device, arguments.short) + check_ridge(dtype, arguments.device)
+    device, count = arguments.device, 0
+    for dtype in (torch.float32, torch.bfloat16) if arguments.short else DTYPES:
+        count += check_spectral(dtype, device, arguments.short) + check_ridge(dtype, device)
     for dtype in (torch.float32, torch.float64):
-        count += check_stacked(dtype, arguments.device)
-    if arguments.device != "cpu":
+        count += check_stacked(dtype, device)
+    # torch's allocator, where it is told to keep nothing, lets no graph allocate.
+    if device != "cpu" and not os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
         count += check_streams()
-    print(f"gpu_exercise: {count} calls agree with the reference on {arguments.device}")
+    print(f"gpu_exercise: {count} calls of spectral layers, ridge norms, stacks, streams and graphs", flush=True)
+    work = cases(device, arguments.short)
+    for number, case in enumerate(work, start=1):
+        count += case.check()
+        if number % 100 == 0:
+            print(f"gpu_exercise: {number} of {len(work)} cases of steps and products", flush=True)
+    print(f"gpu_exercise: {count} calls agree with the reference on {device}")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,10 @@
 
 #if defined(__CUDACC__)
 #define SPARSENN_ROLLED _Pragma("unroll 1")
+#define SPARSENN_UNROLL_4 _Pragma("unroll 4")
 #else
 #define SPARSENN_ROLLED
+#define SPARSENN_UNROLL_4
 #endif
 
 namespace sparsenn::cuda {

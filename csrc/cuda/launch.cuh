@@ -186,12 +186,12 @@ void launch_phases(const Op& op, void* stream) {
 
 // See team.h.
 struct Team {
-  int thread;
+  uint32_t thread;
 
   template <class Body>
-  __device__ __forceinline__ void each(int64_t count, const Body& body) const {
+  __device__ __forceinline__ void each(uint32_t count, const Body& body) const {
     SPARSENN_ROLLED
-    for (int64_t i = thread; i < count; i += kThreads) body(i);
+    for (uint32_t i = thread; i < count; i += kThreads) body(i);
     __syncthreads();
   }
 };
@@ -200,7 +200,7 @@ struct Team {
 template <class Op>
 __global__ void __launch_bounds__(kThreads, 1) team(const __grid_constant__ Op op) {
   extern __shared__ float4 shared[];
-  op.run(blockIdx.x, Team{static_cast<int>(threadIdx.x)}, shared);
+  op.run(blockIdx.x, Team{threadIdx.x}, shared);
 }
 
 inline int64_t most_shared_bytes() {
@@ -212,6 +212,11 @@ inline int64_t most_shared_bytes() {
 }
 
 inline void upload(void* to, const void* from, int64_t bytes, void* stream) {
+  cudaStreamCaptureStatus captured;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &captured), "the CUDA stream is not known");
+  if (captured != cudaStreamCaptureStatusNone) {
+    throw std::runtime_error("sparsenn: a call that brings tables to the CUDA device can't be part of a CUDA graph");
+  }
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
         "memory can't be copied to the CUDA device");
 }

@@ -5,7 +5,8 @@
 // An operation is a struct with
 //   blocks                    how many blocks of work there are;
 //   shared_bytes              of the memory that the threads of a block have in common;
-//   run(block, team, shared)  which calls team.each(count, body): body(i) for all i < count, and a barrier.
+//   run(block, team, shared)  which calls team.each(count, body): body(i) for all i < count, at most 2^31 - 1, and a
+//                             barrier.
 // No body may read what another one of the same call writes.
 #pragma once
 
@@ -21,7 +22,8 @@ void launch_team(const Op& op, void* stream);
 // The most bytes that a block can have in common.
 inline int64_t most_shared_bytes();
 
-// The same bytes on the device, when what was launched before is done with them.
+// The same bytes on the device, when what was launched before is done with them. `from` may go when this returns, so
+// that no graph can replay it: in a capture it throws.
 inline void upload(void* to, const void* from, int64_t bytes, void* stream);
 
 }  // namespace sparsenn::cuda

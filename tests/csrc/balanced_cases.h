@@ -35,7 +35,8 @@ template <class Device, class W>
 void balanced_step_in(const Form& form, int64_t depth, int variant, bool measures) {
   using T = accumulator_t<W>;
   for (const bool with_momenta : {false, true}) {
-    Measured measured{measures};
+    Measured measured;
+    measured.on = measures;
     FactorizedSgdOptions options = step_options(variant);
     options.lr.value = 0.8;  // many roots cross zero
     if (!with_momenta) options.momentum = 0, options.nesterov = false;

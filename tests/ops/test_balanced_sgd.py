@@ -48,7 +48,7 @@ def test_kernel_equals_reference(kernels, device, dtype, depth):
                     _ops.balanced_sgd_(w, r, m, grads, LR, LAM, depth, *rule)
             results.append([*w, *r, *m])
         for reference, compiled in zip(*results, strict=True):
-            if FUSED:
+            if FUSED and device.type == "cpu":
                 assert torch.equal(compiled, reference)
             else:
                 torch.testing.assert_close(compiled, reference, **tolerance(compiled.dtype))

@@ -96,7 +96,7 @@ def test_kernel_equals_reference(kernels, device, dtype, rule, depth):
             _ops.factorized_sgd_(w, f, m if options["momentum"] else [], grads, lr, lam, *options.values())
         results.append([*w, *f, *m])
     for compiled, reference in zip(results[1], results[0], strict=True):
-        if FUSED:
+        if FUSED and device.type == "cpu":
             assert torch.equal(compiled, reference)
         else:
             torch.testing.assert_close(compiled, reference, **tolerance(compiled.dtype))

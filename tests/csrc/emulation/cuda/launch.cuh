@@ -89,8 +89,8 @@ void launch_phases(const Op& op, void*) {
 // Bodies come one after the other, the last first.
 struct Team {
   template <class Body>
-  void each(int64_t count, const Body& body) const {
-    for (int64_t i = count - 1; i >= 0; --i) body(i);
+  void each(uint32_t count, const Body& body) const {
+    for (uint32_t i = count; i-- > 0;) body(i);
   }
 };
 
