@@ -10,19 +10,43 @@ using cuda::add_up;
 using cuda::Sums;
 
 constexpr int64_t kNumbers = 16 * cuda::kThreads;  // of squares or magnitudes that a block adds up
+constexpr int kColumns = 32;                       // side by side, that a block adds up, each by kLines threads
+constexpr int kLines = cuda::kThreads / kColumns;
 
-template <class T>
-SPARSENN_INLINE double column_norm(const T* data, int64_t rows, int64_t columns, int64_t column) {
-  double norm = 0;
-  for (int64_t r = 0; r < rows; ++r) norm += norm_value(NormKind::magnitudes, load(data[r * columns + column]));
-  return norm;
-}
+// The norms of the columns of a block: first a thread's part of its column, then its column's parts.
+struct ColumnNorms {
+  double parts[cuda::kThreads];
 
-// The sum of a term's part in each block. For columns a thread has one of them, else every kThreads-th number.
+  template <class T>
+  SPARSENN_INLINE void find(int thread, const T* data, int64_t rows, int64_t columns, int64_t column) {
+    double norm = 0;
+    if (column < columns) {
+      SPARSENN_UNROLL_4
+      for (int64_t r = thread / kColumns; r < rows; r += kLines) {
+        norm += norm_value(NormKind::magnitudes, load(data[r * columns + column]));
+      }
+    }
+    parts[thread] = norm;
+  }
+
+  SPARSENN_INLINE double of(int column) const {
+    double norm = 0;
+    SPARSENN_UNROLL
+    for (int line = 0; line < kLines; ++line) norm += parts[line * kColumns + column];
+    return norm;
+  }
+};
+
+SPARSENN_INLINE int64_t column_of(int64_t block, int thread) { return block * kColumns + thread % kColumns; }
+
+// The sum of a term's part in each block. For columns a block has kColumns of them, else kNumbers numbers.
 template <class T>
 struct AddTerm {
-  static constexpr int kPhases = 3;
-  using Shared = Sums;
+  static constexpr int kPhases = 4;
+  struct Shared {
+    ColumnNorms norms;
+    Sums sums;
+  };
 
   NormKind kind;
   const T* data;
@@ -32,19 +56,22 @@ struct AddTerm {
 
   template <int P>
   SPARSENN_INLINE void phase(int64_t block, int thread, Shared& shared) const {
-    if constexpr (P > 0) {
-      add_up<P>(thread, shared, sums + block);
+    if constexpr (P > 1) {
+      add_up<P - 1>(thread, shared.sums, sums + block);
     } else if (kind == NormKind::squared_columns) {
-      const int64_t column = block * cuda::kThreads + thread;
-      const bool inside = column < columns;
-      shared.threads[thread] = inside ? norm_value(NormKind::squares, column_norm(data, rows, columns, column)) : 0.0;
-    } else {
+      if constexpr (P == 0) {
+        shared.norms.find(thread, data, rows, columns, column_of(block, thread));
+      } else {
+        const double norm = thread < kColumns ? shared.norms.of(thread) : 0.0;
+        shared.sums.threads[thread] = norm_value(NormKind::squares, norm);
+      }
+    } else if constexpr (P == 0) {
       double sum = 0;
       const int64_t begin = block * kNumbers, end = begin + kNumbers, numel = rows * columns;
       for (int64_t i = begin + thread; i < (end < numel ? end : numel); i += cuda::kThreads) {
         sum += norm_value(kind, load(data[i]));
       }
-      shared.threads[thread] = sum;
+      shared.sums.threads[thread] = sum;
     }
   }
 };
@@ -78,8 +105,8 @@ struct AddSums {
 template <class T>
 struct Slopes {
   using A = accumulator_t<T>;
-  static constexpr int kPhases = 1;
-  struct Shared {};
+  static constexpr int kPhases = 2;
+  using Shared = ColumnNorms;
 
   NormKind kind;
   const T* data;
@@ -88,16 +115,20 @@ struct Slopes {
   int64_t rows, columns, blocks;
 
   template <int P>
-  SPARSENN_INLINE void phase(int64_t block, int thread, Shared&) const {
+  SPARSENN_INLINE void phase(int64_t block, int thread, Shared& shared) const {
     if (kind == NormKind::squared_columns) {
-      const int64_t column = block * cuda::kThreads + thread;
-      if (column >= columns) return;
-      const A norm = static_cast<A>(column_norm(data, rows, columns, column));
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = r * columns + column;
-        grad[at] = store<T>(column_slope(*scale, norm, load(data[at])));
+      const int64_t column = column_of(block, thread);
+      if constexpr (P == 0) {
+        shared.find(thread, data, rows, columns, column);
+      } else if (column < columns) {
+        const A norm = static_cast<A>(shared.of(thread % kColumns));
+        SPARSENN_ROLLED
+        for (int64_t r = thread / kColumns; r < rows; r += kLines) {
+          const int64_t at = r * columns + column;
+          grad[at] = store<T>(column_slope(*scale, norm, load(data[at])));
+        }
       }
-    } else {
+    } else if constexpr (P == 0) {
       const int64_t begin = block * kNumbers, end = begin + kNumbers, numel = rows * columns;
       for (int64_t i = begin + thread; i < (end < numel ? end : numel); i += cuda::kThreads) {
         grad[i] = store<T>(norm_slope(kind, *scale, load(data[i])));
@@ -108,7 +139,7 @@ struct Slopes {
 
 int64_t blocks_of(const NormTerm& term) {
   if (term.rows * term.columns == 0) return 0;
-  return term.kind == NormKind::squared_columns ? (term.columns + cuda::kThreads - 1) / cuda::kThreads
+  return term.kind == NormKind::squared_columns ? (term.columns + kColumns - 1) / kColumns
                                                 : (term.rows * term.columns + kNumbers - 1) / kNumbers;
 }
 
