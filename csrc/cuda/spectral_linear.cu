@@ -1,63 +1,71 @@
 // What is around the vendor's products.
 #include "cuda/launch.cuh"
+#include "cuda/row_tiles.h"
 
 namespace sparsenn {
 namespace {
 
 using cuda::Pack;
+using cuda::RowTiles;
 
-// Operands: input, the vectors that there are, output.
-template <class T, bool kScale, bool kShift>
+// to = from * sign * scale + shift, where there are these of each column.
+template <class T, int N>
 struct ScaleColumns {
   using A = accumulator_t<T>;
-  static constexpr int kDepth = 1, kOperands = 2 + kScale + kShift, kWidth = 16 / sizeof(T);
+  static constexpr int kPhases = 1;
+  struct Shared {};
+
+  const T *from, *scale, *shift;
+  T* to;
   A sign;
+  RowTiles<N> matrix;
+  int64_t blocks = matrix.blocks;
 
-  SPARSENN_INLINE ScaleColumns prepared() const { return *this; }
-
-  template <int N, class Element>
-  SPARSENN_INLINE void apply(const Element& element) const {
-    Pack<T, N> x = cuda::read<N>(element.template pointer<T>(0)), scale, shift;
-    if constexpr (kScale) scale = cuda::read<N>(element.template pointer<T>(1));
-    if constexpr (kShift) shift = cuda::read<N>(element.template pointer<T>(1 + kScale));
+  template <int P>
+  SPARSENN_INLINE void phase(int64_t block, int thread, Shared&) const {
+    using Tiles = RowTiles<N>;
+    const int64_t column = matrix.column(block, thread), first = matrix.first_row(block);
+    if (column >= matrix.columns) return;
+    A factors[N], addends[N];
     SPARSENN_UNROLL
     for (int i = 0; i < N; ++i) {
-      A value = load(x.values[i]);
-      if constexpr (kScale) value *= sign * load(scale.values[i]);
-      if constexpr (kShift) value += load(shift.values[i]);
-      x.values[i] = store<T>(value);
+      factors[i] = scale ? sign * load(scale[column + i]) : A(1);
+      addends[i] = shift ? load(shift[column + i]) : A(-0.0);  // which changes nothing that it is added to
     }
-    cuda::write(element.template pointer<T>(1 + kScale + kShift), x);
+    SPARSENN_UNROLL_4
+    for (int r = thread / Tiles::kLanes; r < Tiles::kRows; r += Tiles::kGroups) {
+      const int64_t row = first + r, at = row * matrix.columns + column;
+      if (row >= matrix.rows) return;
+      Pack<T, N> x = cuda::read<N>(from + at);
+      SPARSENN_UNROLL
+      for (int i = 0; i < N; ++i) x.values[i] = store<T>(load(x.values[i]) * factors[i] + addends[i]);
+      cuda::write(to + at, x);
+    }
   }
 };
+
+template <class T, int N>
+void scale_by_tiles(const T* from, const T* scale, double sign, const T* shift, int64_t rows, int64_t columns, T* to,
+                    void* stream) {
+  using A = accumulator_t<T>;
+  const RowTiles<N> matrix(rows, columns);
+  cuda::launch_phases(ScaleColumns<T, N>{from, scale, shift, to, static_cast<A>(sign), matrix}, stream);
+}
 
 }  // namespace
 
 void scale_columns(DType dtype, const void* input, const void* scale, double sign, const void* shift, int64_t rows,
                    int64_t columns, void* output, void* stream) {
-  const int64_t sizes[2] = {rows, columns}, dense[2] = {columns, 1}, along[2] = {0, 1};
-  const auto view = [&](const void* data, const int64_t* strides) {
-    return TensorView{const_cast<void*>(data), dtype, rows * columns, 2, sizes, strides};
-  };
-  const TensorView from = view(input, dense), factor = view(scale, along), addend = view(shift, along),
-                   to = view(output, dense);
-  std::vector<const TensorView*> operands{&from};
-  if (scale) operands.push_back(&factor);
-  if (shift) operands.push_back(&addend);
-  operands.push_back(&to);
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    using A = accumulator_t<T>;
-    const auto run = [&](const auto& op) {
-      cuda::run(cuda::operation<true>("spectral_linear", op, op), operands, operands.size(), 0, stream);
+    const auto run = [&](const auto& scaled) {
+      scaled(static_cast<const T*>(input), static_cast<const T*>(scale), sign, static_cast<const T*>(shift), rows,
+             columns, static_cast<T*>(output), stream);
     };
-    const A factor_sign = static_cast<A>(sign);
-    if (scale && shift) {
-      run(ScaleColumns<T, true, true>{factor_sign});
-    } else if (scale) {
-      run(ScaleColumns<T, true, false>{factor_sign});
+    if (cuda::takes_vectors<T>(columns, {input, output})) {
+      run(scale_by_tiles<T, cuda::kTileVector<T>>);
     } else {
-      run(ScaleColumns<T, false, true>{factor_sign});
+      run(scale_by_tiles<T, 1>);
     }
   });
 }
