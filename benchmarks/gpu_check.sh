@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu_check.sh [build] [test] [bench] [sanitize] [--out DIR] [--seconds N]
 #
-# All four parts stay under ten minutes, the benchmarks as far as they get, what has a target first; alone, a part has all of them.
+# All chosen parts together stay under ten minutes, or --seconds: the benchmarks go as far as they get, what has a target first.
 # PYTHON chooses the interpreter.
 set -euo pipefail
 

@@ -1,8 +1,11 @@
 """The GPU check's runner, on machines that have none: what it keeps of steps that pass, fail and never end."""
 
+import contextlib
 import importlib.util
 import json
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +25,15 @@ def python(code: str) -> list[str]:
 
 def stored(check) -> dict:
     return json.loads(check.report.read_text())
+
+
+def runs(process: int) -> bool:
+    """Whether a process does, and has not ended without anybody asking how."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
 
 
 @pytest.fixture
@@ -84,6 +96,28 @@ def test_no_step_begins_when_the_time_is_over(tmp_path):
     assert gpu_check.Check(tmp_path, FACTS, seconds=5.0).failed is False
 
 
+def test_what_a_step_has_started_ends_with_it_however_that_is(check, tmp_path):
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}], stdout=open(PLACE, 'w'))"
+    places = [tmp_path / "left", tmp_path / "interrupted"]
+    wait = "; import time; [time.sleep(0.05) for _ in range(400) if not open(PLACE).read()]"
+    for place, then in zip(places, (wait, f"{wait}; time.sleep(60)"), strict=True):
+        with contextlib.suppress(KeyboardInterrupt):
+            if place.name == "interrupted":
+                threading.Timer(2.0, signal.raise_signal, [signal.SIGINT]).start()
+            check.run("test", "a step", 30, python((code + then).replace("PLACE", repr(str(place)))))
+    assert not any(runs(int(place.read_text())) for place in places)
+
+
+def test_a_folder_is_meant_from_where_the_caller_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check = gpu_check.Check(Path("here"), FACTS, seconds=60.0)
+    _, output, _ = check.run("test", "a step", 30, python("import os; print(os.getcwd())"))
+    assert Path(output.strip()) == PATH.parents[1]
+    assert check.report.parent == tmp_path / "here"
+    assert check.log.exists()
+
+
 def test_skipped_steps_are_no_failures(check):
     check.note("sanitize", "compute-sanitizer", "skipped: it is not installed")
     assert not check.failed
@@ -124,6 +158,8 @@ def test_counts_are_those_of_all_suites(tmp_path):
     path.write_text(f"<testsuites>{suite.format(9, 1)}{suite.format(4, 0)}</testsuites>")
     assert gpu_check._counts(path) == {"tests": 13, "failures": 1, "errors": 0, "skipped": 4}
     assert gpu_check._counts(tmp_path / "none.xml") == {}
+    path.write_text("<testsuites><testsuite name=")
+    assert gpu_check._counts(path) == {}
 
 
 def test_benchmarks_of_several_runs_are_one_run_for_compare(tmp_path):
@@ -138,7 +174,7 @@ def test_benchmarks_of_several_runs_are_one_run_for_compare(tmp_path):
         run(*names)
         counts.append(gpu_check._merge(tmp_path / "raw.json", tmp_path / "found.json", known))
     counts.append(gpu_check._merge(tmp_path / "raw.json", tmp_path / "found.json", known))
-    (tmp_path / "found.json").touch()
+    (tmp_path / "found.json").write_text('{"benchmarks": [')
     counts.append(gpu_check._merge(tmp_path / "raw.json", tmp_path / "found.json", known))
     assert counts == [2, 2, 0, 0]
     raw = json.loads((tmp_path / "raw.json").read_text())

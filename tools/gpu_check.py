@@ -8,6 +8,7 @@ own form, for compare.py. A missing tool is said and skipped; a step that fails 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("build", "test", "bench", "sanitize")
 SECONDS = 540.0  # of the ten minutes; the rest is for starting and stopping
 SANITIZE_SECONDS = 100.0  # that the benchmarks leave where this part comes after them
+COMPARE_SECONDS = 30.0  # and for their comparison
+TOO_LATE = "the time was over before"
 _LEAST = 10.0  # seconds that a step is begun for
 _PATIENCE = 10.0  # after an interrupt, before a step is killed
 
@@ -62,6 +65,7 @@ class Check:
         self.steps: list[dict[str, Any]] = []
         self.benchmarks: dict[str, dict[str, Any]] = {}
         self.clocks: dict[str, Any] | None = None
+        folder = folder.resolve()  # steps run elsewhere
         label = re.sub(r"[^a-z0-9]+", "-", str(facts["device"]).lower()).strip("-")
         folder.mkdir(parents=True, exist_ok=True)
         self.report = folder / f"gpu-{label}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
@@ -89,7 +93,7 @@ class Check:
         """Run a command for at most ``limit`` seconds; the outcome, what it printed, and how long it took."""
         limit = min(limit, self.left)
         if limit < _LEAST:
-            return "the time was over before", "", 0.0
+            return TOO_LATE, "", 0.0
         say(f"{part}: {name} (at most {limit:.0f} s)")
         began = time.monotonic()
         with self.log.open("a+", encoding="utf-8", errors="replace") as log:
@@ -104,6 +108,7 @@ class Check:
                 outcome = "passed" if status == 0 else f"failed with status {status}"
             except subprocess.TimeoutExpired:
                 outcome = f"ran past {limit:.0f} s"
+            finally:  # also where this process is told to end: none is left on the card
                 _stop(process)
             log.seek(start)
             output = log.read()
@@ -124,11 +129,11 @@ class Check:
 
 
 def build(check: Check) -> None:
-    """The libraries in place, by ninja on all cores; what is already there is checked where there is no nvcc."""
+    """The libraries in place, by ninja on all cores; where there is no nvcc what was built there before is checked."""
     if not _nvcc():
-        check.note("build", "extension", "skipped: there is no nvcc; what is installed is checked")
+        check.note("build", "extension", "skipped: there is no nvcc; what was built in place is checked")
     elif not _has("pybind11"):
-        check.note("build", "extension", "skipped: pybind11 is not installed; what is installed is checked")
+        check.note("build", "extension", "skipped: pybind11 is not installed; what was built in place is checked")
     else:
         env = {"FORCE_CUDA": "1", "PATH": f"{Path(check.python).parent}{os.pathsep}{os.environ['PATH']}"}
         command = [check.python, "setup.py", "-q", "build_ext", "--inplace"]
@@ -177,10 +182,12 @@ def bench(check: Check, reserve: float = 0.0) -> None:
         for name, chosen in BENCHMARKS:
             found = check.report.with_suffix(".part.json")
             command = [check.python, "-m", "pytest", f"benchmarks/bench_{name}.py", "-q", "--benchmark-only", "-k", chosen]
-            limit = check.left - reserve
+            limit = check.left - reserve - COMPARE_SECONDS
             outcome, _, seconds = check.run("bench", name, limit, [*command, f"--benchmark-json={found}"], env=_path())
             count = _merge(raw, found, check.benchmarks)
             check.clocks = clocks.summary()
+            if outcome == TOO_LATE or (outcome.startswith("ran past") and chosen != _TARGETS):
+                outcome = f"skipped: no time left ({outcome})"
             check.note("bench", f"{name} ({chosen})", outcome, seconds, rows=count)
     if raw.exists():
         command = [check.python, "benchmarks/compare.py", str(raw)]
@@ -246,33 +253,34 @@ class _Clocks:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a step, which lets pytest write what it has, and kill it if that does not help."""
-    for sent in (signal.SIGINT, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sent)
-            process.wait(_PATIENCE)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
+    """Interrupt a step that still runs, which lets pytest write what it has; then kill it and whatever it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _counts(found: Path) -> dict[str, int]:
     """Tests, failures, errors and skips of a JUnit file."""
-    if not found.exists():
+    try:
+        suites = list(ET.parse(found).getroot().iter("testsuite"))
+    except (OSError, ET.ParseError):  # of a run that was killed
         return {}
-    suites = ET.parse(found).getroot().iter("testsuite")
     counts = [{name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")} for suite in suites]
     return {name: sum(own[name] for own in counts) for name in counts[0]} if counts else {}
 
 
 def _merge(raw: Path, found: Path, benchmarks: dict[str, dict[str, Any]]) -> int:
     """Add a run's benchmarks to those of the runs before; how many there were."""
-    if not found.exists() or not found.stat().st_size:
+    try:
+        run = json.loads(found.read_text())
+    except (OSError, ValueError):  # of a run that was killed
         return 0
-    run = json.loads(found.read_text())
-    found.unlink()
+    finally:
+        found.unlink(missing_ok=True)
     benchmarks |= {entry["fullname"]: entry for entry in run["benchmarks"]}
     _replace(raw, {**run, "benchmarks": list(benchmarks.values())})
     return len(run["benchmarks"])
@@ -357,6 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder of the results")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="when to stop (default: %(default)g)")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if unknown := [part for part in chosen.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; it takes {', '.join(PARTS)}")
     parts = [part for part in PARTS if part in chosen.parts] or list(PARTS)

@@ -61,7 +61,8 @@ class TrainConfig:
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
         penalize_biases: whether the penalty, and with it the factors of a method that has them, is for biases and
-            normalization layers too; plain gradient steps train them otherwise.
+            normalization layers too; otherwise the method's steps train them as they are, and ``target_sparsity``
+            is of the others.
         target_sparsity: the share of weights that shall end at zero, in (0, 1): λ is then found while the net trains, see
             ``sparsenn.optim.TargetSparsity``, ``lam`` is where it starts, and ``lam_schedule`` is constant. None for a given λ.
         compression: all parameters over those that a pruning method keeps; None for the other methods.

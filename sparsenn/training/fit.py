@@ -104,7 +104,13 @@ class Fit:
         self._make_optimizer()
 
     def begin_again(self, lam: float) -> None:
-        """Train the net on for as many epochs at another λ: the schedule begins anew, the optimizer's state goes on."""
+        """Train the net on for as many epochs at another λ: the schedule begins anew, the optimizer's state goes on.
+
+        Raises:
+            ValueError: if the run began with λ = 0, where nothing is known to be penalised.
+        """
+        if self._strength is None:
+            raise ValueError("begin_again: the run began with lam 0; it takes one above 0")
         self.config = replace(self.config, lam=lam)
         self.epoch, self.batch = 0, 0
         self.scheduler = self._scheduler(self.config.epochs)

@@ -41,8 +41,7 @@ class Table:
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{path}, line {number}: not a row of this table ({error}); name another folder") from error
             self.rows.append(row)
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
+        self._torn_at = len(whole.encode()) if whole != text else None  # a line that a kill cut off
 
     def name_of(self, row: Row) -> tuple[Any, ...]:
         """The values by which a row is known."""
@@ -56,6 +55,9 @@ class Table:
     def add(self, row: Row) -> None:
         """Append a row; it is on the disk when this returns."""
         line = json.dumps(row, allow_nan=False)
+        if self._torn_at is not None:
+            os.truncate(self.path, self._torn_at)
+            self._torn_at = None
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
             file.flush()

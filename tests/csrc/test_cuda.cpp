@@ -25,22 +25,30 @@ ADAM_LAUNCHER_TESTS(Cuda)
 // Weights and states have the CPU's bits, whatever there is room for in the memory that threads share.
 template <class T>
 void stacked_bits_are_the_cpus() {
-  for (const int64_t bytes : {0, 12 << 10, 200 << 10}) {
-    for (const bool labels : {false, true}) {
-      for (const auto* layers : {&test::kPatches, &test::kDense}) {
-        test::StackedCase<T> expected(*layers, test::stacked_runs(), 29, 9, labels), got = expected;
-        expected.template train<Cpu>(1, 0, 4);
-        emulation.shared_bytes = bytes;
-        got.template train<Cuda>(1, 0, 4);
-        emulation.shared_bytes = 64 << 10;
-        CHECK(expected.weights == got.weights, "weights differ with ", bytes, " bytes");
-        CHECK(expected.state == got.state, "states differ with ", bytes, " bytes");
-        for (size_t n = 0; n < got.losses.size(); ++n) {
-          CHECK(std::fabs(got.losses[n] - expected.losses[n]) <= 1e-5 * std::fabs(expected.losses[n]), "loss ", n,
-                " is ", got.losses[n], ", not ", expected.losses[n]);
-        }
+  const auto check_bits = [](const std::vector<PatchLayer>& layers, int64_t samples, int64_t batch, bool labels) {
+    const int64_t steps = (samples + batch - 1) / batch;
+    test::StackedCase<T> expected(layers, test::stacked_runs(), samples, batch, labels);
+    const test::StackedCase<T> start = expected;
+    expected.template train<Cpu>(1, 0, steps);
+    for (const int64_t bytes : {0, 12 << 10, 200 << 10}) {
+      test::StackedCase<T> got = start;
+      emulation.shared_bytes = bytes;
+      got.template train<Cuda>(1, 0, steps);
+      emulation.shared_bytes = 64 << 10;
+      CHECK(expected.weights == got.weights, "weights differ with ", bytes, " bytes, batch ", batch);
+      CHECK(expected.state == got.state, "states differ with ", bytes, " bytes, batch ", batch);
+      for (size_t n = 0; n < got.losses.size(); ++n) {
+        CHECK(std::fabs(got.losses[n] - expected.losses[n]) <= 1e-5 * std::fabs(expected.losses[n]), "loss ", n, " is ",
+              got.losses[n], ", not ", expected.losses[n]);
       }
     }
+  };
+  // An even batch is not the stride of its features; one of 300 has more samples than a block has threads. Of patches
+  // that are the whole input, some have several channels and filters of which one is used.
+  const std::vector<PatchLayer> whole = {{2, 6, 3, 3, 2, true}, {3, 2, 4, 2, 2, true}, {4, 1, 2, 1, 1, false}};
+  for (const auto* layers : {&test::kPatches, &test::kDense, &whole}) {
+    for (const int64_t batch : {1, 8, 9, 29}) check_bits(*layers, 29, batch, batch % 2);
+    check_bits(*layers, 301, 300, false);
   }
 }
 

@@ -165,10 +165,9 @@ def reproduce(
     path = folder / f"{item}.{'png' if item.startswith('fig') else 'md'}"
     shows_weights = own is not None and bool(own.columns)
     with _opened(folder):
-        table = table_of(number, folder)
         if not no_train:
             train(keys, folder, weights=shows_weights, quiet=quiet)
-            table = table_of(number, folder)
+        table = table_of(number, folder)
         rows = rows_of(table, keys)
         if shows_weights:
             _require_weights(rows, folder)

@@ -54,8 +54,9 @@ def train(keys: Sequence[Row], folder: Path, *, weights: bool = False, quiet: bo
         with StopSignal() as stop:
             for experiment in dict.fromkeys(key["experiment"] for key in keys):
                 own = [key for key in keys if key["experiment"] == experiment]
-                table, states = table_of(experiment, folder), folder / f"exp{experiment}.state"
+                states = folder / f"exp{experiment}.state"
                 with alone_in(states):
+                    table = table_of(experiment, folder)
                     if weights:
                         _drop(without_weights(rows_of(table, own), folder), table)
                     for part, state in _parts(own, table, states):
