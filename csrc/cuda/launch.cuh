@@ -1,6 +1,6 @@
 // What makes a launch safe, once: the grid is sized for the device that is current, the stream is the caller's, indices
-// of tensors have 64 bits, and a launch that fails is an error with CUDA's own words. Nothing launches for empty tensors
-// (run.h).
+// of tensors have 64 bits, and a launch that fails is an error with CUDA's own words. Nothing launches for empty
+// tensors (run.h).
 #pragma once
 
 #include <cuda_runtime.h>
