@@ -35,6 +35,7 @@ lint: $(VENV)/.dev
 
 cuda-check: $(VENV)/.demo
 	$(BIN)/python tools/cuda_check.py
+	$(BIN)/python tools/gpu_exercise.py --device cpu --short
 
 # The sdist holds all that the build needs, and the wheel that is made of it works in an environment of its own.
 package-check: $(VENV)/.test
