@@ -77,7 +77,7 @@ class Inputs:
     @functools.cached_property
     def expected(self) -> list[Tensor]:
         """In float64, by the definition."""
-        run = fused(self, torch.float64, "reference", checked(self.runs))
+        run = fused(self, torch.float64, "reference", checked)
         run.call()
         return list(run.outcome() if run.outcome else [])
 
@@ -100,14 +100,12 @@ def fused(
     inputs: Inputs,
     dtype: torch.dtype = torch.float32,
     backend: str = "compiled",
-    runs: list[RunSettings] | None = None,
+    chosen: Callable[[Any], Any] = lambda runs: runs,
 ) -> Run:
-    own = inputs.weights if runs is None else checked(inputs.weights)
-    runs = inputs.runs if runs is None else runs
-    weights, x, y = own.to(dtype, copy=True), inputs.x.to(dtype), inputs.y.to(dtype)
+    weights, x, y = chosen(inputs.weights).to(dtype, copy=True), inputs.x.to(dtype), inputs.y.to(dtype)
     state = torch.zeros_like(weights)[:, None].contiguous()
     losses = torch.zeros(len(weights), 2, dtype=torch.float64, device=weights.device)
-    tables = stacked_tables(runs)
+    tables = stacked_tables(chosen(inputs.runs))
 
     def call() -> None:
         with sparsenn.ops.backend(backend):

@@ -1,7 +1,7 @@
 """The GPU check's runner, on machines that have none: what it keeps of steps that pass, fail and never end."""
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import signal
 import sys
@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 PATH = Path(__file__).parents[1] / "tools/gpu_check.py"
-spec = importlib.util.spec_from_file_location("gpu_check", PATH)
-gpu_check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(gpu_check)
+sys.path.insert(0, str(PATH.parent))
+gpu_check = importlib.import_module("gpu_check")
+sys.path.remove(str(PATH.parent))
 
 FACTS = {"device": "Some Card (80 GB)", "commit": "0123abc"}
 
@@ -124,7 +125,6 @@ def test_skipped_steps_are_no_failures(check):
 
 
 def test_without_the_cuda_library_nothing_is_tested(tmp_path, monkeypatch, capsys):
-    torch = pytest.importorskip("torch")
     if torch.version.cuda:
         pytest.skip("needs a CUDA device to be absent, and a torch without CUDA")
     monkeypatch.setattr(gpu_check, "facts", lambda: FACTS)
@@ -137,7 +137,6 @@ def test_without_the_cuda_library_nothing_is_tested(tmp_path, monkeypatch, capsy
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
-    torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:

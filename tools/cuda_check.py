@@ -40,10 +40,10 @@ PROPERTIES = re.compile(
 )
 
 
-def find_nvcc() -> str | None:
-    """Where nvcc is: on the path, else in CUDA_HOME, else where the toolkit is installed by default."""
+def find_tool(name: str) -> str | None:
+    """Where a tool of CUDA's is: on the path, else in CUDA_HOME, else where the toolkit is installed by default."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    return shutil.which("nvcc") or next((n for h in homes if h and (n := shutil.which("nvcc", path=f"{h}/bin"))), None)
+    return shutil.which(name) or next((n for h in homes if h and (n := shutil.which(name, path=f"{h}/bin"))), None)
 
 
 def run(command: list[str]) -> str:
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="print every kernel, not the float ones alone")
     arguments = parser.parse_args()
 
-    nvcc = find_nvcc()
+    nvcc = find_tool("nvcc")
     if nvcc is None:
         print("cuda-check: no nvcc: skipped")
         return 0

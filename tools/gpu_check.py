@@ -26,6 +26,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cuda_check import find_tool
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("build", "test", "bench", "sanitize")
 SECONDS = 540.0  # of the ten minutes; the rest is for starting and stopping
@@ -130,7 +132,7 @@ class Check:
 
 def build(check: Check) -> None:
     """The libraries in place, by ninja on all cores; where there is no nvcc what was built there before is checked."""
-    if not _nvcc():
+    if not find_tool("nvcc"):
         check.note("build", "extension", "skipped: there is no nvcc; what was built in place is checked")
     elif not _has("pybind11"):
         check.note("build", "extension", "skipped: pybind11 is not installed; what was built in place is checked")
@@ -198,8 +200,7 @@ def bench(check: Check, reserve: float = 0.0) -> None:
 
 def sanitize(check: Check) -> None:
     """A short list of calls under each tool of compute-sanitizer."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
+    sanitizer = find_tool("compute-sanitizer")
     if not sanitizer:
         check.note("sanitize", "compute-sanitizer", "skipped: it is not installed")
         return
@@ -306,10 +307,6 @@ def _path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
-def _nvcc() -> str | None:
-    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin")
-
-
 def _last_line(output: str) -> str:
     return next((line for line in reversed(output.splitlines()) if line.strip()), "")
 
@@ -336,7 +333,7 @@ def facts() -> dict[str, Any]:
         _nothing(f"torch {torch.__version__} is built without CUDA")
     if not torch.cuda.is_available():
         _nothing(f"torch {torch.__version__} finds no GPU")
-    name, nvcc = torch.cuda.get_device_name(0), _nvcc()
+    name, nvcc = torch.cuda.get_device_name(0), find_tool("nvcc")
     query = "driver_version,power.limit,clocks.max.sm,clocks.max.mem"
     return {
         "device": name,

@@ -17,16 +17,26 @@ struct RowTiles {
   int64_t rows, columns, column_tiles, blocks;
 
   RowTiles(int64_t rows, int64_t columns)
-      : rows(rows),
-        columns(columns),
-        column_tiles(tiles(columns, kColumns)),
-        blocks(tiles(rows, kRows) * column_tiles) {}
+      : rows(rows), columns(columns), column_tiles(tiles(columns, kColumns)), blocks(row_tiles() * column_tiles) {}
+
+  int64_t row_tiles() const { return tiles(rows, kRows); }
 
   SPARSENN_INLINE int64_t first_row(int64_t block) const { return block / column_tiles * kRows; }
   SPARSENN_INLINE int64_t first_column(int64_t block) const { return block % column_tiles * kColumns; }
 
   // Of the thread's columns the first; they are all inside or all outside.
   SPARSENN_INLINE int64_t column(int64_t block, int thread) const { return first_column(block) + thread % kLanes * N; }
+
+  // Calls body(row, at) for the thread's rows of a tile whose columns are inside: where they are, from `column` on.
+  template <class Body>
+  SPARSENN_INLINE void for_each_row(int64_t block, int thread, int64_t column, const Body& body) const {
+    const int64_t first = first_row(block);
+    SPARSENN_UNROLL_4
+    for (int r = thread / kLanes; r < kRows; r += kGroups) {
+      if (first + r >= rows) return;
+      body(first + r, (first + r) * columns + column);
+    }
+  }
 };
 
 // Whether rows of a matrix can be read by vectors of 16 bytes.

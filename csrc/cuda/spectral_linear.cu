@@ -23,8 +23,7 @@ struct ScaleColumns {
 
   template <int P>
   SPARSENN_INLINE void phase(int64_t block, int thread, Shared&) const {
-    using Tiles = RowTiles<N>;
-    const int64_t column = matrix.column(block, thread), first = matrix.first_row(block);
+    const int64_t column = matrix.column(block, thread);
     if (column >= matrix.columns) return;
     A factors[N], addends[N];
     SPARSENN_UNROLL
@@ -32,15 +31,12 @@ struct ScaleColumns {
       factors[i] = scale ? sign * load(scale[column + i]) : A(1);
       addends[i] = shift ? load(shift[column + i]) : A(-0.0);  // which changes nothing that it is added to
     }
-    SPARSENN_UNROLL_4
-    for (int r = thread / Tiles::kLanes; r < Tiles::kRows; r += Tiles::kGroups) {
-      const int64_t row = first + r, at = row * matrix.columns + column;
-      if (row >= matrix.rows) return;
+    matrix.for_each_row(block, thread, column, [&](int64_t, int64_t at) {
       Pack<T, N> x = cuda::read<N>(from + at);
       SPARSENN_UNROLL
       for (int i = 0; i < N; ++i) x.values[i] = store<T>(load(x.values[i]) * factors[i] + addends[i]);
       cuda::write(to + at, x);
-    }
+    });
   }
 };
 

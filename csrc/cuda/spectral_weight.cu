@@ -6,8 +6,8 @@ namespace sparsenn {
 namespace {
 
 using cuda::Pack;
-
 using cuda::RowTiles;
+using cuda::tiles;
 
 // What the columns of a thread have of lambda_in.
 template <class T, int N>
@@ -30,15 +30,11 @@ struct ComposeWeight {
 
   template <int P>
   SPARSENN_INLINE void phase(int64_t block, int thread, Shared&) const {
-    using Tiles = RowTiles<N>;
-    const int64_t column = matrix.column(block, thread), first = matrix.first_row(block);
+    const int64_t column = matrix.column(block, thread);
     if (column >= matrix.columns) return;
     A start[N];
     if constexpr (kIn) load_start(lambda_in, column, kernel, start);
-    SPARSENN_UNROLL_4
-    for (int r = thread / Tiles::kLanes; r < Tiles::kRows; r += Tiles::kGroups) {
-      const int64_t row = first + r, at = row * matrix.columns + column;
-      if (row >= matrix.rows) return;
+    matrix.for_each_row(block, thread, column, [&](int64_t row, int64_t at) {
       Pack<T, N> own = cuda::read<N>(phi + at);
       A end(0);
       if constexpr (kOut) end = load(lambda_out[row]);
@@ -55,7 +51,7 @@ struct ComposeWeight {
         own.values[i] = store<T>(scale * load(own.values[i]));
       }
       cuda::write(weight + at, own);
-    }
+    });
   }
 };
 
@@ -173,8 +169,6 @@ struct AddParts {
   }
 };
 
-using cuda::tiles;
-
 // A tile is at least 32 columns wide.
 int64_t room_for_columns(const Spectrum& spectrum) {
   return tiles(spectrum.out, RowTiles<1>::kRows) * spectrum.in * spectrum.kernel;
@@ -197,10 +191,9 @@ void take_apart(const T* grad, const Spectrum& spectrum, const SpectralGradients
                       spectrum.kernel, matrix},
       stream);
   if (gradients.lambda_in) {
-    cuda::launch_phases(
-        AddParts<T>{column_sums, static_cast<T*>(gradients.lambda_in), A(1), spectrum.in, spectrum.kernel,
-                    matrix.blocks / std::max<int64_t>(matrix.column_tiles, 1), tiles(spectrum.in, cuda::kThreads)},
-        stream);
+    cuda::launch_phases(AddParts<T>{column_sums, static_cast<T*>(gradients.lambda_in), A(1), spectrum.in,
+                                    spectrum.kernel, matrix.row_tiles(), tiles(spectrum.in, cuda::kThreads)},
+                        stream);
   }
   if (gradients.lambda_out) {
     cuda::launch_phases(AddParts<T>{row_sums, static_cast<T*>(gradients.lambda_out), A(-1), spectrum.out, 1,
