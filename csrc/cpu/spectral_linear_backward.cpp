@@ -49,8 +49,9 @@ struct Backward {
   const Tiles<A>& tiles = cpu::tiles<A>();
   int64_t in = eigen.columns, out = eigen.rows;
   bool of_weight = phi_grad || in_grad || out_grad;
-  // The bits depend on it: the batch alone decides.
-  int64_t strip = batch <= kFewRows ? std::clamp((in + kStrip - 1) / kStrip * kStrip, kStrip, swept()) : kStrip;
+  bool few = of_weight && batch <= kFewRows;  // for sweeps; blocks are kStrip wide
+  // The bits of row_sums depend on it, which are of the weight: there the batch alone decides.
+  int64_t strip = few ? std::clamp((in + kStrip - 1) / kStrip * kStrip, kStrip, swept()) : kStrip;
   int64_t strips = (in + strip - 1) / strip;
   std::vector<A> by_output{}, by_batch{};  // grad, packed for the weight's gradient and for the input's
   std::vector<A> row_sums{};               // lambda_out's gradient, less its sign, of each strip
@@ -61,7 +62,7 @@ struct Backward {
 
   void run() {
     if (out_grad) row_sums.resize(strips * out);
-    if (of_weight && batch <= kFewRows) {
+    if (few) {
       run_strips<Sweeps>();
       return;
     }

@@ -168,8 +168,10 @@ def test_expanded_inputs_are_read(backend):
 
 
 @pytest.mark.parametrize("wanted", range(32))
-def test_only_the_gradients_that_are_wanted_are_made_and_they_are_the_same(backend, wanted):
-    x, upstream, tensors = values((3, 50), torch.float64), values((3, 20), torch.float64), spectrum((20, 50), torch.float64)
+@pytest.mark.parametrize(("batch", "size"), [(3, 50), (1, 300), (4, 4097), (8, 4097)])
+def test_only_the_gradients_that_are_wanted_are_made_and_they_are_the_same(backend, batch, size, wanted):
+    x, upstream = values((batch, size), torch.float64), values((batch, 20), torch.float64)
+    tensors = spectrum((20, size), torch.float64)
     everything = _ops.spectral_linear_backward(upstream, x, *tensors, 31)
     for k, found in enumerate(_ops.spectral_linear_backward(upstream, x, *tensors, wanted)):
         assert torch.equal(found, everything[k]) if wanted >> k & 1 else found.numel() == 0
