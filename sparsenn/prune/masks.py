@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsenn.nn.parametrizations import HadamardProduct, adapt_class, factors_of, own_class, parametrizations_of
-from sparsenn.nn.selection import join, walk
+from sparsenn.nn.selection import check_module, join, walk
 from sparsenn.nn.spectral import SPECTRUM, SpectralLayer
 from sparsenn.optim.groups import NamedParameter
 from sparsenn.optim.shards import is_sharded
@@ -171,6 +171,10 @@ def _obstacle(module: nn.Module, name: str, stored: Tensor, other: parametrize.P
         if isinstance(other[0], HadamardProduct):
             return "is a product of factors; collapse the model first"
         return f"carries the parametrization {type(other[0]).__name__}; remove it first"
+    for hook in module._forward_pre_hooks.values():  # weight_norm and spectral_norm, and masks of torch.nn.utils.prune
+        whole = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+        if isinstance(whole, str) and name in {f"{whole}_{part}" for part in ("g", "v", "orig")}:
+            return f"is what the hook {type(hook).__name__} makes {whole!r} of; remove that hook first"
     if isinstance(module, SpectralLayer) and name in SPECTRUM:
         return "is a part of a spectrum and no weight; collapse the model first"
     if nn.parameter.is_lazy(stored):
@@ -190,10 +194,12 @@ def apply_masks(model: ModuleT, masks: Mapping[str, Tensor]) -> ModuleT:
     """Put masks on parameters of a model, in place: those entries are exactly 0 from here on, and have no gradient.
 
     A masked parameter is computed by a :class:`Mask` at each use, from what an optimizer sees: the same ``Parameter`` object as
-    before, untouched, now called ``parametrizations.<name>.original``, so that an optimizer made earlier goes on. Whatever is
-    stored under the mask, or becomes of it, the model reads 0. Masks are buffers: they are in the ``state_dict``, move with the
-    model, and DDP sends them to all ranks. Apply masks before ``torch.compile``, DDP and sharding. A parameter that has a mask
-    already gets the new one in the same buffer; what the old mask hid, and the new one shows, is whatever is stored.
+    before, with zeros under the mask, now called ``parametrizations.<name>.original``, so that an optimizer of torch made
+    earlier goes on (one of factors asks for its ``resync``). Whatever becomes of what is stored under the mask, the model reads
+    0; penalties and counters of an optimizer see it, so make a new optimizer where an old one's momentum would move it. Masks
+    are buffers: they are in the ``state_dict``, move with the model, and DDP sends them to all ranks. Apply masks before
+    ``torch.compile``, DDP and sharding. A parameter that has a mask already gets the new one in the same buffer; what the old
+    mask hid, and the new one shows, is whatever is stored.
 
     Where ``torch.distributed`` is initialized this is a collective: every rank gets the masks of rank 0.
 
@@ -215,6 +221,7 @@ def apply_masks(model: ModuleT, masks: Mapping[str, Tensor]) -> ModuleT:
         >>> float(layer.weight[0, 1]), [name for name, _ in layer.named_parameters()]
         (0.0, ['bias', 'parametrizations.weight.original'])
     """
+    check_module("apply_masks", model)
     found = entries(model)
     by_name = {name: entry for entry in found for name in entry.named.names}
     chosen: list[tuple[Entry, Tensor]] = []
@@ -226,10 +233,10 @@ def apply_masks(model: ModuleT, masks: Mapping[str, Tensor]) -> ModuleT:
         entry = by_name[name]
         if entry.obstacle:
             raise ValueError(f"apply_masks: {name!r} {entry.obstacle}")
-        if mask.dtype != torch.bool or mask.shape != entry.stored.shape:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != entry.stored.shape:
+            given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             raise ValueError(
-                f"apply_masks: the mask of {name!r} is {mask.dtype} {tuple(mask.shape)}; it takes torch.bool "
-                f"{tuple(entry.stored.shape)}"
+                f"apply_masks: the mask of {name!r} is {given}; it takes a tensor of torch.bool {tuple(entry.stored.shape)}"
             )
         chosen.append((entry, mask))
     set_masks(chosen)
@@ -238,7 +245,7 @@ def apply_masks(model: ModuleT, masks: Mapping[str, Tensor]) -> ModuleT:
 
 @torch.no_grad()
 def set_masks(chosen: list[tuple[Entry, Tensor]]) -> None:
-    """Put a mask on each entry."""
+    """Put a mask on each entry, and zeros under it: group penalties and counters of optimizers read what is stored."""
     for entry, kept in chosen:
         kept = _of_rank_0(kept.to(entry.stored.device))
         if entry.mask is None:
@@ -246,6 +253,7 @@ def set_masks(chosen: list[tuple[Entry, Tensor]]) -> None:
             for module, name in entry.places:
                 _register(module, name, entry.mask)
         entry.mask.mask.copy_(kept)
+        entry.stored.masked_fill_(~kept, 0)
 
 
 def _of_rank_0(mask: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sparsenn._numbers import plain, whole
+from sparsenn.nn.selection import check_module
 from sparsenn.optim.groups import NamedParameter, Selector, selected
 from sparsenn.prune.budgets import BUDGETS, allocate, erdos_renyi_kernel, largest, uniform
 from sparsenn.prune.masks import Entry, entries, remove, set_masks
@@ -225,6 +226,9 @@ def snip(
         [[1.0, 0.0, 2.0]]
     """
     plan = _plan("snip", model, compression, exclude, on_collapse)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise ValueError(f"snip: batch is a {type(batch).__name__}{size}; it takes a pair (inputs, targets)")
     inputs, targets = batch
     leaves = {name: p.detach().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
     by_id = {id(p): leaves[name] for name, p in model.named_parameters()}
@@ -232,6 +236,8 @@ def snip(
     wanted = [by_id[id(entry.stored)] for entry in plan.candidates]
     with torch.enable_grad():
         loss = loss_fn(torch.func.functional_call(model, {**leaves, **buffers}, (inputs,)), targets)
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"snip: loss_fn gives a {type(loss).__name__}; it takes one that gives a tensor")
     if loss.numel() != 1 or not bool(torch.isfinite(loss.detach()).all()):
         shown = f"the tensor {tuple(loss.shape)}" if loss.numel() != 1 else f"{loss.item()}"
         raise ValueError(f"snip: the loss of the batch is {shown}; it takes a loss_fn that gives one finite number")
@@ -266,8 +272,9 @@ def synflow(
     where f with the magnitudes of all its parameters meets an input of ones. In a network of linear maps and ReLUs a weight's
     score is the sum, over all paths from input to output through it, of the products of the magnitudes on the path. Scores are
     computed ``iterations`` times; of the n weights to prune from, after time k the :math:`n\,(m/n)^{k/\text{iterations}}` with
-    the largest scores are left, so m in the end. The scores into a unit sum to those out of it, so that in steps that
-    are small enough no layer is emptied while another has weights to spare.
+    the largest scores are left, so m in the end. Where biases are 0 the scores into a unit sum to those out of it, so that in
+    steps that are small enough no layer is emptied while another has weights to spare. Other biases, which PyTorch's layers
+    start with, add a flow of their own that needs no layer before them: early layers may then be emptied.
 
     All is done on a copy in float64: the flow through a deep network exceeds float32 (ResNet-34 with a Kaiming start, for one).
     Batch normalization takes part with mean 0 and variance 1, whatever it has seen; dropout is off. Activations act as they
@@ -304,6 +311,8 @@ def synflow(
     rounds = whole(iterations)
     if rounds is None or rounds < 1:
         raise ValueError(f"synflow: iterations is {iterations!r}; it takes an int >= 1")
+    if not isinstance(input_shape, Sequence) or any((size := whole(n)) is None or size < 0 for n in input_shape):
+        raise ValueError(f"synflow: input_shape is {input_shape!r}; it takes the sizes of one input, such as (3, 32, 32)")
     network = _magnitudes_of(model)
     twins = {entry.name: entry.stored for entry in entries(network)}
     weights = [twins[entry.name].requires_grad_() for entry in plan.candidates]
@@ -406,6 +415,7 @@ def _plan(caller: str, model: nn.Module, compression: float, exclude: Iterable[S
     if ratio is None or not 1 <= ratio < math.inf:
         raise ValueError(f"{caller}: compression is {compression!r}; it takes a number >= 1")
     _check_choice(caller, "on_collapse", on_collapse, ON_COLLAPSE)
+    check_module(caller, model)
     found = entries(model)
     candidates = _candidates(caller, found, exclude)
     for entry in candidates:

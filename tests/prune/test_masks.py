@@ -10,7 +10,9 @@ from torch.nn.utils import parametrizations
 
 import sparsenn
 from sparsenn import prune
-from sparsenn.optim import FactorizedSGD, ProxSGD
+from sparsenn.metrics import sparsity
+from sparsenn.optim import FactorizedSGD, Proximal, ProxSGD
+from sparsenn.penalties import GroupL1
 
 
 def net() -> nn.Sequential:
@@ -52,6 +54,8 @@ def test_a_mask_holds_through_momentum_and_decay_that_were_there_before_it(make,
     train(model, optimizer, 5)  # every momentum is in motion
     masks = some_masks(model)
     prune.apply_masks(model, masks)
+    if isinstance(optimizer, FactorizedSGD):  # the masks zeroed products of its factors
+        optimizer.resync()
     before = weights(model)
     train(model, optimizer, 5, start=5)
     after = weights(model)
@@ -122,14 +126,29 @@ def test_names_order_and_parameter_objects_come_back():
     assert list(dict(prune.remove(model).named_parameters())) == list(before)
 
 
+def test_what_optimizers_read_under_a_mask_is_zero():
+    """A group's norm, and a count of zeros, are those of the model."""
+    torch.manual_seed(0)
+    masked = nn.Linear(100, 4, bias=False)
+    prune.magnitude(masked, compression=20)
+    plain = prune.remove(copy.deepcopy(masked))
+    for model in (masked, plain):
+        optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=0.1), GroupL1(0.05, "rows"))
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    assert torch.equal(masked.weight, plain.weight)
+    assert ProxSGD(masked.parameters(), 0.1, lam=1e-3).sparsity() == sparsity(masked) == 0.95
+
+
 def test_a_new_mask_takes_the_old_ones_buffer():
     model = nn.Linear(2, 1)
-    stored = model.weight.tolist()[0]
     prune.apply_masks(model, {"weight": torch.tensor([[True, False]])})
     buffer = prune.masks(model)["weight"]
     prune.apply_masks(model, {"weight": torch.tensor([[False, True]])})
     assert prune.masks(model)["weight"] is buffer
-    assert model.weight.tolist() == [[0.0, stored[1]]]
+    assert model.weight.tolist() == [[0.0, 0.0]]
+    assert model.parametrizations.weight.original.tolist() == [[0.0, 0.0]]
 
 
 def test_a_checkpoint_goes_on_as_the_run_does():
@@ -236,8 +255,9 @@ def test_empty_and_0d_and_channels_last_parameters():
     ("masks", "sentence"),
     [
         ({"2.weight": torch.ones(3, 5).bool()}, r"masks has '2.weight'; the model has 0.weight, 0.bias"),
-        ({"0.weight": torch.ones(5, 6)}, r"is torch.float32 \(5, 6\); it takes torch.bool \(5, 6\)"),
-        ({"0.weight": torch.ones(6, 5).bool()}, r"is torch.bool \(6, 5\); it takes torch.bool \(5, 6\)"),
+        ({"0.weight": torch.ones(5, 6)}, r"is torch.float32 \(5, 6\); it takes a tensor of torch.bool \(5, 6\)"),
+        ({"0.weight": torch.ones(6, 5).bool()}, r"is torch.bool \(6, 5\); it takes a tensor of torch.bool \(5, 6\)"),
+        ({"0.weight": [[True]]}, "is a list; it takes a tensor"),
     ],
 )
 def test_masks_that_do_not_fit_change_nothing(masks, sentence):
@@ -268,6 +288,24 @@ def test_what_cannot_be_masked_says_why(kind):
     with pytest.raises(ValueError, match=sentence):
         prune.apply_masks(model, {"keys" if kind == "named" else "weight": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=sentence):
+        prune.magnitude(model, compression=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (nn.utils.weight_norm, "weight_v"),
+        (nn.utils.spectral_norm, "weight_orig"),
+        (lambda layer: nn.utils.prune.random_unstructured(layer, "weight", 1), "weight_orig"),
+    ],
+    ids=["weight-norm", "spectral-norm", "prune"],
+)
+def test_what_a_hook_makes_a_weight_of_is_no_weight(make, part):
+    model = make(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=rf"{part}' is what the hook \w+ makes 'weight' of; remove that hook first"):
+        prune.apply_masks(model, {part: torch.ones(2, 2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="makes 'weight' of; remove that hook first"):
         prune.magnitude(model, compression=2)
 
 

@@ -84,14 +84,15 @@ def test_a_compression_out_of_reach_changes_nothing_and_says_what_is_possible(ca
 
 
 @every_call
-def test_the_model_keeps_its_weights_gradients_buffers_and_mode(call):
+def test_the_model_keeps_the_rest_of_its_weights_gradients_buffers_and_mode(call):
     model = net()
     model(BATCH[0]).sum().backward()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     grads = [p.grad.clone() for p in model.parameters()]
     call(model, compression=2, on_collapse="ignore")
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), sorted_like(model, grads), strict=True))
-    prune.apply_masks(model, {name: torch.ones_like(mask) for name, mask in prune.masks(model).items()})
+    for name, mask in prune.masks(model).items():
+        state[name][~mask] = 0.0
     assert all(torch.equal(tensor, state[name]) for name, tensor in prune.remove(model).state_dict().items())
     assert model.training
 
@@ -187,6 +188,29 @@ def test_nan_is_refused():
         model[3].weight[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"'3\.weight' holds NaN"):
         prune.magnitude(model, compression=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda m: prune.snip(m, compression=2, batch=BATCH[0], loss_fn=functional.cross_entropy),
+            "snip: batch is a Tensor; it takes a pair",
+        ),
+        (
+            lambda m: prune.snip(m, compression=2, batch=(*BATCH, 1), loss_fn=functional.cross_entropy),
+            "snip: batch is a tuple of 3; it takes",
+        ),
+        (lambda m: prune.snip(m, compression=2, batch=BATCH, loss_fn=lambda *_: 1.0), "snip: loss_fn gives a float"),
+        (lambda m: prune.synflow(m, compression=2, input_shape=6), "synflow: input_shape is 6; it takes the sizes"),
+        (lambda m: prune.synflow(m, compression=2, input_shape=(1.5,)), r"synflow: input_shape is \(1.5,\); it takes"),
+    ],
+)
+def test_what_is_no_batch_loss_or_shape_is_named(call, sentence):
+    model = net()
+    with pytest.raises(ValueError, match=sentence):
+        call(model)
+    assert prune.masks(model) == {}
 
 
 def test_a_model_without_parameters_and_one_with_empty_ones():
