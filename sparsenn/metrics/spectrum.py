@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsenn.metrics.sparsity import sparsity
-from sparsenn.nn.ridge import ridge_blocks
+from sparsenn.nn.ridge import found_blocks
 
 NEGLIGIBLE = 1e-3  # entries up to here count as zero in the paper's experiments
 
@@ -166,9 +166,7 @@ def ridge_report(net: nn.Module, *, samples: int | None = None, threshold: float
         raise ValueError(f"ridge_report: threshold is {threshold!r}; it takes a number in [0, 1)")
     if samples is not None and (not isinstance(samples, int) or samples < 1):
         raise ValueError(f"ridge_report: samples is {samples!r}; it takes an integer >= 1")
-    blocks = list(ridge_blocks(net))
-    if not blocks:
-        raise ValueError(f"ridge_report: {type(net).__name__} has no sparsenn.nn.RidgeBlock")
+    blocks = found_blocks("ridge_report", net)
     names = {id(module): name for name, module in net.named_modules()}
     layers = []
     for index, block in enumerate(blocks):

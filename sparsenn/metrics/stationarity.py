@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsenn.nn.selection import check_module
 from sparsenn.optim import Proximal, ProxSGD
 from sparsenn.optim.factorized import Factorized
 from sparsenn.optim.gradients import gradients
 from sparsenn.optim.groups import NamedParameter, Selector, assign, named_parameters
+from sparsenn.optim.ridge import OnSpheres, radial_part
 from sparsenn.penalties import L0_5, L1, L2_3, ElasticNet, Penalty
 
 
@@ -113,7 +115,9 @@ def kkt_residual(
         penalty: What the model was trained with: a penalty for all parameters; a number λ, for `L1`; a mapping of selectors to
             penalties as `sparsenn.optim.param_groups` takes it, without exclusions; or the optimizer itself (`ProxSGD`,
             `Proximal`, or `FactorizedSGD` or `FactorizedAdam` of depth up to 4), with its groups, strengths, and a weight
-            decay that is a part of the gradient (the decoupled decay of AdamW is left out).
+            decay that is a part of the gradient (the decoupled decay of AdamW is left out). Under the "path" form of
+            `sparsenn.optim.ridge_proximal` the rows of W have unit length, and what of a gradient lies along them is no
+            residual.
         per_layer: Whether to keep a row for every parameter.
 
     Raises:
@@ -130,6 +134,7 @@ def kkt_residual(
         >>> round(report.total.max, 6)
         0.0
     """
+    check_module("kkt_residual", model)
     rows = _penalised(model, penalty)
     grads = gradients("kkt_residual", model, closure, [row.parameter.tensor for row in rows])
     scale = max((float(g.abs().amax()) for g in grads if g.numel()), default=0.0)
@@ -152,11 +157,14 @@ class _Row:
     penalty: Penalty | None
     decay: float = 0.0
     sign: float = 1.0
+    on_spheres: bool = False  # the length of its rows is held, so that a pull along them moves nothing
 
     @torch.no_grad()
     def residual(self, grad: Tensor) -> Tensor:
         w = self.parameter.tensor.detach()
         g = self.sign * grad + self.decay * w if self.decay or self.sign != 1 else grad
+        if self.on_spheres:
+            g = g - radial_part(w, g)
         return g.abs() if self.penalty is None else self.penalty.subdiff_distance(w, g)
 
 
@@ -179,7 +187,7 @@ def _penalised(model: nn.Module, penalty: Penalty | float | Mapping[Selector, Pe
     return [_Row(p, mine.get(id(p.tensor))) for p in parameters]
 
 
-def _of_optimizer(optimizer: Optimizer) -> dict[int, tuple[Penalty | None, float, float]]:
+def _of_optimizer(optimizer: Optimizer) -> dict[int, tuple[Penalty | None, float, float, bool]]:
     if isinstance(optimizer, Proximal):
         penalties = list(optimizer.penalties)
     elif isinstance(optimizer, ProxSGD):
@@ -193,8 +201,9 @@ def _of_optimizer(optimizer: Optimizer) -> dict[int, tuple[Penalty | None, float
             f"kkt_residual: penalty is a {type(optimizer).__name__}, which has none; it takes ProxSGD, Proximal,"
             " FactorizedSGD or FactorizedAdam"
         )
+    held = {id(p) for p in optimizer.held} if isinstance(optimizer, OnSpheres) else set()
     return {
-        id(p): (penalty, 0.0 if _decoupled(optimizer, group) else float(group.get("weight_decay", 0.0)), _sign(group))
+        id(p): (penalty, _decay(optimizer, group), _sign(group), id(p) in held)
         for group, penalty in zip(optimizer.param_groups, penalties, strict=True)
         for p in group["params"]
     }
@@ -210,9 +219,11 @@ def _induced(depth: int, lam: float | Tensor) -> Penalty:
     return known[depth](lam)
 
 
-def _decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+def _decay(optimizer: Optimizer, group: dict[str, Any]) -> float:
+    """The weight decay that is a part of the gradient."""
     base = optimizer.base_optimizer if isinstance(optimizer, Proximal) else optimizer
-    return isinstance(base, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+    decoupled = isinstance(base, torch.optim.AdamW) or group.get("decoupled_weight_decay")
+    return 0.0 if decoupled else float(group.get("weight_decay", 0.0))
 
 
 def _sign(group: dict[str, Any]) -> float:

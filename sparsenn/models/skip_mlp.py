@@ -14,8 +14,9 @@ class SkipMLP(nn.Module):
     .. math:: z^{(1)} = A^{(1)} x - b^{(1)}, \qquad
         z^{(\ell)} = A^{(\ell)} \rho(z^{(\ell - 1)}) + S^{(\ell)} x - b^{(\ell)}, \qquad y = z^{(L + 1)}
 
-    It is what :class:`~sparsenn.nn.RidgeNet` of the same depth becomes when the products :math:`W^{(\ell + 1)} V^{(\ell)}`
-    between neurons are full matrices of their own. The paper does not say how its control skips.
+    It is :class:`~sparsenn.nn.RidgeNet` of the same depth with full matrices in the place of the products
+    :math:`W^{(\ell + 1)} V^{(\ell)}` between neurons, and without what the skips of later blocks add to those: paths from one
+    hidden layer past the next. The paper does not say how its control skips.
 
     Args:
         in_features: d.

@@ -101,6 +101,7 @@ def factorize(
          'parametrizations.weight.original2']
         >>> opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2 * 1e-4 / 3)
     """
+    check_module("factorize", model)
     make = functools.partial(_product_of, depth, factor_init, groups)
     make()
     slots = [slot for slot in _slots(model) if slot.may_have(groups)]
@@ -144,8 +145,8 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
 
     Raises:
         TypeError: for anything else than a module.
-        ValueError: for a negative or NaN threshold, or a factorized parameter with another parametrization on top; the model is
-            then untouched.
+        ValueError: for a negative or NaN threshold, a factorized parameter with another parametrization on top, or a spectral
+            layer under a mask of ``torch.nn.utils.prune``; the model is then untouched.
 
     Source: Kolb et al. 2025, Definition 2 and Section 4.
 
@@ -162,6 +163,7 @@ def collapse(model: ModuleT, threshold: float = torch.finfo(torch.float32).eps) 
     modules = {id(module): (path, module) for path, module, _ in walk(model)}
     for path, module in modules.values():
         _refuse_chains(path, module)
+        _refuse_masks(path, module)
     products: dict[tuple[int, ...], nn.Parameter] = {}
     with torch.no_grad():
         for _, module in modules.values():
@@ -231,6 +233,15 @@ def _refuse_chains(path: str, module: nn.Module) -> None:
             raise ValueError(
                 f"collapse: {title!r} carries {type(parametrization[1]).__name__} on top of its factors; remove it first with "
                 f"torch.nn.utils.parametrize.remove_parametrizations"
+            )
+
+
+def _refuse_masks(path: str, module: nn.Module) -> None:
+    known = {*module._parameters, *(name for name, _ in parametrizations_of(module))}
+    for name in SPECTRUM if isinstance(module, SpectralLayer) else ():
+        if name not in known:
+            raise ValueError(
+                f"collapse: {join(path, name)!r} is made by a hook, such as a mask of torch.nn.utils.prune; remove that first"
             )
 
 

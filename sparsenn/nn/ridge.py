@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+from sparsenn._numbers import whole
+from sparsenn.nn.selection import check_module
 
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity)
 
@@ -34,7 +38,7 @@ class RidgeBlock(nn.Module):
         Input (\*, d), output (\*, D).
 
     Raises:
-        ValueError: for a size out of range.
+        ValueError: for a size out of range, and an activation that is no module.
 
     Source: Parhi, Wolf and Nowak 2021, Theorem 1.
 
@@ -59,8 +63,10 @@ class RidgeBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(activation, nn.Module | None):
+            raise ValueError(f"RidgeBlock: activation is {activation!r}; it takes a module, such as torch.nn.ReLU()")
         for name, value, least in (("in_features", in_features, 1), ("width", width, 0), ("out_features", out_features, 1)):
-            if not isinstance(value, int) or value < least:
+            if (size := whole(value)) is None or size < least:
                 raise ValueError(f"RidgeBlock: {name} is {value!r}; it takes an integer >= {least}")
         self.inner = nn.Linear(in_features, width, device=device, dtype=dtype)
         self.activation = nn.ReLU() if activation is None else activation
@@ -91,9 +97,13 @@ class RidgeBlock(nn.Module):
         :math:`c_0`, and loses its v and b. `sparsenn.prune.compact` then takes them out.
 
         Raises:
-            ValueError: for an activation that is not positively homogeneous.
+            ValueError: for an activation that is not positively homogeneous, and where W or V is composed of other parameters
+                (a factorized or spectral layer): collapse those first.
+
+        Note:
+            W and V must be this block's alone; `RidgeNet.balance_` looks.
         """
-        self._check_homogeneous("balance_")
+        _check_rescalable("RidgeBlock.balance_", self)
         self._clear_dead()
         v, w = self._norms_of_v(), self._norms_of_w()
         self._rescale_(torch.where(w == 0, 1.0, w.sqrt() / v.sqrt()))
@@ -104,9 +114,9 @@ class RidgeBlock(nn.Module):
         r"""Rescale every neuron to :math:`\|w_k\|_2 = 1`, but for those with w = 0. The function stays.
 
         Raises:
-            ValueError: for an activation that is not positively homogeneous.
+            ValueError: as `balance_`.
         """
-        self._check_homogeneous("normalize_")
+        _check_rescalable("RidgeBlock.normalize_", self)
         w = self._norms_of_w()
         self._rescale_(torch.where(w == 0, 1.0, w))
         return self
@@ -124,13 +134,6 @@ class RidgeBlock(nn.Module):
         self.outer.weight.mul_(a)
         self.inner.weight.div_(a[:, None])
         self.inner.bias.div_(a)
-
-    def _check_homogeneous(self, what: str) -> None:
-        if not self.homogeneous:
-            kind = type(self.activation).__name__
-            raise ValueError(
-                f"RidgeBlock.{what}: {kind} is not positively homogeneous; it takes ReLU, LeakyReLU, PReLU, Identity"
-            )
 
     def _clear_dead(self) -> None:
         silent = (self.outer.weight == 0).all(0)
@@ -165,7 +168,7 @@ class RidgeNet(nn.Sequential):
         Input (\*, d₀), output (\*, d_L).
 
     Raises:
-        ValueError: for a size out of range.
+        ValueError: for a size out of range, and an activation that is a module already.
 
     Source: Parhi, Wolf and Nowak 2021, Theorem 1; its experiments have L = 2, K = 1296 and d₁ = 16.
 
@@ -189,9 +192,11 @@ class RidgeNet(nn.Sequential):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(depth, int) or depth < 1:
+        if (blocks := whole(depth)) is None or blocks < 1:
             raise ValueError(f"RidgeNet: depth is {depth!r}; it takes an integer >= 1")
-        sizes = [in_features, *[functional_width] * (depth - 1), out_features]
+        if isinstance(activation, nn.Module):
+            raise ValueError(f"RidgeNet: activation is {activation!r}; it takes what makes one for each block: torch.nn.ReLU")
+        sizes = [in_features, *[functional_width] * (blocks - 1), out_features]
         super().__init__(
             *(
                 RidgeBlock(before, width, after, activation().to(device, dtype), skip, device=device, dtype=dtype)
@@ -200,7 +205,12 @@ class RidgeNet(nn.Sequential):
         )
 
     def balance_(self) -> RidgeNet:
-        """`RidgeBlock.balance_` for every block."""
+        """`RidgeBlock.balance_` for every block.
+
+        Raises:
+            ValueError: as there, and where W or V of a block is used elsewhere too; no block is changed then.
+        """
+        check_scales("RidgeNet.balance_", self)
         for block in ridge_blocks(self):
             block.balance_()
         return self
@@ -209,3 +219,44 @@ class RidgeNet(nn.Sequential):
 def ridge_blocks(module: nn.Module) -> Iterator[RidgeBlock]:
     """Every block in a module, itself included, each once."""
     return (m for m in module.modules() if isinstance(m, RidgeBlock))
+
+
+def found_blocks(caller: str, net: nn.Module) -> list[RidgeBlock]:
+    """The blocks of a net, which must have some."""
+    check_module(caller, net)
+    blocks = list(ridge_blocks(net))
+    if not blocks:
+        raise ValueError(f"{caller}: {type(net).__name__} has no sparsenn.nn.RidgeBlock")
+    return blocks
+
+
+def check_plain(caller: str, block: RidgeBlock) -> None:
+    """Refuse a block whose W or V is composed of other parameters: what is written into it would be lost."""
+    for name, layer in (("inner", block.inner), ("outer", block.outer)):
+        if not {"weight", "bias"} <= layer._parameters.keys():
+            raise ValueError(f"{caller}: {name} is a {type(layer).__name__} that composes its weight; collapse the model first")
+
+
+def check_scales(caller: str, net: nn.Module) -> None:
+    """Refuse a net whose blocks can't be rescaled one by one without a change to its function."""
+    rescaled = [(index, layer) for index, block in enumerate(ridge_blocks(net)) for layer in (block.inner, block.outer)]
+    known = {id(layer) for _, layer in rescaled}
+    users = Counter(
+        id(p)
+        for module in (*(layer for _, layer in rescaled), *(m for m in net.modules() if id(m) not in known))
+        for p in module._parameters.values()
+    )
+    for block in ridge_blocks(net):
+        _check_rescalable(caller, block)
+    for index, layer in rescaled:
+        if any(users[id(p)] > 1 for p in layer.parameters()):
+            raise ValueError(
+                f"{caller}: block {index} shares parameters with another layer, whose function would change with their scale"
+            )
+
+
+def _check_rescalable(caller: str, block: RidgeBlock) -> None:
+    check_plain(caller, block)
+    if not block.homogeneous:
+        kind = type(block.activation).__name__
+        raise ValueError(f"{caller}: {kind} is not positively homogeneous; it takes ReLU, LeakyReLU, PReLU, Identity")

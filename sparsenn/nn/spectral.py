@@ -42,13 +42,13 @@ class SpectralLayer(nn.Module):
         """Take over a plain layer, which may be this one; its weight becomes φ, and the eigenvalues have no values yet."""
         name = type(self).__name__
         _check_inits(name, lambda_in_init=lambda_in_init, lambda_out_init=lambda_out_init, phi_init=phi_init)
-        absent_in = not train_lambda_in and _is_zero(lambda_in_init)
-        absent_out = not train_lambda_out and _is_zero(lambda_out_init)
-        if absent_in and absent_out:
+        if not (train_lambda_in or train_lambda_out or callable(lambda_in_init)) and lambda_in_init == lambda_out_init:
             raise ValueError(
-                f"{name}: lambda_in and lambda_out are both 0 and untrained, so that the weight would stay 0; "
+                f"{name}: lambda_in and lambda_out are both {lambda_in_init} and untrained, so that the weight would stay 0; "
                 f"train one of them or give one another init"
             )
+        absent_in = not train_lambda_in and _is_zero(lambda_in_init)
+        absent_out = not train_lambda_out and _is_zero(lambda_out_init)
         state = dict(plain.__dict__)
         parameters = dict(state.pop("_parameters"))
         weight, bias = parameters.pop("weight"), parameters.pop("bias")
@@ -154,8 +154,8 @@ class SpectralLinear(SpectralLayer, nn.Linear):  # type: ignore[override]
         - Input: (\*, in_features). Output: (\*, out_features).
 
     Raises:
-        ValueError: where both eigenvalues are 0 and untrained (the weight would stay 0), for an init that is neither a number
-            nor a function, and for another dtype.
+        ValueError: where both eigenvalues are one number and untrained (the weight would stay 0), for an init that is neither a
+            number nor a function, and for another dtype.
 
     Source: Giambagli et al. 2023, Equations 4 to 6 and "Formulation of the algorithm".
 

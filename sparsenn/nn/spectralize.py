@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparsenn.nn.selection import Rule, matches, rules, walk
+from sparsenn.nn.selection import Rule, check_module, matches, rules, walk
 from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralLayer, SpectralLinear
 from sparsenn.ops.reference import DTYPES
 
@@ -60,6 +60,7 @@ def spectralize(
         >>> torch.equal(net[0].weight, before)
         True
     """
+    check_module("spectralize", model)
     selected = _select(model, rules("spectralize", "include", include), rules("spectralize", "exclude", exclude) or ())
     owners: dict[int, set[tuple[int, str]]] = {}
     for _, module, _ in walk(model):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsenn.nn.ridge import RidgeBlock, ridge_blocks
+from sparsenn.nn.ridge import RidgeBlock, check_plain, check_scales, found_blocks
 from sparsenn.optim.proximal import Proximal
 from sparsenn.penalties import L1, ElasticNet, Penalty, SquaredL1
-from sparsenn.penalties.base import checked_nonnegative
+from sparsenn.penalties.base import single_nonnegative
 
 FORMS = ("path", "squares")
 
@@ -47,7 +47,8 @@ def ridge_proximal(
 
     Raises:
         ValueError: for a net without ridge blocks, another form, a λ that is negative or not finite, and for "path" an
-            activation that is not positively homogeneous.
+            activation that is not positively homogeneous or a W or V that another layer shares; for a W or V that is composed
+            of other parameters (collapse those first).
 
     Source: Parhi, Wolf and Nowak 2021, Equation 2 and Section 2.
 
@@ -62,10 +63,12 @@ def ridge_proximal(
     """
     if form not in FORMS:
         raise ValueError(f"ridge_proximal: form is {form!r}; it takes {' or '.join(map(repr, FORMS))}")
-    blocks = list(ridge_blocks(net))
-    if not blocks:
-        raise ValueError(f"ridge_proximal: {type(net).__name__} has no sparsenn.nn.RidgeBlock")
-    strength = float(checked_nonnegative("ridge_proximal", "lam", lam))
+    blocks = found_blocks("ridge_proximal", net)
+    for block in blocks:
+        check_plain("ridge_proximal", block)
+    if form == "path":
+        check_scales("ridge_proximal", net)
+    strength = float(single_nonnegative("ridge_proximal", "lam", lam))
     inner: Penalty | None = ElasticNet(2 * strength, l1_ratio=0.0) if form == "squares" else None
     outer = SquaredL1(strength, "columns") if form == "squares" else L1(2 * strength)
     groups: list[dict[str, Any]] = [
@@ -79,10 +82,10 @@ def ridge_proximal(
         for block in blocks:
             block.normalize_()
     optimizer = base([group for group in groups if group["params"]])
-    return _OnSpheres(optimizer, blocks) if form == "path" else Proximal(optimizer)
+    return OnSpheres(optimizer, blocks) if form == "path" else Proximal(optimizer)
 
 
-class _OnSpheres(Proximal):
+class OnSpheres(Proximal):
     """Proximal steps that hold the rows w of ridge blocks at unit length. The blocks are a part of what is copied and pickled.
 
     Gradients lose their part along w: there the penalty pulls, and the norm is held.
@@ -97,7 +100,7 @@ class _OnSpheres(Proximal):
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         """A proximal step on tangential gradients, which a closure makes in the step, and the way back to unit length."""
         if closure is None:
-            _drop_radial_parts(self._blocks)
+            self._drop_radial_parts()
             loss = super()._step(None)
         else:
             loss = super()._step(lambda: self._tangential(closure))
@@ -108,15 +111,23 @@ class _OnSpheres(Proximal):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_blocks": self._blocks}
 
+    @property
+    def held(self) -> list[Tensor]:
+        """The matrices whose rows have unit length, but for those that are 0."""
+        return [block.inner.weight for block in self._blocks]
+
     def _tangential(self, closure: Callable[[], Any]) -> Any:
         loss = closure()
-        _drop_radial_parts(self._blocks)
+        self._drop_radial_parts()
         return loss
 
+    @torch.no_grad()
+    def _drop_radial_parts(self) -> None:
+        for w in self.held:
+            if w.grad is not None:
+                w.grad.sub_(radial_part(w, w.grad))
 
-@torch.no_grad()
-def _drop_radial_parts(blocks: list[RidgeBlock]) -> None:
-    for block in blocks:
-        w = block.inner.weight
-        if w.grad is not None:
-            w.grad.sub_(w * (w.grad * w).sum(1, keepdim=True))
+
+def radial_part(w: Tensor, grad: Tensor) -> Tensor:
+    """The part of a gradient along the rows of w, which have unit length or are 0."""
+    return w * (grad * w).sum(1, keepdim=True)

@@ -157,3 +157,13 @@ def checked_nonnegative(kind: str, name: str, value: float | Tensor) -> float | 
     if number is None or not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{kind}: {name} is {value!r}; it takes a finite number >= 0, or a tensor of them")
     return number
+
+
+def single_nonnegative(kind: str, name: str, value: float | Tensor) -> float | Tensor:
+    """`checked_nonnegative` of one number, which a tensor then holds without dimensions."""
+    strength = checked_nonnegative(kind, name, value)
+    if isinstance(strength, Tensor):
+        if strength.numel() != 1:
+            raise ValueError(f"{kind}: {name} is a tensor of shape {tuple(strength.shape)}; it takes a single number")
+        return strength.reshape(())
+    return strength

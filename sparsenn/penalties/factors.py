@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsenn.nn.parametrizations import GroupProduct, HadamardProduct, factors_of, hadamard_parametrizations_of
+from sparsenn.nn.selection import check_module
 from sparsenn.ops.reference import accumulator
 
 
@@ -75,6 +76,7 @@ def factor_decay_min(module: nn.Module) -> Tensor:
 
 
 def _factorized(name: str, module: nn.Module) -> list[parametrize.ParametrizationList]:
+    check_module(name, module)
     found = {id(each): each for each in _lists(module)}
     if not found:
         raise ValueError(f"{name}: {type(module).__name__} has no factorized parameter; sparsenn.factorize makes some")

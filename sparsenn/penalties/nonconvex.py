@@ -257,8 +257,9 @@ class SCAD(_OfMagnitudes):
         self.a = float(number)
 
     def _penalty(self, m: Tensor, lam: Tensor) -> Tensor:
-        linear = torch.minimum(m, lam.expand_as(m))
-        bend = (torch.minimum(m, (self.a * lam).expand_as(m)) - lam).clamp(min=0)  # how far into the bent part
+        bent = m > lam  # ties belong to one side: torch.minimum would give half a slope to each
+        linear = torch.where(bent, lam, m)
+        bend = torch.where(bent, torch.minimum(m, (self.a * lam).expand_as(m)) - lam, 0.0)  # how far into the bent part
         return lam * linear + bend * (lam - bend / (2 * (self.a - 1)))
 
     def _slope(self, m: Tensor, lam: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsenn.nn.ridge import RidgeBlock, ridge_blocks
+from sparsenn.nn.ridge import RidgeBlock, found_blocks
+from sparsenn.nn.selection import check_module
 from sparsenn.ops import ridge_norm
 from sparsenn.ops.reference import accumulator
 
@@ -39,7 +40,7 @@ def rbv2(module: nn.Module) -> Tensor:
         >>> sparsenn.penalties.rbv2(block).item()  # (1 + 2)^2 + 5^2 + 4 * 0.5
         36.0
     """
-    blocks = _blocks("rbv2", module)
+    blocks = found_blocks("rbv2", module)
     skips = [b.skip.weight for b in blocks if b.skip is not None]
     return ridge_norm([b.outer.weight for b in blocks], [b.inner.weight for b in blocks], skips)
 
@@ -69,7 +70,7 @@ def rbv2_path(module: nn.Module) -> Tensor:
         >>> bool(sparsenn.penalties.rbv2_path(net) <= sparsenn.penalties.rbv2(net))
         True
     """
-    blocks = _blocks("rbv2_path", module)
+    blocks = found_blocks("rbv2_path", module)
     for block in blocks:
         if not block.homogeneous:
             kind = type(block.activation).__name__
@@ -93,14 +94,8 @@ def weight_decay(module: nn.Module) -> Tensor:
         >>> sparsenn.penalties.weight_decay(torch.nn.PReLU(2)).item()
         0.125
     """
+    check_module("weight_decay", module)
     return sum((accumulator(p).square().sum() for p in module.parameters()), torch.zeros(()))
-
-
-def _blocks(name: str, module: nn.Module) -> list[RidgeBlock]:
-    blocks = list(ridge_blocks(module))
-    if not blocks:
-        raise ValueError(f"{name}: {type(module).__name__} has no sparsenn.nn.RidgeBlock")
-    return blocks
 
 
 def _path(block: RidgeBlock) -> Tensor:

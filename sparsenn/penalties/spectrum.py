@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sparsenn.nn.selection import check_module
 from sparsenn.nn.spectral import SpectralGate, SpectralLayer
 from sparsenn.ops.reference import accumulator
-from sparsenn.penalties.base import checked_nonnegative
+from sparsenn.penalties.base import single_nonnegative
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -29,8 +30,9 @@ def spectral(
 
     The first two sums run over the spectral layers (λ_in and λ_out where they are there; of a `SpectralGate` λ alone), the
     third over plain linear layers and convolutions. There is no factor ½, so that a weight decay that does the same is 2α.
-    Biases are free. The sums over λ and φ of a node are smallest, for a given row w of its weights, at
-    :math:`2 \sqrt{\alpha_\lambda \alpha_\varphi}\,\|w\|_2`: a group lasso, which is why nodes die.
+    Biases are free, and a tensor that several layers share counts once. The sums over λ and φ of a node are smallest, for a
+    given row w of its weights, at :math:`2 \sqrt{\alpha_\lambda \alpha_\varphi}\,\|w\|_2`: a group lasso, which is why nodes
+    die. A strength that is the number 0 makes no term, and no gradients.
 
     Args:
         model: The model or a single layer. Under ``torch.func.functional_call`` its substituted parameters count.
@@ -44,7 +46,8 @@ def spectral(
         A 0-d tensor (float32 for half types) through which autograd flows.
 
     Raises:
-        ValueError: for a strength that is negative or not finite, a name that is no such layer, and a model without any.
+        ValueError: for a strength that is negative, not finite or no single number, a name that is no such layer, and a model
+            without any.
 
     Source: Giambagli et al. 2023, Equations 7 and 8. The equations penalise both hidden layers, the public code the first
     alone (``layers=["0"]``).
@@ -59,9 +62,9 @@ def spectral(
         >>> sparsenn.penalties.spectral(sparsenn.nn.SpectralLinear(10, 20), alpha_lambda=5e-4)  # 20 eigenvalues of 1
         tensor(0.0100, grad_fn=<SumBackward0>)
     """
-    strengths = {"lambda": alpha_lambda, "phi": alpha_phi, "w": alpha_w}
-    for name, value in strengths.items():
-        checked_nonnegative("spectral", f"alpha_{name}", value)
+    check_module("spectral", model)
+    given = {"lambda": alpha_lambda, "phi": alpha_phi, "w": alpha_w}
+    strengths = {kind: single_nonnegative("spectral", f"alpha_{kind}", value) for kind, value in given.items()}
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, (SpectralLayer, SpectralGate, *_PLAIN))}
     for name in layers if layers is not None else ():
         if name not in found:
@@ -69,16 +72,20 @@ def spectral(
             raise ValueError(f"spectral: layers holds {name!r}; it takes names of linear layers and convolutions: {known}")
     if not found:
         raise ValueError(f"spectral: model is a {type(model).__name__}, which has no linear layer and no convolution")
-    terms = [
-        strengths[kind] * accumulator(tensor).square().sum()
-        for name in (found if layers is None else dict.fromkeys(layers))
-        for kind, tensor in _tensors(found[name])
-    ]
+    chosen = (found[name] for name in (found if layers is None else dict.fromkeys(layers)))
+    active = {kind: strength for kind, strength in strengths.items() if isinstance(strength, Tensor) or strength}
+    counted = {
+        id(tensor): (kind, tensor)
+        for layer in chosen
+        for name, kind in _kinds(layer)
+        if kind in active and (tensor := getattr(layer, name, None)) is not None
+    }
+    terms = [active[kind] * accumulator(tensor).square().sum() for kind, tensor in counted.values()]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+def _kinds(layer: nn.Module) -> tuple[tuple[str, str], ...]:
+    """The names of the tensors that may count, each with its strength."""
     if not isinstance(layer, SpectralLayer | SpectralGate):
-        return [("w", layer.weight)]  # type: ignore[list-item]
-    kinds = (("lambda_in", "lambda"), ("lambda_out", "lambda"), ("phi", "phi"))
-    return [(kind, getattr(layer, name)) for name, kind in kinds if getattr(layer, name, None) is not None]
+        return (("weight", "w"),)
+    return ("lambda_in", "lambda"), ("lambda_out", "lambda"), ("phi", "phi")

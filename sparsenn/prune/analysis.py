@@ -87,7 +87,7 @@ class Analysis(fx.Interpreter):
             if args[1] == "shape":
                 read_width(trace, n, args[0])
             return mixing(trace, site, args[0]) if isinstance(result, Tensor) else result
-        return self._apply(FUNCTIONS.get(n.target), site, args, kwargs)
+        return self._apply(n, FUNCTIONS.get(n.target), site, args, kwargs)
 
     def _method(self, n: fx.Node, site: Site, args: Any, kwargs: dict[str, Any]) -> Any:
         if n.target == "size":
@@ -99,7 +99,7 @@ class Analysis(fx.Interpreter):
             return site.result
         name = str(n.target)
         rule = METHODS.get(name.removesuffix("_") if name != "requires_grad_" else name)
-        return self._apply(rule, site, args, kwargs)
+        return self._apply(n, rule, site, args, kwargs)
 
     def _module(self, n: fx.Node, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
         module = self.fetch_attr(str(n.target))
@@ -111,11 +111,13 @@ class Analysis(fx.Interpreter):
             )
         if kind in LAYERS and module in self.trace.whole:
             return mixing(self.trace, site, *args, **kwargs)
-        return self._apply(MODULES.get(kind), site, args, kwargs)
+        return self._apply(n, MODULES.get(kind), site, args, kwargs)
 
-    def _apply(self, rule: Callable[..., Any] | None, site: Site, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _apply(self, n: fx.Node, rule: Callable[..., Any] | None, site: Site, args: Any, kwargs: dict[str, Any]) -> Any:
         if rule is None:
             raise site.error("is unknown to compaction, which cannot tell what it does to units")
+        if any(isinstance(self._units[node], int | float) for node in n.all_input_nodes):
+            return mixing(self.trace, site, *args, **kwargs)  # a size of the example, say: of other inputs it is another
         try:
             _signature(rule).bind(self.trace, site, *args, **kwargs)
         except TypeError:  # arguments that the rule does not know, such as alpha of torch.add

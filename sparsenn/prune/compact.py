@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from sparsenn._numbers import whole
 from sparsenn.nn.convert import collapse
 from sparsenn.nn.indexed import IndexedLayer
+from sparsenn.nn.selection import check_module
 from sparsenn.prune.analysis import Analysis, trace_calls
 from sparsenn.prune.rules import LAYERS, MODULES
 from sparsenn.prune.units import map_nested
@@ -113,6 +114,7 @@ def _checked_multiple(round_to: int) -> int:
 
 
 def _check(model: nn.Module, threshold: float) -> None:
+    check_module("compact", model)
     if not threshold >= 0:
         raise ValueError(f"compact: threshold is {threshold!r}; it takes a number >= 0")
     for name, tensor in _tensors(model):

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from sparsenn._numbers import whole
 from sparsenn.nn.parametrizations import HadamardProduct, factors_by_row
+from sparsenn.nn.selection import check_module
 from sparsenn.nn.spectral import SpectralLayer
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -87,8 +88,8 @@ def nodes(
     r"""Kill the least relevant nodes of a model, in place: their weights, their bias and their eigenvalue become 0.
 
     Node i of a layer goes if its :func:`node_relevance` is at most the threshold, or if it is among the least relevant share of
-    all nodes of these layers together. Layers that share a weight lose the nodes that all of them can do without, and a layer
-    that shares it with a module that is not looked at, with the last layer or an embedding, loses none. :func:`compact` makes
+    all nodes of these layers together. Layers that share a tensor lose the nodes that all of them can do without, and a layer
+    that shares one with a module that is not looked at, with the last layer or an embedding, loses none. :func:`compact` makes
     the model small afterwards. A batch normalization behind a dead node stays, and makes a constant of it; compaction takes
     that into account.
 
@@ -145,10 +146,7 @@ def nodes(
     dead = dict(zip(chosen, goes.split([own.numel() for own in relevance.values()]), strict=True))
     for name, own in relevance.items():
         dead[name][own.argsort(descending=True, stable=True)[:spared]] = False
-    tied: dict[int, list[str]] = {}
-    for name, layer in chosen.items():
-        tied.setdefault(id(_stored(layer)[0]), []).append(name)
-    for names in tied.values():  # layers with one weight lose the nodes that all of them can do without
+    for names in _tied(chosen):
         dead |= dict.fromkeys(names, torch.stack([dead[name] for name in names]).all(0))
     elsewhere = _held_elsewhere(model, chosen)
     for name, layer in chosen.items():
@@ -226,6 +224,7 @@ def _norms(weight: Tensor) -> Tensor:
 
 
 def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    check_module("nodes", model)
     found = {name: module for name, module in model.named_modules() if isinstance(module, _PLAIN)}
     if names is None:
         return dict(list(found.items())[:-1])
@@ -237,6 +236,18 @@ def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modul
                 f"nodes: layers holds {name!r}; it takes names of linear layers and convolutions: {', '.join(found)}"
             )
     return {name: found[name] for name in names}
+
+
+def _tied(layers: dict[str, nn.Module]) -> list[list[str]]:
+    """The names of these layers, those together that share a tensor, be it by way of others."""
+    groups: list[tuple[set[int], list[str]]] = []
+    for name, layer in layers.items():
+        held, names = {id(tensor) for tensor in _stored(layer)}, [name]
+        for group in [group for group in groups if group[0] & held]:
+            groups.remove(group)
+            held, names = held | group[0], group[1] + names
+        groups.append((held, names))
+    return [names for _, names in groups]
 
 
 def _held_elsewhere(model: nn.Module, chosen: dict[str, nn.Module]) -> set[int]:

@@ -92,6 +92,16 @@ def test_hadamard_layers_become_plain_ones_in_place(cls, plain):
     assert torch.equal(torch.load(file, weights_only=False)(x), expected)
 
 
+@pytest.mark.parametrize("name", ["phi", "lambda_out"])
+def test_a_spectral_layer_under_a_mask_is_refused(name):
+    net = nn.Sequential(sparsenn.nn.SpectralLinear(3, 3))
+    torch.nn.utils.prune.l1_unstructured(net[0], name, 0.5)
+    with pytest.raises(ValueError, match=f"collapse: '0.{name}' is made by a hook, such as a mask"):
+        sparsenn.collapse(net)
+    torch.nn.utils.prune.remove(net[0], name)
+    assert isinstance(sparsenn.collapse(net)[0], nn.Linear)
+
+
 def test_a_plain_net_is_thresholded_in_place_but_for_its_buffers():
     model = net()
     with torch.no_grad():

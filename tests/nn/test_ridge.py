@@ -127,8 +127,49 @@ def test_an_activation_that_is_not_homogeneous_can_run_but_not_be_rescaled():
 
 
 @pytest.mark.parametrize(
+    "change", [sparsenn.spectralize, lambda net: sparsenn.factorize(net, 2)], ids=["spectral", "factorized"]
+)
+def test_what_is_written_into_a_composed_weight_would_be_lost(change):
+    net = change(RidgeNet(4, 1, width=8))
+    for call in (net.balance_, net[0].balance_, net[0].normalize_):
+        with pytest.raises(ValueError, match=r"inner is a \w+ that composes its weight; collapse the model first"):
+            call()
+    sparsenn.collapse(net).balance_()
+
+
+def tied(how: str) -> RidgeNet:
+    net = RidgeNet(4, 4, width=8, functional_width=4)
+    if how == "weight":
+        net[1].inner.weight = net[0].inner.weight
+    elif how == "layer":
+        net[1].outer = net[0].outer
+    else:
+        net.append(nn.Linear(8, 4))
+        net[2].weight = net[1].outer.weight
+    return net
+
+
+@pytest.mark.parametrize(("how", "index"), [("weight", 0), ("layer", 0), ("outside", 1)])
+def test_a_block_that_shares_its_scale_can_not_have_another(how, index):
+    with pytest.raises(ValueError, match=f"RidgeNet.balance_: block {index} shares parameters with another layer"):
+        tied(how).balance_()
+
+
+def test_a_block_that_is_used_twice_can_be_rescaled():
+    torch.manual_seed(0)
+    block = RidgeBlock(4, 8, 4)
+    net = RidgeNet(4, 4, width=8, functional_width=4)
+    net[0] = net[1] = block
+    x = torch.randn(9, 4)
+    before = net(x)
+    torch.testing.assert_close(net.balance_()(x), before)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: RidgeBlock(2, 4, 4, nn.ReLU), "RidgeBlock: activation is <class .*ReLU'>; it takes a module"),
+        (lambda: RidgeNet(4, 1, activation=nn.ReLU()), r"RidgeNet: activation is ReLU\(\); it takes what makes one"),
         (lambda: RidgeBlock(0, 4, 4), "RidgeBlock: in_features is 0; it takes an integer >= 1"),
         (lambda: RidgeBlock(4, -1, 4), "RidgeBlock: width is -1; it takes an integer >= 0"),
         (lambda: RidgeNet(4, 1, depth=0), "RidgeNet: depth is 0; it takes an integer >= 1"),

@@ -144,8 +144,10 @@ def test_what_is_trained_and_what_is_left_out():
     assert not layer.lambda_in.requires_grad
     layer = SpectralLinear(3, 2, train_lambda_in=True, train_lambda_out=False, lambda_out_init=0)
     assert layer.lambda_out is None
-    with pytest.raises(ValueError, match=r"SpectralLinear: .*both 0 and untrained"):
+    with pytest.raises(ValueError, match=r"SpectralLinear: .*both 0.0 and untrained"):
         SpectralLinear(3, 2, train_lambda_out=False, lambda_out_init=0)
+    with pytest.raises(ValueError, match=r"both 1\.0 and untrained"):
+        SpectralLinear(3, 2, train_lambda_out=False, lambda_in_init=1.0)
 
 
 def test_an_init_is_a_number_or_a_function():

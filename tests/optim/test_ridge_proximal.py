@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsenn
+from sparsenn import spectralize
+from sparsenn.metrics import kkt_residual
 from sparsenn.nn import RidgeNet
 from sparsenn.optim import Proximal, ridge_proximal
 from sparsenn.penalties import L1, rbv2, rbv2_path
@@ -29,7 +31,7 @@ def task() -> tuple[RidgeNet, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module", params=[("path", "sgd"), ("path", "adam"), ("squares", "sgd")], ids="-".join)
-def trained(request) -> tuple[str, RidgeNet, Tensor, Tensor]:
+def trained(request) -> tuple[str, RidgeNet, Tensor, Tensor, Proximal]:
     form, base = request.param
     net, x, y = task()
     optimizer = ridge_proximal(net, BASES[base], LAM, form=form)
@@ -37,12 +39,12 @@ def trained(request) -> tuple[str, RidgeNet, Tensor, Tensor]:
         optimizer.zero_grad()
         (net(x) - y).square().mean().backward()
         optimizer.step()
-    return form, net, x, y
+    return form, net, x, y, optimizer
 
 
 def test_the_end_is_stationary_for_the_published_objective(trained):
     """Where weights are not 0 the objective is smooth: its own gradient, by autograd of its formula, has to vanish."""
-    form, net, x, y = trained
+    form, net, x, y, _ = trained
     block = net[0]
     net.zero_grad()
     ((net(x) - y).square().mean() + LAM * {"path": rbv2_path, "squares": rbv2}[form](net)).backward()
@@ -56,15 +58,26 @@ def test_the_end_is_stationary_for_the_published_objective(trained):
         torch.testing.assert_close(block.inner.weight.norm(dim=1), torch.ones(12, dtype=torch.float64))
 
 
+def test_the_report_of_stationarity_sees_that_too(trained):
+    """On unit spheres the gradient of W keeps a part along W, of 2 lam ||v||_1, which is no residual."""
+    form, net, x, y, optimizer = trained
+    report = kkt_residual(net, lambda: (net(x) - y).square().mean(), optimizer)
+    assert report.total.max < 1e-4 < report.gradient_scale
+    if form == "path":
+        plain = torch.autograd.grad((net(x) - y).square().mean(), net[0].inner.weight)[0]
+        along = (plain * net[0].inner.weight).sum(1).neg()
+        torch.testing.assert_close(along, 2 * LAM * net[0].outer.weight.detach().abs().sum(0), rtol=0, atol=1e-4)
+
+
 def test_both_forms_end_at_the_same_height(trained):
     """Equation 2 and its path form have the same least value; here 0.09734725595971522, found by either from any base."""
-    _, net, x, y = trained
+    _, net, x, y, _ = trained
     height = (net(x) - y).square().mean() + LAM * rbv2_path(net)
     assert height.item() == pytest.approx(0.09734725595971522, rel=1e-6)
 
 
 def test_dead_neurons_can_be_taken_out(trained):
-    form, net, x, _ = trained
+    form, net, x, *_ = trained
     net = copy.deepcopy(net)
     before = net(x)
     net.balance_()
@@ -106,6 +119,10 @@ def test_errors():
         ridge_proximal(RidgeNet(2, 1, width=3, activation=nn.Sigmoid), BASES["sgd"], 1e-3)
     with pytest.raises(ValueError, match=r"ridge_proximal: lam is -1; it takes a finite number >= 0"):
         ridge_proximal(net, BASES["sgd"], -1)
+    with pytest.raises(ValueError, match=r"lam is a tensor of shape \(2,\); it takes a single number"):
+        ridge_proximal(net, BASES["sgd"], torch.ones(2))
+    with pytest.raises(ValueError, match=r"ridge_proximal: inner is a SpectralLinear that composes its weight"):
+        ridge_proximal(spectralize(net), BASES["sgd"], 1e-3, form="squares")
 
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda pair: pickle.loads(pickle.dumps(pair))}

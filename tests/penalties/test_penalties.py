@@ -155,6 +155,17 @@ def test_options_out_of_range():
                 make(0.1, value)
 
 
+@pytest.mark.parametrize("make", [p.SCAD, p.MCP])
+def test_the_gradient_at_a_knee_is_the_slope_beside_it(make):
+    penalty = make(0.5)
+    knee = 3.7 if make is p.SCAD else 3.0
+    for at in (0.5, 0.5 * knee):
+        w = torch.tensor([at, at * (1 - 1e-9), -at], dtype=torch.float64, requires_grad=True)
+        (grad,) = torch.autograd.grad(penalty.value(w), w)
+        torch.testing.assert_close(grad[0], grad[1], rtol=1e-6, atol=1e-8)
+        assert grad[2] == -grad[0]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_with_lam_copies_and_repr_tells(name):
     penalty = CASES[name].make(0.25)

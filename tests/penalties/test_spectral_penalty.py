@@ -55,6 +55,34 @@ def test_half_types_are_added_up_in_float32(dtype):
     assert float(value) == 90_000  # beyond float16, and beyond what bfloat16 can count to
 
 
+def test_a_strength_of_zero_makes_no_term():
+    net = mixed()
+    with torch.no_grad():
+        net[4].weight.fill_(1e300)  # whose square would be infinite
+    spectral(net, alpha_lambda=0.3).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is not None] == [
+        name for name, _ in net.named_parameters() if "lambda" in name
+    ]
+
+
+def test_what_layers_share_counts_once():
+    first, second = sparsenn.nn.SpectralLinear(3, 3), sparsenn.nn.SpectralLinear(3, 3)
+    plain, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.phi, other.weight = first.phi, plain.weight
+    net = nn.Sequential(first, second, plain, other).double()
+    wanted = 2.0 * first.phi.square().sum() + 3.0 * plain.weight.square().sum() + 0.5 * 6  # eigenvalues of 1
+    torch.testing.assert_close(spectral(net, alpha_lambda=0.5, alpha_phi=2.0, alpha_w=3.0), wanted)
+
+
+def test_a_strength_may_be_a_tensor_of_one_element():
+    net, alpha = mixed(), torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    value = spectral(net, alpha_lambda=alpha)
+    assert value.shape == ()
+    torch.testing.assert_close(value, spectral(net, alpha_lambda=0.3))
+    value.backward()
+    torch.testing.assert_close(alpha.grad[0], value.detach() / 0.3)
+
+
 def test_the_equations_and_the_code_differ_in_the_second_layer():
     student = sparsenn.models.soft_committee(3, (5, 4))
     first, second = (float(student[i].weight.square().sum()) for i in (0, 2))
@@ -117,6 +145,7 @@ def test_the_minimum_over_a_node_s_factors_is_a_group_lasso():
         ({"alpha_lambda": -1.0}, "alpha_lambda is -1.0"),
         ({"alpha_phi": float("nan")}, "alpha_phi is nan"),
         ({"alpha_w": torch.tensor([1.0, -1.0])}, "alpha_w holds a negative"),
+        ({"alpha_w": torch.ones(2)}, r"alpha_w is a tensor of shape \(2,\); it takes a single number"),
         ({"layers": ["0", "7"]}, "layers holds '7'; it takes names of linear layers and convolutions: '0', '1', '3', '4'"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from small_nets import assert_same_function, generic, zero
@@ -111,6 +114,37 @@ def test_a_number_of_units_that_is_read_stays(width):
     small = compact(net, torch.randn(1, 4).double())
     assert small.first.weight.shape == (4, 4)
     assert_same_function(net, small, torch.randn(5, 4).double())
+
+
+class Sized(nn.Module):
+    """Computes with a size of its input."""
+
+    def __init__(self, middle: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 8), middle, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(torch.sigmoid(self.first(x)), x))
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda h, x: h * x.shape[0],
+        lambda h, x: h + x.size(0),
+        lambda h, x: x.shape[1] - h,
+        lambda h, x: h / math.sqrt(x.shape[1]),
+        lambda h, x: h.clamp(max=0.1 * x.size(0)),
+        lambda h, x: h / x.numel(),
+    ],
+    ids=["times", "plus", "minus", "root", "clamp", "numel"],
+)
+def test_numbers_made_of_the_example_s_sizes_are_no_constants(middle):
+    net = generic(Sized(middle))
+    zero(net.first.weight, 1, 3)
+    small = compact(net, torch.randn(2, 5, 4).double())
+    for shape in ((2, 5, 4), (3, 5, 4), (2, 9, 4), (1, 1, 4)):
+        assert_same_function(net, small, torch.randn(shape).double())
 
 
 class Unpacked(nn.Module):

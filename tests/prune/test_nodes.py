@@ -137,6 +137,24 @@ def test_layers_with_one_weight_lose_the_same_nodes():
     assert node_relevance(net[1]).tolist() == [3.0, 0.0, 2.0]
 
 
+def test_layers_that_share_any_tensor_lose_the_same_nodes():
+    net = nn.Sequential(
+        *(sparsenn.nn.SpectralLinear(3, 3, train_lambda_in=True) for _ in range(2)), nn.Linear(3, 3), nn.Linear(3, 3)
+    )
+    with torch.no_grad():
+        for layer in net[:2]:
+            layer.phi.copy_(torch.eye(3))
+        net[0].lambda_out.copy_(torch.tensor([0.01, 0.01, 1.0]))
+        net[1].lambda_out.copy_(torch.tensor([1.0, 0.01, 0.01]))
+        net[2].weight.copy_(torch.tensor([[0.01], [1.0], [0.01]]).expand(3, 3))
+        net[3].weight.fill_(1.0)
+    net[1].phi, net[2].bias = net[0].phi, net[1].bias
+    assert nodes(net, threshold=0.1).killed == {"0": (), "1": (), "2": ()}
+    with torch.no_grad():
+        net[2].weight[1] = 0.0
+    assert nodes(net, threshold=0.1).killed == {"0": (1,), "1": (1,), "2": (1,)}
+
+
 @pytest.mark.parametrize("depth", [0, 2])
 def test_a_weight_that_the_last_layer_shares_keeps_its_rows(depth):
     torch.manual_seed(0)
