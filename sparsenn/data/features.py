@@ -54,11 +54,14 @@ def load_features(path: str | Path) -> TabularData:
         kind = np.floating if name.endswith("features") else np.integer
         if not np.issubdtype(arrays[name].dtype, kind):
             raise DataError(f"{path}: {name} has dtype {arrays[name].dtype}; it takes {kind.__name__} numbers")
+        if kind is np.floating and not np.isfinite(arrays[name]).all():
+            raise DataError(f"{path}: {name} holds NaN or infinity")
     labels = [arrays[name] for name in NAMES if name.endswith("labels")]
-    if any(own.size and own.min() < 0 for own in labels):
-        raise DataError(f"{path}: label check failed: a label is below 0")
-    if labels[1].size and labels[1].max() > labels[0].max(initial=-1):
-        raise DataError(f"{path}: label check failed: class {labels[1].max()} is in the test samples alone")
+    if any(own.size and (own.min() < 0 or own.max() > np.iinfo(np.int64).max) for own in labels):
+        raise DataError(f"{path}: label check failed: a label is below 0, or above what int64 holds")
+    largest = [int(own.max()) if own.size else -1 for own in labels]
+    if largest[1] > largest[0]:
+        raise DataError(f"{path}: label check failed: class {largest[1]} is in the test samples alone")
     parts = {
         name: torch.from_numpy(arrays[name].astype(np.float32 if name.endswith("features") else np.int64)) for name in NAMES
     }

@@ -54,10 +54,12 @@ def uniform(numbers: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
     return _shifted(bits, 12).double().add_(0.5).mul_(2.0**-52), sign
 
 
-def new_seed(generator: torch.Generator | None = None) -> int:
+def new_seed(generator: torch.Generator | None = None, below: int = 2**63 - 1) -> int:
     """A seed drawn from a generator, by default torch's own for the CPU."""
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator is {generator!r}; it takes a torch.Generator, or None for torch's own")
     device = generator.device if generator is not None else "cpu"
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+    return int(torch.randint(below, (), generator=generator, device=device))
 
 
 def derived_seed(seed: int, stream: int) -> int:

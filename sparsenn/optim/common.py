@@ -15,6 +15,8 @@ from sparsenn._numbers import plain
 from sparsenn.ops.reference import DTYPES
 from sparsenn.optim.memory import staggered_zeros
 
+_ROUNDING = 1e-12
+
 
 class Scalars:
     """Numbers as the 0-d float64 tensors that the operators take, each made once; a tensor passes as it is."""
@@ -42,7 +44,10 @@ def state_dtype(p: Tensor) -> torch.dtype:
 
 
 def checked_number(owner: str, name: str, value: Any, *, may_be_tensor: bool = False) -> Any:
-    """A finite number >= 0 as Python has it; lr and lam also as a float32 or float64 tensor of one element."""
+    """A finite number >= 0 as Python has it; lr and lam also as a float32 or float64 tensor of one element.
+
+    A learning rate may be below 0 by a rounding, which is then 0: torch's LinearLR ends so on its way to 0.
+    """
     if isinstance(value, Tensor) and (
         not may_be_tensor or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64)
     ):
@@ -51,6 +56,8 @@ def checked_number(owner: str, name: str, value: Any, *, may_be_tensor: bool = F
             " (lr and lam also a 0-d float32 or float64 tensor)"
         )
     number = value if isinstance(value, Tensor) else plain(value)
+    if name == "lr" and number is not None and -_ROUNDING < number < 0:
+        number = number.zero_() if isinstance(number, Tensor) else 0.0
     if number is None or not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{owner}: {name} is {value!r}; it takes a finite number >= 0")
     return number

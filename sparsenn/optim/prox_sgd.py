@@ -96,7 +96,7 @@ class ProxSGD(Optimizer):
             the whole tensor, the same on every rank, or a DTensor in the parameter's own shape and placements.
         momentum: 0 ≤ momentum < 1.
         dampening: Dampening of the momentum, < 1 where there is a penalty; not applied at a parameter's first step, as in
-            torch.
+            torch; that step's threshold has none either.
         nesterov: Nesterov momentum; needs momentum > 0 and no dampening.
         weight_decay: Plain L2, added to the gradient: with it the penalty is that of the elastic net.
         maximize: Maximise the loss, less the penalty, instead.

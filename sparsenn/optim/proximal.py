@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsenn.optim import runs, shards, steps
+from sparsenn.optim import common, runs, shards, steps
 from sparsenn.penalties import Penalty
 from sparsenn.penalties.base import broadcasts_to
 from sparsenn.penalties.separable import Separable
@@ -196,6 +196,9 @@ class Proximal(Optimizer):
                 raise ValueError(f"Proximal: group {index} has momentum {group['momentum']}; it takes a number below 1")
             if penalty is None:
                 continue
+            lr = group.get("lr")
+            if isinstance(lr, float) and lr < 0:
+                group["lr"] = common.checked_number("Proximal", "lr", lr)
             if group["lam"] is not penalty.lam:
                 self._penalties[index] = fitted = _fitted(penalty, group, index)
                 group["lam"] = fitted.lam  # NumPy's number is Python's now

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsenn.init.stream import new_seed
+
 
 def is_sharded(x: Tensor) -> bool:
     """Whether a tensor is a DTensor. Its module is not imported for the question: without it there are none."""
@@ -71,8 +73,7 @@ def root_mean_square(p: Tensor) -> float:
 
 def shared_seed(generator: torch.Generator | None) -> int:
     """A seed from the generator; without one from torch's default generator on rank 0, for all ranks."""
-    device = generator.device if generator is not None else "cpu"
-    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    seed = new_seed(generator, 2**62)
     if generator is None and torch.distributed.is_available() and torch.distributed.is_initialized():
         seeds = [seed]
         torch.distributed.broadcast_object_list(seeds, src=0)

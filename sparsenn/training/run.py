@@ -18,9 +18,11 @@ from sparsenn.data import ImageData, require_extra
 from sparsenn.training.config import TrainConfig
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.files import write_atomic, write_json
+from sparsenn.training.fit import build_model
 from sparsenn.training.folder import alone_in, go_on, open_again, open_new
 from sparsenn.training.logging import Progress, progress_for
 from sparsenn.training.loop import to_device, train_net
+from sparsenn.training.methods import check_compression
 from sparsenn.training.pictures import write_pictures
 from sparsenn.training.result import Outcome, Result, outcome
 from sparsenn.training.session import StopSignal, session
@@ -67,6 +69,8 @@ def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = T
         raise ConfigError(f"train: config is of type {type(config).__name__}; it takes a TrainConfig, as configure makes it")
     with session(config):
         loaded = _load(config, images, pictures=out is not None)
+        if config.compression is not None:
+            check_compression(config, build_model(config, loaded))  # before there is a folder
         home = open_new(out, config) if out is not None else None
         return _run(config, loaded, home, quiet)
 

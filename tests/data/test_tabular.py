@@ -145,6 +145,13 @@ def test_features_come_back_as_they_were_written(tmp_path, suffix):
     assert loaded.train_targets.dtype == torch.int64
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int32])
+def test_labels_may_be_any_integers(tmp_path, dtype):
+    labels = {"train_labels": (np.arange(9) % 3).astype(dtype), "test_labels": (np.arange(4) % 3).astype(dtype)}
+    np.savez(tmp_path / "f.npz", **features(**labels))
+    assert data.load_features(tmp_path / "f.npz").train_targets.tolist() == [0, 1, 2] * 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -152,6 +159,9 @@ def test_features_come_back_as_they_were_written(tmp_path, suffix):
         ({"train_labels": np.zeros(9)}, "train_labels has dtype float64"),
         ({"test_features": np.zeros((4, 4), int)}, "test_features has dtype int64"),
         ({"test_labels": np.array([0, 1, 2, -1])}, "a label is below 0"),
+        ({"test_labels": np.array([0, 1, 2, 2**63], np.uint64)}, "or above what int64 holds"),
+        ({"test_features": np.full((4, 4), np.nan)}, "test_features holds NaN or infinity"),
+        ({"train_labels": np.zeros(0, int), "train_features": np.zeros((0, 4))}, "class 2 is in the test samples alone"),
         ({"test_labels": np.array([0, 1, 2, 3])}, "class 3 is in the test samples alone"),
         ({"train_labels": np.arange(8) % 3}, "targets are torch.int64"),
     ],

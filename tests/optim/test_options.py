@@ -260,3 +260,31 @@ def test_parameters_are_looked_up_in_one_table(maker, monkeypatch):
     assert optimizer._position(added) == 40
     with pytest.raises(ValueError, match="the tensor is no parameter of this optimizer"):
         optimizer._group_of(torch.ones(2))
+
+
+ROUNDED = {**MAKERS, "Proximal": lambda p, **options: Proximal(torch.optim.SGD(p, **{"lr": 0.1, **options}), L1(1e-3))}
+
+
+@pytest.mark.parametrize("maker", ROUNDED)
+def test_a_schedule_may_end_below_zero_by_a_rounding(maker):
+    """Torch's LinearLR goes from 1/3 to 0 in ten steps, and stays at -3e-18."""
+    w = weights()
+    optimizer = ROUNDED[maker]([w])
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 3, 0.0, 10)
+    for _ in range(10):
+        step(w, optimizer)
+        scheduler.step()
+    assert -1e-12 < optimizer.param_groups[0]["lr"] < 0
+    before = w.detach().clone()
+    step(w, optimizer, 2)
+    assert torch.equal(w, before)
+    optimizer.param_groups[0]["lr"] = -1e-9
+    with pytest.raises(ValueError, match="lr is -1e-09; it takes a finite number >= 0"):
+        step(w, optimizer)
+    assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("maker", [FactorizedSGD, FactorizedAdam])
+def test_a_generator_is_one_of_torch(maker):
+    with pytest.raises(ValueError, match=r"generator is 3; it takes a torch\.Generator"):
+        maker([weights()], lr=0.1, generator=3)

@@ -105,10 +105,13 @@ def test_the_masks_at_the_start_are_those_of_the_room(shapes):
         assert all(torch.equal(mask, found[name]) for name, mask in prune.masks(net).items()), method
 
 
-def test_biases_are_pruned_on_demand_and_a_compression_out_of_reach_is_refused_at_once(shapes):
+def test_biases_are_pruned_on_demand_and_a_compression_out_of_reach_is_refused_at_once(shapes, tmp_path):
     assert "1.bias" in prune.masks(finish(Fit(config("random", prune_biases=True), shapes), 1).model)
     with pytest.raises(ConfigError, match=r"compression is 200; lenet-300-100 takes at most 123\.829 .*prune-biases"):
         Fit(config("magnitude", compression=200.0), shapes)
+    with pytest.raises(ConfigError, match=r"compression is 200; lenet-300-100 takes at most"):
+        train(config("magnitude", compression=200.0), tmp_path / "run", images=shapes)
+    assert not (tmp_path / "run").exists()  # where it was, the same command with another compression is not refused
     Fit(config("magnitude", compression=200.0, prune_biases=True), shapes)
 
 

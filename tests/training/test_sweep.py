@@ -144,6 +144,13 @@ def test_a_sweep_takes_settings_and_no_other_object(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_grid_that_can_not_be_trained_leaves_no_folder(tmp_path):
+    grid = {"student": "fcn_256_32", "engine": "fused", "optimizer": "factorized", "depth": 9, "samples": 64, "max_epochs": 2}
+    with pytest.raises(ValueError, match="depth"):
+        sweep(configure_sweep(grid), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_that_is_no_grid_is_refused(tmp_path, capsys):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[1]")

@@ -169,6 +169,8 @@ def reproduce(
             train(keys, folder, weights=shows_weights, quiet=quiet)
         table = table_of(number, folder)
         rows = rows_of(table, keys)
+        if item.startswith("fig") and not rows:
+            raise ConfigError(f"{item}: none of its {len(keys)} runs is in {folder}; without no-train they are trained")
         if shows_weights:
             _require_weights(rows, folder)
         if own is None:

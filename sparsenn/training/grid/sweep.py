@@ -72,8 +72,10 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
         )
     check_format(format)
     with session(config):
-        folder = _open_again(out, config) if resume else open_new(out, config, SWEEP)
         groups = group(config)
+        for own in groups:
+            _smallest(own, config)  # refuses what can't be trained before there is a folder
+        folder = _open_again(out, config) if resume else open_new(out, config, SWEEP)
         table = _open_table(folder)
         watch = watch_for(quiet=quiet)
         try:
@@ -137,10 +139,14 @@ def describe(config: SweepConfig) -> list[str]:
     lines = []
     with session(config):
         for own in group(config):
-            kinds = {(key["student_activation"], key["optimizer"], key["depth"]): {**key, "samples": 1} for key in own.keys}
-            stack = _build(tuple(kinds.values()), config)
-            lines.append(f"{own.name}: {len(own.keys)} runs, {stack.reason}")
+            lines.append(f"{own.name}: {len(own.keys)} runs, {_smallest(own, config).reason}")
     return lines
+
+
+def _smallest(own: Group, config: SweepConfig) -> Stack:
+    """A stack of one run of each kind of the group, on one sample."""
+    kinds = {(key["student_activation"], key["optimizer"], key["depth"]): {**key, "samples": 1} for key in own.keys}
+    return _build(tuple(kinds.values()), config)
 
 
 def _job(own: Group, config: SweepConfig) -> Job:
