@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def stamp(cuda: bool, reason: str) -> dict[str, str]:
         "cuda": str(torch.version.cuda) if cuda else "not built",
         "cuda_reason": reason,
         "commit": commit or "unknown",
+        "schemas": runpy.run_path(str(ROOT / "sparsenn" / "ops" / "schema.py"))["FINGERPRINT"],
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 

@@ -26,27 +26,45 @@ class Library:
 
 
 _libraries: dict[str, Library] = {}
+_warned: set[str] = set()
 
 
-def load_kernels() -> None:
-    """Load the libraries that fit this torch; warn once where kernels that should be there are not."""
+def load_kernels(schemas: str) -> None:
+    """Load the libraries that fit this torch and these operators; warn where the CPU's, which should be there, are not.
+
+    Args:
+        schemas: the fingerprint of the operators' schemas. A library passes arguments by position, so one that was built for
+            others would read and write what it should not.
+    """
     import torch
 
-    _libraries["cpu"] = _load("cpu")
+    _libraries["cpu"] = _load("cpu", schemas)
     if torch.version.cuda is None:
         _libraries["cuda"] = Library("cuda", None, f"torch {torch.__version__} is built without CUDA")
     else:
-        _libraries["cuda"] = _load("cuda")
-    cpu = _libraries["cpu"]
-    if not cpu.loaded and not os.environ.get("SPARSENN_NO_WARNING"):
+        _libraries["cuda"] = _load("cuda", schemas)
+    if not loaded("cpu"):
+        warn_once("cpu")
+
+
+def loaded(name: str) -> bool:
+    """Whether a library's kernels serve the operators."""
+    return _libraries[name].loaded
+
+
+def warn_once(name: str) -> None:
+    """Say, the first time, that a library's kernels are missing."""
+    if name not in _warned and not os.environ.get("SPARSENN_NO_WARNING"):
+        where = "" if name == "cpu" else f" on {name.upper()} tensors"
         warnings.warn(
-            f"sparsenn runs on its slower PyTorch reference: {cpu.problem}. To build the kernels: {_REBUILD} "
-            "(SPARSENN_NO_WARNING=1 silences this)",
-            stacklevel=2,
+            f"sparsenn runs on its slower PyTorch reference{where}: {_libraries[name].problem}. To build the kernels: "
+            f"{_REBUILD} (SPARSENN_NO_WARNING=1 silences this)",
+            stacklevel=3,
         )
+    _warned.add(name)
 
 
-def _load(name: str) -> Library:
+def _load(name: str, schemas: str) -> Library:
     import torch
 
     if os.environ.get("SPARSENN_REFERENCE") == "1":
@@ -55,6 +73,10 @@ def _load(name: str) -> Library:
     if not found:
         return Library(name, None, f"the {name} library was not built")
     path = found[-1]
+    if _built_for() not in (None, schemas):
+        return Library(
+            name, path, f"{path.name} was built from another version of sparsenn, whose operators have other schemas"
+        )
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -62,19 +84,28 @@ def _load(name: str) -> Library:
     return Library(name, path, None)
 
 
-def require_kernels() -> None:
-    """Raise, with the cure, unless the CPU kernels are loaded."""
-    cpu = _libraries["cpu"]
-    if not cpu.loaded:
-        raise RuntimeError(f"sparsenn's compiled kernels are not available: {cpu.problem}. To build them: {_REBUILD}")
+def _built_for() -> str | None:
+    """The fingerprint of the schemas that the libraries were built for; None where no build says so."""
+    return _build().get("schemas")
+
+
+def _build() -> dict[str, str]:
+    try:
+        from sparsenn import _native
+    except ImportError as error:
+        return {"problem": str(error)}
+    return _native.build_info()
+
+
+def require_kernels(name: str) -> None:
+    """Raise, with the cure, unless a library's kernels are loaded."""
+    library = _libraries[name]
+    if not library.loaded:
+        raise RuntimeError(
+            f"sparsenn's compiled kernels for {name.upper()} are not available: {library.problem}. To build them: {_REBUILD}"
+        )
 
 
 def status() -> dict[str, Any]:
     """What was built, and what is loaded once `sparsenn.ops` is imported."""
-    try:
-        from sparsenn import _native
-
-        build: dict[str, str] = _native.build_info()
-    except ImportError as error:
-        build = {"problem": str(error)}
-    return {"build": build, "libraries": dict(_libraries)}
+    return {"build": _build(), "libraries": dict(_libraries)}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._pytree import tree_leaves
 
 from sparsenn import _extension
 from sparsenn.ops import reference
-from sparsenn.ops.schema import NAMESPACE, SCHEMAS
+from sparsenn.ops.schema import FINGERPRINT, NAMESPACE, SCHEMAS
 
 
 def _register() -> None:
@@ -20,7 +23,21 @@ def _register() -> None:
         qualified = f"{NAMESPACE}::{name}"
         torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.impl(qualified, "CompositeExplicitAutograd", getattr(reference, name))
-    _extension.load_kernels()
+    _extension.load_kernels(FINGERPRINT)
+    if torch.version.cuda is not None and not _extension.loaded("cuda"):
+        for name in SCHEMAS:
+            torch.library.impl(f"{NAMESPACE}::{name}", "CUDA", _with_warning(getattr(reference, name)))
+
+
+def _with_warning(definition: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference on CUDA tensors, which a user would take for kernels."""
+
+    @functools.wraps(definition)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _extension.warn_once("cuda")
+        return definition(*args, **kwargs)
+
+    return run
 
 
 _register()
@@ -32,6 +49,15 @@ class _ReferenceMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == NAMESPACE and detect_fake_mode(args) is None:
             func = getattr(reference, func._schema.name.split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+class _KernelMode(TorchDispatchMode):
+    """Refuses sparsenn's operators on CUDA tensors where their kernels are not loaded."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == NAMESPACE and any(isinstance(t, Tensor) and t.is_cuda for t in tree_leaves((args, kwargs))):
+            _extension.require_kernels("cuda")
         return func(*args, **(kwargs or {}))
 
 
@@ -47,7 +73,8 @@ def backend(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: for any other name.
-        RuntimeError: for ``"compiled"`` where the library of CPU kernels did not load; the message says why and how to mend it.
+        RuntimeError: for ``"compiled"`` where the library of CPU kernels did not load, and inside the block where an operator meets
+            CUDA tensors and that for CUDA did not; the message says why and how to mend it.
 
     Example:
         >>> import torch, sparsenn
@@ -60,9 +87,11 @@ def backend(name: str) -> Iterator[None]:
         with _ReferenceMode():
             yield
     elif name == "compiled":
-        _extension.require_kernels()
+        _extension.require_kernels("cpu")
         if any(isinstance(mode, _ReferenceMode) for mode in _get_current_dispatch_mode_stack()):
             raise RuntimeError("backend: 'compiled' can't run inside a block of 'reference'")
-        yield
+        without_cuda = torch.version.cuda is not None and not _extension.loaded("cuda")
+        with _KernelMode() if without_cuda else nullcontext():
+            yield
     else:
         raise ValueError(f"backend: unknown name {name!r}; it takes 'reference' or 'compiled'")

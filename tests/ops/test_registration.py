@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import operator_samples
@@ -9,7 +14,7 @@ from cases import operator_samples
 import sparsenn
 from sparsenn import _extension
 from sparsenn.ops import reference
-from sparsenn.ops.schema import SCHEMAS
+from sparsenn.ops.schema import FINGERPRINT, SCHEMAS
 
 SAMPLES = list(operator_samples())
 
@@ -52,3 +57,51 @@ def test_missing_kernels_are_an_error_with_the_cure(monkeypatch):
     monkeypatch.setitem(_extension._libraries, "cpu", broken)
     with pytest.raises(RuntimeError, match=r"not built.*pip install"), sparsenn.ops.backend("compiled"):
         pass
+
+
+def in_a_new_process(code: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("SPARSENN_NO_WARNING", None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return done.stdout + done.stderr
+
+
+def test_kernels_for_other_schemas_are_not_loaded(kernels):
+    said = in_a_new_process("""
+import sparsenn
+from sparsenn import _extension
+_extension._built_for = lambda: "of yesterday"
+import sparsenn.ops, torch
+print(_extension.loaded("cpu"), torch._C._dispatch_has_kernel_for_dispatch_key("sparsenn::hadamard", "CPU"))
+print(sparsenn.ops.hadamard_product([torch.full((2,), 3.0)] * 2).tolist())
+""")
+    assert "False False\n[9.0, 9.0]" in said
+    assert re.search(
+        r"UserWarning: sparsenn runs on its slower PyTorch reference: _cpu\S+ was built from another version", said
+    )
+
+
+def test_the_build_knows_the_schemas(kernels):
+    assert _extension._built_for() == FINGERPRINT
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch without CUDA, which is told that it has it")
+def test_a_missing_cuda_library_is_said_once_at_the_first_use():
+    """No tensor can be on CUDA here, so what is registered for them is called by hand."""
+    said = in_a_new_process("""
+import torch
+torch.version.cuda = "13.0"
+import sparsenn.ops
+from sparsenn.ops import library, reference
+assert all(torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsenn::{name}", "CUDA") for name in library.SCHEMAS)
+print("loaded")
+definition = library._with_warning(reference.hadamard)
+print(definition([torch.full((2,), 3.0)] * 2).tolist(), definition([torch.ones(1)]).tolist())
+""")
+    before, after = said.split("loaded", 1)
+    assert "on CUDA tensors" not in before
+    assert "[9.0, 9.0] [1.0]" in after
+    assert (
+        len(re.findall("UserWarning: sparsenn runs on its slower PyTorch reference on CUDA tensors: the cuda library", after))
+        == 1
+    )
