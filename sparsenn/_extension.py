@@ -74,9 +74,7 @@ def _load(name: str, schemas: str) -> Library:
         return Library(name, None, f"the {name} library was not built")
     path = found[-1]
     if _built_for() not in (None, schemas):
-        return Library(
-            name, path, f"{path.name} was built from another version of sparsenn, whose operators have other schemas"
-        )
+        return Library(name, path, f"{path.name} was built from another version of sparsenn, with other operators")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

@@ -73,8 +73,8 @@ def backend(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: for any other name.
-        RuntimeError: for ``"compiled"`` where the library of CPU kernels did not load, and inside the block where an operator meets
-            CUDA tensors and that for CUDA did not; the message says why and how to mend it.
+        RuntimeError: for ``"compiled"`` where the library of CPU kernels did not load, and inside the block where an operator
+            meets CUDA tensors and that for CUDA did not; the message says why and how to mend it.
 
     Example:
         >>> import torch, sparsenn

@@ -76,9 +76,7 @@ print(_extension.loaded("cpu"), torch._C._dispatch_has_kernel_for_dispatch_key("
 print(sparsenn.ops.hadamard_product([torch.full((2,), 3.0)] * 2).tolist())
 """)
     assert "False False\n[9.0, 9.0]" in said
-    assert re.search(
-        r"UserWarning: sparsenn runs on its slower PyTorch reference: _cpu\S+ was built from another version", said
-    )
+    assert re.search(r"UserWarning: sparsenn runs on its slower \w+ reference: _cpu\S+ was built from another version", said)
 
 
 def test_the_build_knows_the_schemas(kernels):
@@ -101,7 +99,4 @@ print(definition([torch.full((2,), 3.0)] * 2).tolist(), definition([torch.ones(1
     before, after = said.split("loaded", 1)
     assert "on CUDA tensors" not in before
     assert "[9.0, 9.0] [1.0]" in after
-    assert (
-        len(re.findall("UserWarning: sparsenn runs on its slower PyTorch reference on CUDA tensors: the cuda library", after))
-        == 1
-    )
+    assert after.count("UserWarning: sparsenn runs on its slower PyTorch reference on CUDA tensors: the cuda library") == 1
