@@ -13,7 +13,7 @@ template <class T>
 using Rule = cuda::FactorizedRule<BalancedSgd<T>>;
 
 // W: the weights and their gradients; their roots and momenta have the accumulator's type. The depth is known when the
-// kernel runs: a few products more are lost behind the memory. Operands: weight, gradient, root, momentum.
+// kernel runs: memory latency hides the few products more. Operands: weight, gradient, root, momentum.
 template <class Weight, bool kMomentum>
 struct BalancedStep {
   using W = Weight;

@@ -30,7 +30,7 @@ class Entry {
 };
 
 // One dimension of a layout: its size, the operands' strides, and what divides an index by the size without a division,
-// which would cost a call and 64 bits of patience.
+// which in 64 bits is a slow subroutine on a GPU.
 class Row {
  public:
   SPARSENN_INLINE explicit Row(const uint64_t* words) : words_(words) {}

@@ -18,9 +18,9 @@ SPARSENN_INLINE bool is_kept(T weight, T threshold) {
 // What magnitudes are divided by, to be relative to the largest one: equal ones then have a misalignment of exactly 0.
 SPARSENN_INLINE double divisor(double largest) { return largest == 0 ? 1.0 : largest; }
 
-// Moves a product of squares, each at most 1, into a logarithm: 1 is left, or 0 for what is no normal number. That of
-// up to kMaxUnrolledDepth squares is so only where it has no weight beside their mean; that of more is moved at each
-// square.
+// Folds a running product of squares, each at most 1, into a logarithm and resets it to 1, or to 0 where it
+// underflowed. The geometric mean of up to kMaxUnrolledDepth squares is negligible beside their mean then; deeper
+// products are folded after each factor, before they can underflow.
 SPARSENN_INLINE void take_log(double& product, double& log) {
   constexpr double kLeastNormal = 2.2250738585072014e-308;
   const Flag<double> normal(!(product < kLeastNormal));  // NaN has a logarithm, NaN

@@ -10,7 +10,7 @@ template <class T>
 struct ProxSgd {
   Sgd<T> sgd;
   T sign;   // -1 to maximize
-  T reach;  // the step size that momentum makes of lr: a threshold is this times lam
+  T reach;  // the long-run step size, lr (1 - dampening) / (1 - momentum): a threshold is this times lam
 
   // with_momentum: a constant gradient g moves a weight by lr (1 - dampening) / (1 - momentum) g a step in the long
   // run. A threshold that is scaled alike, and no other, has the minimizer of loss + lam |w| as its fixed point.

@@ -85,7 +85,7 @@ def preserve_(
         >>> torch.testing.assert_close(product[:2], weight[:2])
         >>> torch.testing.assert_close(product[2].abs(), torch.tensor(1e-4))
     """
-    factors = _checked("preserve_", factors, weight)
+    factors = checked_factors("preserve_", factors, weight)
     _preserve(factors, weight, std, min_abs, min_weight, stream.new_seed(generator), None)
 
 
@@ -116,7 +116,7 @@ def root_(factors: Sequence[Tensor], weight: Tensor) -> None:
         >>> factors
         [tensor([-2.,  3.]), tensor([2., 3.])]
     """
-    factors = _checked("root_", factors, weight)
+    factors = checked_factors("root_", factors, weight)
     _root(factors, weight)
 
 
@@ -150,8 +150,8 @@ def dwf_(factors: Sequence[Tensor], std: float, min_abs: float = MIN_ABS, genera
         >>> bool(((factors[0].abs() > 3e-3) & (factors[0].abs() < 0.1 ** (1 / 3))).all())
         True
     """
-    factors = _checked("dwf_", factors)
-    _draw(factors, *_dwf("dwf_", factors, std, min_abs), stream.new_seed(generator), None)
+    factors = checked_factors("dwf_", factors)
+    draw_into(factors, *_dwf("dwf_", factors, std, min_abs), stream.new_seed(generator), None)
 
 
 @torch.no_grad()
@@ -179,9 +179,9 @@ def variance_matching_(factors: Sequence[Tensor], std: float, generator: torch.G
         >>> [round(factor.std().item(), 2) for factor in factors]
         [0.5, 0.5, 0.5]
     """
-    factors = _checked("variance_matching_", factors)
-    scale = _positive("variance_matching_", std) ** (1 / len(factors))
-    _draw(factors, _normal(scale), None, stream.new_seed(generator), None)
+    factors = checked_factors("variance_matching_", factors)
+    scale = positive("variance_matching_", std) ** (1 / len(factors))
+    draw_into(factors, _normal(scale), None, stream.new_seed(generator), None)
 
 
 @torch.no_grad()
@@ -209,8 +209,8 @@ def standard_(factors: Sequence[Tensor], std: float, generator: torch.Generator 
         >>> round((factors[0] * factors[1]).std().item(), 3)
         0.01
     """
-    factors = _checked("standard_", factors)
-    _draw(factors, _normal(_positive("standard_", std)), None, stream.new_seed(generator), None)
+    factors = checked_factors("standard_", factors)
+    draw_into(factors, _normal(positive("standard_", std)), None, stream.new_seed(generator), None)
 
 
 @torch.no_grad()
@@ -258,7 +258,7 @@ def fill_(
     """
     if factor_init not in FACTOR_INITS:
         raise ValueError(f"fill_: unknown factor_init {factor_init!r}; it takes one of {', '.join(map(repr, FACTOR_INITS))}")
-    factors = _checked("fill_", factors, weight)
+    factors = checked_factors("fill_", factors, weight)
     if index is not None and (index.shape != weight.shape or index.dtype != torch.int64 or index.device != weight.device):
         raise ValueError(
             f"fill_: index must be an int64 tensor of the weight's shape {tuple(weight.shape)} on {weight.device}; "
@@ -272,11 +272,11 @@ def fill_(
         return None
     if factor_init == "preserve":
         return _preserve(factors, weight, std, MIN_ABS, MIN_WEIGHT, seed, index)
-    std = _scale("fill_", weight, MIN_WEIGHT) if std is None else _positive("fill_", std)
+    std = _scale("fill_", weight, MIN_WEIGHT) if std is None else positive("fill_", std)
     if factor_init == "dwf":
-        return _draw(factors, *_dwf("fill_", factors, std, MIN_ABS), seed, index)
+        return draw_into(factors, *_dwf("fill_", factors, std, MIN_ABS), seed, index)
     scale = std if factor_init == "standard" else std ** (1 / len(factors))
-    return _draw(factors, _normal(scale), None, seed, index)
+    return draw_into(factors, _normal(scale), None, seed, index)
 
 
 @torch.no_grad()
@@ -369,7 +369,7 @@ def _root(factors: list[Tensor], weight: Tensor) -> None:
             factor[piece].copy_(root)
 
 
-def _draw(factors: list[Tensor], draw: Draw, bounds: tuple[float, float] | None, seed: int, index: Tensor | None) -> None:
+def draw_into(factors: list[Tensor], draw: Draw, bounds: tuple[float, float] | None, seed: int, index: Tensor | None) -> None:
     """Fill each factor from its own stream; with bounds, magnitudes stay strictly between them in the factor's dtype."""
     limits = [_inner(*bounds, factor.dtype) if bounds else None for factor in factors]
     if factors[0].is_meta or factors[0].numel() == 0:
@@ -398,7 +398,7 @@ def _upper(std: float, depth: int) -> float:
 
 
 def _dwf(where: str, factors: list[Tensor], std: float, min_abs: float) -> tuple[Draw, tuple[float, float]]:
-    std, depth = _positive(where, std), len(factors)
+    std, depth = positive(where, std), len(factors)
     if not 0 <= min_abs < math.inf:
         raise ValueError(f"{where}: min_abs must be at least 0 and finite; got {min_abs}")
     bounds = (min_abs, _upper(std, depth))
@@ -428,13 +428,15 @@ def _scale(where: str, weight: Tensor, floor: float) -> float:
     return max(std, floor)
 
 
-def _positive(where: str, std: float) -> float:
+def positive(where: str, std: float) -> float:
+    """A standard deviation as Python's float, or ValueError."""
     if not 0 < std < math.inf:
         raise ValueError(f"{where}: std must be positive and finite; got {std}")
     return float(std)
 
 
-def _checked(where: str, factors: Sequence[Tensor], weight: Tensor | None = None) -> list[Tensor]:
+def checked_factors(where: str, factors: Sequence[Tensor], weight: Tensor | None = None) -> list[Tensor]:
+    """Factors of one shape and device, the weight's if it is given, and of dtypes that can be drawn, or ValueError."""
     factors = list(factors)
     if not factors:
         raise ValueError(f"{where}: factors must hold at least one tensor; got none")

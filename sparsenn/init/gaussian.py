@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsenn.init import stream
-from sparsenn.init.factors import Draw, _checked, _draw, _positive
+from sparsenn.init.factors import Draw, checked_factors, draw_into, positive
 
 _PERIOD = 64.0
 _HIGHEST = 6.0
@@ -53,13 +53,13 @@ def gaussian_product_(
         >>> round((product.abs() < 2.0).float().mean().item(), 2)  # one standard deviation
         0.68
     """
-    factors = _checked("gaussian_product_", factors)
+    factors = checked_factors("gaussian_product_", factors)
     depth = len(factors)
-    scale = _positive("gaussian_product_", std) ** (1 / depth)
+    scale = positive("gaussian_product_", std) ** (1 / depth)
     if terms < 1:
         raise ValueError(f"gaussian_product_: terms must be at least 1; got {terms}")
     table = _quantiles(depth, terms).to(factors[0].device) if not factors[0].is_meta else torch.empty(0)
-    _draw(factors, _interpolated(table, scale), None, stream.new_seed(generator), None)
+    draw_into(factors, _interpolated(table, scale), None, stream.new_seed(generator), None)
 
 
 def _interpolated(table: Tensor, scale: float) -> Draw:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
+from sparsenn.ops.checks import kind_of
 from sparsenn.ops.modes import batched, differentiated, needs_definition
 from sparsenn.ops.schema import NAMESPACE
 
@@ -187,18 +188,16 @@ def _check_factors(factors: Sequence[Tensor]) -> None:
         raise ValueError(f"hadamard_product: factors have dtype {dtype}; it takes float64, float32, bfloat16 or float16")
     for d, factor in enumerate(factors):
         if factor.shape != shape or factor.dtype != dtype or factor.device != device:
-            raise ValueError(f"hadamard_product: factor {d} is {_kind(factor)}, factor 0 is {_kind(first)}; they must agree")
+            raise ValueError(
+                f"hadamard_product: factor {d} is {kind_of(factor)}, factor 0 is {kind_of(first)}; they must agree"
+            )
 
 
 def _check_out(factors: Sequence[Tensor], out: Tensor) -> None:
     first = factors[0]
     if out.shape != first.shape or out.dtype != first.dtype or out.device != first.device:
-        raise ValueError(f"hadamard_product: out is {_kind(out)}; the factors need {_kind(first)}")
+        raise ValueError(f"hadamard_product: out is {kind_of(out)}; the factors need {kind_of(first)}")
     if needs_definition() or (torch.is_grad_enabled() and any(t.requires_grad for t in (*factors, out))):
         raise RuntimeError(
             "hadamard_product: out= has no gradient, but an argument requires grad; call it under torch.no_grad()"
         )
-
-
-def _kind(x: Tensor) -> str:
-    return f"{x.dtype} {tuple(x.shape)} on {x.device}"

@@ -1,4 +1,4 @@
-"""What the weights of ridge blocks weigh in the norm of their function: fake, autograd and the public function."""
+"""The RBV² norm of ridge blocks (Parhi, Wolf and Nowak 2021, Equation 2): fake, autograd and the public function."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsenn._numbers import plain
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
+from sparsenn.ops.checks import kind_of
 from sparsenn.ops.modes import batched, below_autograd, differentiated, needs_definition
 from sparsenn.ops.schema import NAMESPACE
 
@@ -66,19 +67,15 @@ def _level(x: Tensor, threshold: float | Tensor) -> Tensor:
             raise ValueError(f"soft_threshold: threshold is {threshold!r}; it takes a number >= 0 or a tensor")
         return torch.scalar_tensor(number, dtype=wide)
     if threshold.dtype not in (x.dtype, wide):
-        raise ValueError(f"soft_threshold: threshold is {_kind(threshold)}; an input that is {_kind(x)} takes {wide}")
+        raise ValueError(f"soft_threshold: threshold is {kind_of(threshold)}; an input that is {kind_of(x)} takes {wide}")
     if threshold.device != x.device and (threshold.dim() or not threshold.is_cpu):
         raise ValueError(
-            f"soft_threshold: threshold is {_kind(threshold)}; the input is {_kind(x)}; they must be on one device"
+            f"soft_threshold: threshold is {kind_of(threshold)}; the input is {kind_of(x)}; they must be on one device"
         )
     added = x.dim() - threshold.dim()
     if added < 0 or any(t not in (1, n) for t, n in zip(threshold.shape, x.shape[added:], strict=True)):
-        raise ValueError(f"soft_threshold: threshold is {_kind(threshold)}; it must broadcast to the input, {_kind(x)}")
+        raise ValueError(f"soft_threshold: threshold is {kind_of(threshold)}; it must broadcast to the input, {kind_of(x)}")
     return threshold if threshold.dim() else threshold.to(wide)
-
-
-def _kind(x: Tensor) -> str:
-    return f"{x.dtype} {tuple(x.shape)} on {x.device}"
 
 
 def _gradient(grad: Tensor, x: Tensor, level: Tensor) -> Tensor:

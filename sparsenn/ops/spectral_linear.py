@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
+from sparsenn.ops.checks import kind_of
 from sparsenn.ops.modes import apply, below_autograd, cotangents_of, differentiated, needs_definition, one_by_one
 from sparsenn.ops.schema import NAMESPACE
-from sparsenn.ops.spectral_weight import check_spectrum, check_vector, given, kind_of, spectral_weight
+from sparsenn.ops.spectral_weight import check_spectrum, check_vector, given, spectral_weight
 
 _ops = torch.ops.sparsenn
 

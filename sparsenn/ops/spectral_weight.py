@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsenn.ops import library, reference  # noqa: F401  (library registers the operators)
+from sparsenn.ops.checks import kind_of
 from sparsenn.ops.modes import cotangents_of, differentiated, needs_definition, one_by_one
 from sparsenn.ops.schema import NAMESPACE
 
@@ -66,11 +67,6 @@ def check_vector(name: str, argument: str, value: Tensor, size: int, phi: Tensor
     """Raise unless a tensor is a vector of a size, of phi's dtype and on its device."""
     if value.shape != (size,) or value.dtype != phi.dtype or value.device != phi.device:
         raise ValueError(f"{name}: {argument} is {kind_of(value)}; a phi that is {kind_of(phi)} takes ({size},) of its kind")
-
-
-def kind_of(x: Tensor) -> str:
-    """Dtype, shape and device of a tensor, for messages."""
-    return f"{x.dtype} {tuple(x.shape)} on {x.device}"
 
 
 def wanted_of(needs: Sequence[bool]) -> int:
