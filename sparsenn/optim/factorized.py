@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any, ClassVar
@@ -19,38 +18,9 @@ from sparsenn.ops import hadamard_product, reference
 from sparsenn.optim import common, plans, shards
 from sparsenn.optim.measures import FactorMeasures, Measured, empty_rows
 from sparsenn.optim.memory import staggered_zeros
+from sparsenn.optim.pieces import Batch, Pieces, numbered
 from sparsenn.optim.places import Place, Places
 from sparsenn.optim.stepping import quiet_step
-
-
-@dataclass(slots=True)
-class Pieces:
-    """One parameter as the kernel takes it: local shards, and the weight's version after the last step (None: check first)."""
-
-    param: Tensor
-    depth: int
-    state: dict[str, Any]
-    weight: Tensor
-    factors: list[Tensor]  # or what stands for them: as many for every parameter of a batch
-    moments: dict[str, list[Tensor]]  # by their names, one for each of these
-    version: int | None
-
-
-@dataclass(slots=True)
-class Batch(plans.Batch):
-    """The parameters of one call, with the factors and moments of one after the other."""
-
-    pieces: list[Pieces] = field(default_factory=list)
-    factors: list[Tensor] = field(default_factory=list)
-    moments: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
-def numbered(state: dict[str, Any], stem: str) -> list[Tensor]:
-    """The tensors ``stem_0``, ``stem_1`` ... of a parameter's state."""
-    found: list[Tensor] = []
-    while (name := f"{stem}_{len(found)}") in state:
-        found.append(state[name])
-    return found
 
 
 class Factorized(Optimizer):

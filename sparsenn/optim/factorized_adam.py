@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sparsenn._numbers import plain
 from sparsenn.optim import common
-from sparsenn.optim.factorized import Batch, Factorized
+from sparsenn.optim.factorized import Factorized
+from sparsenn.optim.pieces import Batch
 
 _ops = torch.ops.sparsenn
 _LEAST_EPS = torch.finfo(torch.float32).tiny

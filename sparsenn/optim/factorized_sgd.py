@@ -12,7 +12,8 @@ from torch import Tensor
 from sparsenn.ops import hadamard_product
 from sparsenn.optim import balance, common, plans, shards
 from sparsenn.optim.balance import BalanceSwitch
-from sparsenn.optim.factorized import Batch, Factorized
+from sparsenn.optim.factorized import Factorized
+from sparsenn.optim.pieces import Batch
 
 _ops = torch.ops.sparsenn
 _log = logging.getLogger(__name__)
