@@ -6,8 +6,7 @@ namespace sparsenn::cpu {
 namespace {
 
 template <class T, int kLanes, int kRows, int kVectors, bool kByRow>
-SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,
-                          int64_t ahead_stride) {
+SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const Ahead& ahead) {
   using V = vector_t<T, kLanes>;
   V sums[kRows][kVectors];
 #pragma GCC unroll 16
@@ -19,7 +18,8 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
     V right[kVectors];
 #pragma GCC unroll 2
     for (int n = 0; n < kVectors; ++n) read<kLanes>(right[n], b + (k * kVectors + n) * kLanes);
-    __builtin_prefetch(ahead + k % kPartials<T> * ahead_stride + k, 0, 2);
+    const uintptr_t wanted = ahead.address + k % kPartials<T> * ahead.stride + k * ahead.step;
+    __builtin_prefetch(reinterpret_cast<const void*>(wanted), 0, 2);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       V left;
@@ -246,9 +246,8 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
 // clang-format off
 #define SPARSENN_TILES_FOR(NAME, TARGET, BYTES, DOT_ROWS, DOT_COLUMNS, ONE_DOT_ROWS, SWEEP_ROWS, ...)              \
   template <class T, int kRows, int kVectors, bool kByRow>                                                         \
-  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,           \
-                          int64_t ahead_stride) {                                                                  \
-    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride, ahead, ahead_stride);            \
+  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const Ahead& ahead) {     \
+    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride, ahead);                          \
   }                                                                                                                \
   template <class T, int kRows, int kColumns>                                                                      \
   TARGET void dots_##NAME(const Piece<T> (&pieces)[2], T* sums) {                                                  \
