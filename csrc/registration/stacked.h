@@ -141,9 +141,10 @@ void stacked_steps_(Tensor weights, Tensor state, Tensor losses, Tensor x, Tenso
   for (const auto& [name, tensor] : others) check_device(*tensor, weights, {"stacked_steps_", name});
   STD_TORCH_CHECK(samples <= int64_t{1} << 31, "sparsenn::stacked_steps_: x takes at most 2^31 samples");
   STD_TORCH_CHECK(batch >= 1 && epoch >= 0, "sparsenn::stacked_steps_: batch_size takes 1 or more, epoch 0 or more");
-  STD_TORCH_CHECK(
-      first >= 0 && steps >= 0 && steps <= samples && (first + steps == 0 || (first + steps - 1) * batch < samples),
-      "sparsenn::stacked_steps_: the epoch does not have the steps ", first, " to ", first + steps);
+  const int64_t batches = samples / batch + (samples % batch != 0);
+  STD_TORCH_CHECK(first >= 0 && steps >= 0 && steps <= batches && first <= batches - steps,
+                  "sparsenn::stacked_steps_: first is ", first, " and steps ", steps, "; the epoch has ", batches,
+                  " steps");
   const auto* code = table_of<int64_t>(codes, ScalarType::Long, {runs, kCodes}, "codes");
   const auto* rate = table_of<double>(rates, ScalarType::Double, {runs, kRates}, "rates");
   STD_TORCH_CHECK(active.dim() == 1, "sparsenn::stacked_steps_: active takes one dimension");
