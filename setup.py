@@ -112,7 +112,7 @@ def extensions(cuda: bool) -> list:
                 sources("cuda/*.cu", "registration/cuda.cpp"),
                 include_dirs=[str(ROOT / "csrc")],
                 define_macros=[*stable, ("USE_CUDA", None)],
-                extra_compile_args={"cxx": host_flags(), "nvcc": ["-std=c++20", "-O3", "--fmad=false", "-Xptxas=-v"]},
+                extra_compile_args={"cxx": host_flags(), "nvcc": ["-std=c++20", "-O3", "--fmad=false"]},
                 depends=headers,
                 py_limited_api=True,
             )

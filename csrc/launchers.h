@@ -2,8 +2,8 @@
 // here.
 //
 // A launcher gets arguments that were checked: one shape, fitting dtypes, outputs that overlap neither themselves nor
-// parts of another argument. Strides are in elements and may be anything for what is read; depth is the number of
-// factors of a weight.
+// one another, nor, but for the gradients that a step reads, parts of another argument. Strides are in elements and may
+// be anything for what is read; depth is the number of factors of a weight.
 #pragma once
 
 #include <cstdint>

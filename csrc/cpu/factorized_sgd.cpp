@@ -84,10 +84,10 @@ void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, c
   if (count == 0) return;
   std::vector<cpu::Operands> operands;
   operands.reserve(count);
+  const int64_t moved = momenta ? depth : 0;
   for (int64_t n = 0; n < count; ++n) {
     operands.push_back(cpu::Operands(
-        weights[n],
-        {{weights + n, 1}, {grads + n, 1}, {factors + n * depth, depth}, {momenta + n * depth, momenta ? depth : 0}}));
+        weights[n], {{weights + n, 1}, {grads + n, 1}, {factors + n * depth, depth}, {momenta + n * moved, moved}}));
   }
   const cpu::Measuring measuring(measures, weights, count);
   dispatch_dtype(weights[0].dtype, [&](auto element) {
@@ -101,14 +101,14 @@ void factorized_sgd<Cpu>(const TensorView* weights, const TensorView* factors, c
         weight.place(weights + n, 1, begin, size, outer, 0);
         weight.read(grads + n, 1, begin, size, outer, 1);
         weight.read(factors + n * depth, depth, begin, size, inner, 0);
-        if (momenta) weight.read(momenta + n * depth, depth, begin, size, inner, depth);
+        weight.read(momenta + n * moved, moved, begin, size, inner, depth);
         T** const pointers = inner.pointers.data();
         step(Step<W>{outer.pointers[1], outer.pointers[0], pointers, momenta ? pointers + depth : nullptr, depth, size,
                      weight.streamed() && !measuring, rule});
         measuring.add(n, begin, size, outer.pointers[0], pointers, depth);
         weight.write(weights + n, 1, begin, size, outer, 0);
         weight.write(factors + n * depth, depth, begin, size, inner, 0);
-        if (momenta) weight.write(momenta + n * depth, depth, begin, size, inner, depth);
+        weight.write(momenta + n * moved, moved, begin, size, inner, depth);
       };
     });
   });

@@ -28,6 +28,11 @@ struct Eigen {
   }
 
   const T* row(int64_t o) const { return phi + o * columns; }
+  // A row from column `i` on, which need not be there, for a tile to fetch.
+  Ahead ahead(int64_t o, int64_t i) const {
+    constexpr int64_t kBytes = sizeof(T);
+    return {reinterpret_cast<uintptr_t>(phi) + (o * columns + i) * kBytes, columns * kBytes, kBytes};
+  }
   const A* start() const { return starts.empty() ? nullptr : starts.data(); }
   A end(int64_t o) const { return lambda_out ? load(lambda_out[o]) : A(0); }
 

@@ -156,13 +156,15 @@ void many_rows(const Forward<T>& problem) {
           const int64_t size = std::min(kDepth, in - k);
           compose_rows(eigen, o0, outputs, k, size, weights.data());
           // what is composed next: the block's next columns, or the next block's first
-          const T* const next = k + kDepth < in ? eigen.row(o0) + k + kDepth : eigen.row(o0 + kOutputs);
+          const bool last = k + kDepth >= in;
+          const int64_t next = last ? o0 + kOutputs : o0, from = last ? 0 : k + kDepth;
           for (int64_t o = 0; o < outputs; o += tiles.rows()) {
             const cpu::Tile<A>& tile = tiles.with(std::min(tiles.rows(), outputs - o));
+            const cpu::Ahead ahead = eigen.ahead(next + o, from);
             for (int64_t b = 0; b < padded; b += tiles.width()) {
               tile.by_row[padded - b > tiles.lanes](size, weights.data() + o * kDepth,
                                                     packed.data() + k * padded + b * size, sums.data() + o * padded + b,
-                                                    padded, reinterpret_cast<const A*>(next + o * in), in);
+                                                    padded, ahead);
             }
           }
         }

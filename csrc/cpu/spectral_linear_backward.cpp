@@ -216,14 +216,13 @@ struct Backward {
         for (int64_t i = 0; i < padded; i += of.tiles.width()) {
           tile.by_column[padded - i > of.tiles.lanes](count, left, weights.data() + i * count,
                                                       input_grads.data() + b * kStrip + i, kStrip,
-                                                      weights.data() + i * count, 0);
+                                                      cpu::Ahead::none(weights.data() + i * count));
         }
       }
     }
 
     void take_apart(int64_t n, int64_t o, int64_t count) {
       std::fill(weight_grads.begin(), weight_grads.end(), A(0));
-      const A* const next = reinterpret_cast<const A*>(of.eigen.row(o + kOutputs) + begin);  // what is composed next
       for (int64_t b = 0; b < of.batch; b += kDepth) {
         const int64_t depth = std::min(kDepth, of.batch - b);
         for (int64_t r = 0; r < count; r += of.tiles.rows()) {
@@ -233,7 +232,7 @@ struct Backward {
             const int64_t width = std::min(of.tiles.width(), padded - i);
             tile.by_column[padded - i > of.tiles.lanes](
                 depth, left, inputs.data() + i * of.batch + b * width, weight_grads.data() + r * kStrip + i, kStrip,
-                next + r * of.in + std::max<int64_t>(0, std::min(i, size - depth)), of.in);
+                of.eigen.ahead(o + kOutputs + r, begin + std::max<int64_t>(0, std::min(i, size - depth))));
           }
         }
       }

@@ -374,14 +374,14 @@ class Lanes {
   void find(int64_t step) {
     const int64_t size = size_of(step), inputs = inputs_, last = last_;
     const T* const x = static_cast<const T*>(stack_.x);
-    const T* const tail = static_cast<const T*>(tail_) - last;
+    const T* const tail = static_cast<const T*>(tail_);
     for (int64_t lane = 0; lane < count_; ++lane) {
       const int32_t* const samples = order_of_[lane]->of_step(step);
       const int64_t first = first_[lane];
       const T** const rows = next_.rows + lane;
       for (int64_t s = 0; s < size; ++s) {
         const int64_t at = (first + samples[s]) * inputs;
-        const T* const row = (at < last ? x : tail) + at;
+        const T* const row = at < last ? x + at : tail + (at - last);
         rows[s * W] = row;
         __builtin_prefetch(row);
         __builtin_prefetch(row + inputs - 1);

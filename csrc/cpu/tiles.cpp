@@ -6,8 +6,7 @@ namespace sparsenn::cpu {
 namespace {
 
 template <class T, int kLanes, int kRows, int kVectors, bool kByRow>
-SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,
-                          int64_t ahead_stride) {
+SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const Ahead& ahead) {
   using V = vector_t<T, kLanes>;
   V sums[kRows][kVectors];
 #pragma GCC unroll 16
@@ -19,7 +18,8 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
     V right[kVectors];
 #pragma GCC unroll 2
     for (int n = 0; n < kVectors; ++n) read<kLanes>(right[n], b + (k * kVectors + n) * kLanes);
-    __builtin_prefetch(ahead + k % kPartials<T> * ahead_stride + k, 0, 2);
+    const uintptr_t wanted = ahead.address + k % kPartials<T> * ahead.stride + k * ahead.step;
+    __builtin_prefetch(reinterpret_cast<const void*>(wanted), 0, 2);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       V left;
@@ -35,9 +35,28 @@ SPARSENN_INLINE void tile(int64_t depth, const T* a, const T* b, T* c, int64_t c
   }
 }
 
-// The totals of up to kLanes rows of partial sums. A row becomes one vector by adding upper halves to lower ones; then
-// each round halves the vectors' number and the lanes that are still to be added: of lanes in blocks of `size`, those
-// of the upper half of each block go to the lower half.
+// A round halves the vectors' number and the lanes that are still to be added: of lanes in blocks of kSize, those of
+// the upper half of each block go to the lower half. The result has twice the blocks.
+template <int kLanes, int kSize, class V>
+SPARSENN_INLINE void add_blocks(V* rows) {
+  if constexpr (kSize > 1) {
+    constexpr int kHalf = kSize / 2;
+    constexpr auto kLower = [](int i) {
+      const int block = i / kHalf;
+      return block / 2 * kSize + i % kHalf + block % 2 * kLanes;
+    };
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) {
+      V lower, upper;
+      shuffle_by<kLanes, 0>(lower, rows[i], rows[i + kHalf], kLower);
+      shuffle_by<kLanes, kHalf>(upper, rows[i], rows[i + kHalf], kLower);
+      rows[i] = lower + upper;
+    }
+    add_blocks<kLanes, kHalf>(rows);
+  }
+}
+
+// The totals of up to kLanes rows of partial sums. A row becomes one vector by adding upper halves to lower ones.
 template <class T, int kLanes>
 SPARSENN_INLINE void add_lanes(const T (*partials)[kPartials<T>], int count, T* to) {
   using V = vector_t<T, kLanes>;
@@ -57,21 +76,7 @@ SPARSENN_INLINE void add_lanes(const T (*partials)[kPartials<T>], int count, T* 
     }
     rows[i] = parts[0];
   }
-#pragma GCC unroll 4
-  for (int size = kLanes; size > 1; size /= 2) {
-    indices_t<T, kLanes> lower, upper;
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      const int half = size / 2, block = i / half, in_block = i % half;  // of the result, which has twice the blocks
-      lower[i] = block / 2 * size + in_block + block % 2 * kLanes;
-      upper[i] = lower[i] + half;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < size / 2; ++i) {
-      rows[i] =
-          __builtin_shuffle(rows[i], rows[i + size / 2], lower) + __builtin_shuffle(rows[i], rows[i + size / 2], upper);
-    }
-  }
+  add_blocks<kLanes, kLanes>(rows);
   T sums[kLanes];
   write<kLanes>(sums, rows[0]);
   std::copy_n(sums, count < kLanes ? count : kLanes, to);
@@ -246,9 +251,8 @@ SPARSENN_INLINE void transpose(int64_t depth, const T* from, int64_t stride, T* 
 // clang-format off
 #define SPARSENN_TILES_FOR(NAME, TARGET, BYTES, DOT_ROWS, DOT_COLUMNS, ONE_DOT_ROWS, SWEEP_ROWS, ...)              \
   template <class T, int kRows, int kVectors, bool kByRow>                                                         \
-  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,           \
-                          int64_t ahead_stride) {                                                                  \
-    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride, ahead, ahead_stride);            \
+  TARGET void tile_##NAME(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const Ahead& ahead) {     \
+    tile<T, BYTES / sizeof(T), kRows, kVectors, kByRow>(depth, a, b, c, c_stride, ahead);                          \
   }                                                                                                                \
   template <class T, int kRows, int kColumns>                                                                      \
   TARGET void dots_##NAME(const Piece<T> (&pieces)[2], T* sums) {                                                  \

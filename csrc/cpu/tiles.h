@@ -13,12 +13,24 @@ constexpr int64_t kDepth = 256;  // how much of a sum a block of rows holds
 template <class T>
 constexpr int64_t kPartials = 64 / sizeof(T);
 
+// Numbers that are wanted next, `stride` bytes from row to row and `step` from one to the next. An address and no
+// pointer: what is fetched beyond the last row is no part of any array, and nothing reads it.
+struct Ahead {
+  uintptr_t address;
+  int64_t stride, step;
+
+  // Where nothing is: numbers that are read anyway.
+  template <class T>
+  static Ahead none(const T* read) {
+    return {reinterpret_cast<uintptr_t>(read), 0, sizeof(T)};
+  }
+};
+
 // c[m][n] += sum_k a(m, k) b[k][n] for m < rows and n < width, where c has rows of c_stride elements and b of `width`.
-// Meanwhile the first `depth` elements of up to kPartials rows at `ahead` are fetched into the second-level cache.
+// Meanwhile the first `depth` elements of up to kPartials rows ahead are fetched into the second-level cache.
 template <class T>
 struct Tile {
-  using Run = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const T* ahead,
-                       int64_t ahead_stride);
+  using Run = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t c_stride, const Ahead& ahead);
   int64_t rows;
   Run by_row[2];     // a(m, k) is a[m * kDepth + k]; the width is one vector, or two
   Run by_column[2];  // a(m, k) is a[k * rows + m]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "cpu/simd.h"
 
@@ -84,17 +85,25 @@ SPARSENN_INLINE void accumulate_splat(V& to, const T* a, const V& b) {
 template <class T, int kLanes>
 using indices_t = vector_t<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, kLanes>;
 
+// Lane i is lane kAt[i] of a or, counted on, of b: by the builtin that clang has too.
+template <int... kAt, class V>
+SPARSENN_INLINE void shuffle(V& to, const V& a, const V& b) {
+  to = __builtin_shufflevector(a, b, kAt...);
+}
+
+// The same with kFrom + at(i), for a lambda that captures nothing.
+template <int kLanes, int kFrom, class V, class At>
+SPARSENN_INLINE void shuffle_by(V& to, const V& a, const V& b, At) {
+  [&]<int... kLane>(std::integer_sequence<int, kLane...>)
+      SPARSENN_INLINED { shuffle<kFrom + At{}(kLane)...>(to, a, b); }(std::make_integer_sequence<int, kLanes>());
+}
+
 // A square of kLanes rows, of which row(i) points to one, to one of kLanes columns: interleaving the first half of the
 // vectors with the second, log2(kLanes) times.
 template <class T, int kLanes, class Row>
 SPARSENN_INLINE void transpose_square(const Row& row, T* to, int64_t to_stride) {
   using V = vector_t<T, kLanes>;
-  indices_t<T, kLanes> low, high;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    low[i] = i / 2 + i % 2 * kLanes;
-    high[i] = low[i] + kLanes / 2;
-  }
+  constexpr auto kInTurn = [](int i) { return i / 2 + i % 2 * kLanes; };
   V rows[kLanes], next[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) read<kLanes>(rows[i], static_cast<const T*>(row(i)));
@@ -102,8 +111,8 @@ SPARSENN_INLINE void transpose_square(const Row& row, T* to, int64_t to_stride) 
   for (int half = kLanes / 2; half > 0; half /= 2) {
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+      shuffle_by<kLanes, 0>(next[2 * i], rows[i], rows[i + kLanes / 2], kInTurn);
+      shuffle_by<kLanes, kLanes / 2>(next[2 * i + 1], rows[i], rows[i + kLanes / 2], kInTurn);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) rows[i] = next[i];

@@ -7,6 +7,7 @@ namespace sparsenn {
 
 // Their numbers in sparsenn/ops/stacked_steps.py.
 enum class Activation : int32_t { identity, relu, tanh, sigmoid, gelu };
+constexpr int64_t kActivations = 5;
 
 // The value of an activation at z; slope becomes its derivative there. NaN gives NaN.
 template <Activation kKind, class T>

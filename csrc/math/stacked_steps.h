@@ -9,6 +9,7 @@ namespace sparsenn {
 // Their numbers in sparsenn/ops/stacked_steps.py.
 enum class Optimizer : int32_t { sgd, prox, factorized, adam };
 enum class WeightPenalty : int32_t { none, l1, l2 };
+constexpr int64_t kOptimizers = 4, kWeightPenalties = 3;
 
 // The rates of one run in one step, as its elements need them.
 template <class T>

@@ -19,9 +19,9 @@ struct CpuDevice {
     void* stream() const { return nullptr; }
   };
 
-  static Scalar scalar(const Tensor& tensor, const Tensor& model) {
-    bindings::check_device(tensor, model.device());
-    return bindings::host_scalar(tensor);
+  static Scalar scalar(const Tensor& tensor, const Tensor& model, const bindings::Argument& argument) {
+    bindings::check_device(tensor, model, argument);
+    return bindings::host_scalar(tensor, argument);
   }
 
   // One kernel each: the weight is composed in the cache.

@@ -36,10 +36,10 @@ struct CudaDevice {
   };
 
   // A number on the CPU is read now, one on the device by the kernel: nothing waits for the device.
-  static Scalar scalar(const Tensor& tensor, const Tensor& model) {
-    if (tensor.is_cpu()) return bindings::host_scalar(tensor);
-    bindings::check_device(tensor, model.device());
-    const DType dtype = bindings::scalar_dtype(tensor);
+  static Scalar scalar(const Tensor& tensor, const Tensor& model, const bindings::Argument& argument) {
+    if (tensor.is_cpu()) return bindings::host_scalar(tensor, argument);
+    bindings::check_device(tensor, model, argument);
+    const DType dtype = bindings::scalar_dtype(tensor, argument);
     return {0.0, tensor.data_ptr(), dtype == DType::float64};
   }
 

@@ -25,41 +25,52 @@ void factorized_adam_(StableListHandle weight_list, StableListHandle factor_list
   STD_TORCH_CHECK(largest.size() == 0 || largest.size() == factors.size(),
                   "sparsenn::factorized_adam_: largest takes one tensor for each factor, or none");
   const Tensor first = weights.tensor(0);
-  for (const auto* tensors : {&weights, &factors, &means, &squares, &largest, &steps, &grads}) {
-    check_device(*tensors, first);
-  }
+  const char* const op = "factorized_adam_";
+  const std::pair<const char*, const TensorList*> lists[] = {
+      {"weights", &weights}, {"factors", &factors}, {"means", &means}, {"squares", &squares},
+      {"largest", &largest}, {"steps", &steps},     {"grads", &grads}};
+  for (const auto& [name, list] : lists) check_devices(*list, first, op, name);
   const std::vector<TensorView> weight = views_of(weights), factor = views_of(factors), mean = views_of(means),
                                 square = views_of(squares), most = views_of(largest), step = views_of(steps),
                                 grad = views_of(grads);
   const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
+  const std::pair<const char*, const std::vector<TensorView>*> states[] = {
+      {"factors", &factor}, {"means", &mean}, {"squares", &square}, {"largest", &most}};
+  check_dtypes(weight, op);
   for (int64_t n = 0; n < count; ++n) {
-    check_like(weight[n], weight[n], dtype, "a weight");
-    check_like(grad[n], weight[n], dtype, "a gradient");
-    check_writable(weight[n], "a weight");
-    STD_TORCH_CHECK(step[n].dtype == DType::float32 && step[n].dim == 0,
-                    "sparsenn::factorized_adam_: a step takes a 0-d float32 tensor");
-    for (int64_t k = n * depth; k < (n + 1) * depth; ++k) {
-      check_like(factor[k], weight[n], state, "a factor");
-      check_like(mean[k], weight[n], state, "a mean");
-      check_like(square[k], weight[n], state, "a square");
-      check_writable(factor[k], "a factor");
-      check_writable(mean[k], "a mean");
-      check_writable(square[k], "a square");
-      if (most.empty()) continue;
-      check_like(most[k], weight[n], state, "a largest square");
-      check_writable(most[k], "a largest square");
+    check_like(grad[n], weight[n], dtype, {op, "grads", n}, "its weight");
+    check_writable(weight[n], {op, "weights", n});
+    STD_TORCH_CHECK(step[n].dtype == DType::float32 && step[n].dim == 0, "sparsenn::factorized_adam_: steps[", n,
+                    "] is ", described(step[n]), "; it takes a 0-d float32 tensor");
+    for (const auto& [name, views] : states) {
+      for (int64_t k = n * depth; k < (n + 1) * depth && !views->empty(); ++k) {
+        check_like((*views)[k], weight[n], state, {op, name, k}, "its weight");
+        check_writable((*views)[k], {op, name, k});
+      }
     }
   }
+  check_disjoint(op, {{"weights", &weight},
+                      {"factors", &factor},
+                      {"means", &mean},
+                      {"squares", &square},
+                      {"largest", &most},
+                      {"steps", &step}});
   const typename Device::Guard guard(first);
-  const FactorizedAdamOptions options{
-      Device::scalar(lr, first), Device::scalar(lam, first), beta1, beta2, eps, weight_decay, decoupled, maximize};
+  const FactorizedAdamOptions options{Device::scalar(lr, first, {op, "lr"}),
+                                      Device::scalar(lam, first, {op, "lam"}),
+                                      beta1,
+                                      beta2,
+                                      eps,
+                                      weight_decay,
+                                      decoupled,
+                                      maximize};
   const AdamTensors tensors{
       weight.data(), factor.data(), mean.data(), square.data(), most.empty() ? nullptr : most.data(),
       step.data(),   grad.data(),   count,       depth};
   const int64_t bytes = factorized_adam_workspace<typename Device::Tag>(count);
   Tensor workspace;
   if (bytes) workspace = torch::stable::new_empty(first, std::vector<int64_t>{bytes}, ScalarType::Byte);
-  const MeasuresPlace<Device> place(measures, threshold, first, weight);
+  const MeasuresPlace<Device> place(op, measures, threshold, first, weight);
   factorized_adam<typename Device::Tag>(tensors, options, place.wanted(), bytes ? workspace.data_ptr() : nullptr,
                                         guard.stream());
 }

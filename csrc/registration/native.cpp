@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
@@ -33,7 +34,7 @@ py::array hadamard_of(const std::vector<py::array>& factors, DType dtype) {
   const auto view = [&](void* data) {
     return TensorView{data, dtype, first.size(), first.ndim(), sizes.data(), strides.data()};
   };
-  std::vector<py::array_t<T, py::array::c_style | py::array::forcecast>> rows;
+  std::vector<Numbers<T>> rows;
   std::vector<TensorView> views;
   for (const py::array& factor : factors) {
     rows.emplace_back(factor);

@@ -11,11 +11,14 @@ class NormTerms {
  public:
   explicit NormTerms(const Tensor& model) : model_(model), dtype_(view_of(model).dtype) {}
 
-  void add(const std::vector<Tensor>& matrices, NormKind kind) {
-    for (const Tensor& matrix : matrices) {
-      check_device(matrix, model_.device());
-      STD_TORCH_CHECK(matrix.dim() == 2 && view_of(matrix).dtype == dtype_,
-                      "sparsenn::ridge_norm: all arguments take matrices of one dtype");
+  void add(const std::vector<Tensor>& matrices, NormKind kind, const char* name) {
+    for (size_t n = 0; n < matrices.size(); ++n) {
+      const Tensor& matrix = matrices[n];
+      const Argument own{"ridge_norm", name, static_cast<int64_t>(n)};
+      check_device(matrix, model_, own);
+      const TensorView view = view_of(matrix);
+      STD_TORCH_CHECK(view.dim == 2 && view.dtype == dtype_, own.text(), " is ", described(view),
+                      "; it takes a matrix of ", name_of(dtype_), ", as the first is");
       kept_.push_back(row_major(matrix));
       terms_.push_back({kind, matrix.size(0), matrix.size(1), kept_.back().data_ptr(), nullptr});
     }
@@ -50,9 +53,9 @@ inline NormTerms terms_of(const std::vector<Tensor>& outers, const std::vector<T
                           const std::vector<Tensor>& skips) {
   STD_TORCH_CHECK(!outers.empty() || !inners.empty() || !skips.empty(), "sparsenn::ridge_norm: there is no matrix");
   NormTerms terms(!outers.empty() ? outers[0] : !inners.empty() ? inners[0] : skips[0]);
-  terms.add(outers, NormKind::squared_columns);
-  terms.add(inners, NormKind::squares);
-  terms.add(skips, NormKind::magnitudes);
+  terms.add(outers, NormKind::squared_columns, "outers");
+  terms.add(inners, NormKind::squares, "inners");
+  terms.add(skips, NormKind::magnitudes, "skips");
   return terms;
 }
 
@@ -72,9 +75,10 @@ template <class Device>
 std::vector<Tensor> ridge_norm_backward_new(Tensor grad, std::vector<Tensor> outers, std::vector<Tensor> inners,
                                             std::vector<Tensor> skips) {
   NormTerms terms = terms_of(outers, inners, skips);
-  check_device(grad, terms.model().device());
+  check_device(grad, terms.model(), {"ridge_norm_backward", "grad"});
   STD_TORCH_CHECK(grad.dim() == 0 && grad.scalar_type() == accumulator_of(terms.dtype()),
-                  "sparsenn::ridge_norm_backward: the gradient takes a 0-d tensor of the norm's dtype");
+                  "sparsenn::ridge_norm_backward: grad is ", described(view_of(grad)),
+                  "; it takes a 0-d tensor of the norm's dtype");
   const typename Device::Guard guard(grad);
   std::vector<Tensor> made = terms.make_gradients();
   ridge_norm_backward<typename Device::Tag>(terms.dtype(), terms.data(), terms.size(), grad.data_ptr(), guard.stream());

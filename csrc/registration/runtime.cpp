@@ -3,7 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "registration/native.h"
@@ -18,9 +21,6 @@ using runtime::Method;
 using runtime::Network;
 
 template <class T>
-using Numbers = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-template <class T>
 std::vector<T> copied(const Numbers<T>& numbers) {
   return {numbers.data(), numbers.data() + numbers.size()};
 }
@@ -33,7 +33,8 @@ struct Model {
   py::object run(const py::object& x) const {
     if (!py::array_t<float>::check_(x)) return py::none();
     const auto array = py::reinterpret_borrow<py::array>(x);
-    if (array.ndim() != static_cast<py::ssize_t>(in.size()) || !(array.flags() & py::array::c_style)) return py::none();
+    if (array.ndim() != static_cast<py::ssize_t>(in.size())) return py::none();
+    if ((array.flags() & kReadable) != kReadable) return py::none();
     for (size_t i = 1; i < in.size(); ++i) {
       if (array.shape(i) != in[i]) return py::none();
     }
@@ -93,11 +94,14 @@ void bind_runtime(py::module_& m) {
       .def("curve",
            [](Model& self, int64_t of, const std::string& name) {
              using runtime::Curve;
-             const Curve curve = name == "tanh"      ? Curve::tanh
-                                 : name == "sigmoid" ? Curve::sigmoid
-                                 : name == "gelu"    ? Curve::gelu
-                                                     : Curve::gelu_tanh;
-             return self.network.add_curve(of, curve);
+             const std::map<std::string, Curve> curves{{"tanh", Curve::tanh},
+                                                       {"sigmoid", Curve::sigmoid},
+                                                       {"gelu", Curve::gelu},
+                                                       {"gelu_tanh", Curve::gelu_tanh}};
+             const auto found = curves.find(name);
+             if (found == curves.end())
+               throw py::value_error("curve is '" + name + "'; it takes tanh, sigmoid, gelu or gelu_tanh");
+             return self.network.add_curve(of, found->second);
            })
       .def("affine", [](Model& self, int64_t of, const Numbers<float>& scale, const Numbers<float>& shift,
                         bool relu) { return self.network.add_affine(of, copied(scale), copied(shift), relu); })

@@ -14,10 +14,11 @@ using Vector = std::optional<Tensor>;
 // Bits of `wanted`.
 enum Wanted : int64_t { kPhi = 1, kLambdaIn = 2, kLambdaOut = 4, kInput = 8, kBias = 16 };
 
-inline void check_vector(const Tensor& vector, int64_t size, const Tensor& phi, const char* name) {
-  check_device(vector, phi.device());
+inline void check_vector(const Tensor& vector, int64_t size, const Tensor& phi, const Argument& argument) {
+  check_device(vector, phi, argument);
   STD_TORCH_CHECK(vector.dim() == 1 && vector.sizes()[0] == size && vector.scalar_type() == phi.scalar_type(),
-                  "sparsenn: ", name, " takes ", size, " numbers of phi's dtype");
+                  argument.text(), " is ", described(view_of(vector)), "; it takes ", size, " numbers of phi's dtype, ",
+                  name_of(view_of(phi).dtype));
 }
 
 // Itself where it is row-major already, which spares a call of the dispatcher.
@@ -51,14 +52,16 @@ struct CheckedSpectrum {
   Vector lambda_in, lambda_out;
   Spectrum view;
 
-  CheckedSpectrum(const Tensor& eigenvectors, const Vector& in, const Vector& out) : phi(row_major(eigenvectors)) {
-    STD_TORCH_CHECK(phi.dim() >= 2, "sparsenn: phi has ", phi.dim(), " dimensions; it takes two or more");
-    STD_TORCH_CHECK(in.has_value() || out.has_value(), "sparsenn: both eigenvalues are absent; one of them is needed");
+  CheckedSpectrum(const char* op, const Tensor& eigenvectors, const Vector& in, const Vector& out)
+      : phi(row_major(eigenvectors)) {
+    STD_TORCH_CHECK(phi.dim() >= 2, "sparsenn::", op, ": phi has ", phi.dim(), " dimensions; it takes two or more");
+    STD_TORCH_CHECK(in.has_value() || out.has_value(), "sparsenn::", op,
+                    ": both eigenvalues are absent; one of them is needed");
     const auto sizes = phi.sizes();
     int64_t kernel = 1;
     for (int64_t i = 2; i < phi.dim(); ++i) kernel *= sizes[i];
-    if (in) check_vector(*in, sizes[1], phi, "lambda_in"), lambda_in = row_major(*in);
-    if (out) check_vector(*out, sizes[0], phi, "lambda_out"), lambda_out = row_major(*out);
+    if (in) check_vector(*in, sizes[1], phi, {op, "lambda_in"}), lambda_in = row_major(*in);
+    if (out) check_vector(*out, sizes[0], phi, {op, "lambda_out"}), lambda_out = row_major(*out);
     view = {view_of(phi).dtype,
             sizes[0],
             sizes[1],
@@ -96,7 +99,7 @@ Tensor compose(const CheckedSpectrum& spectrum, void* stream) {
 
 template <class Device>
 Tensor spectral_weight_new(Tensor phi, Vector lambda_in, Vector lambda_out) {
-  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
+  const CheckedSpectrum spectrum("spectral_weight", phi, lambda_in, lambda_out);
   const typename Device::Guard guard(phi);
   return in_layout_of(phi, compose<Device>(spectrum, guard.stream()));
 }
@@ -127,9 +130,10 @@ std::tuple<Tensor, Tensor, Tensor> take_apart(const Tensor& grad, const CheckedS
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> spectral_weight_backward_new(Tensor grad, Tensor phi, Vector lambda_in,
                                                                 Vector lambda_out, int64_t wanted) {
-  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
-  check_device(grad, phi.device());
-  check_like(view_of(grad), view_of(phi), view_of(phi).dtype, "the gradient");
+  const char* const op = "spectral_weight_backward";
+  const CheckedSpectrum spectrum(op, phi, lambda_in, lambda_out);
+  check_device(grad, phi, {op, "grad"});
+  check_like(view_of(grad), view_of(phi), view_of(phi).dtype, {op, "grad"}, "phi");
   const typename Device::Guard guard(phi);
   auto [d_phi, d_in, d_out] = take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
   return {wanted & kPhi ? in_layout_of(phi, d_phi) : d_phi, d_in, d_out};
@@ -151,27 +155,29 @@ class Place {
 template <class Device>
 void spectral_weight_backward_in_place(Tensor grad, Tensor phi, Vector lambda_in, Vector lambda_out, Vector d_lambda_in,
                                        Vector d_lambda_out) {
-  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
+  const char* const op = "spectral_weight_backward_";
+  const CheckedSpectrum spectrum(op, phi, lambda_in, lambda_out);
   STD_TORCH_CHECK((lambda_in || !d_lambda_in) && (lambda_out || !d_lambda_out),
                   "sparsenn::spectral_weight_backward_: an eigenvalue that is absent has no gradient");
-  check_device(grad, phi.device());
-  check_like(view_of(grad), view_of(phi), view_of(phi).dtype, "the gradient");
-  if (d_lambda_in) check_vector(*d_lambda_in, spectrum.view.in, phi, "d_lambda_in");
-  if (d_lambda_out) check_vector(*d_lambda_out, spectrum.view.out, phi, "d_lambda_out");
-  std::vector<TensorView> met{view_of(phi)};
-  for (const Vector& read : {lambda_in, lambda_out}) {
-    if (read) met.push_back(view_of(*read));
-  }
+  check_device(grad, phi, {op, "grad"});
+  check_like(view_of(grad), view_of(phi), view_of(phi).dtype, {op, "grad"}, "phi");
+  if (d_lambda_in) check_vector(*d_lambda_in, spectrum.view.in, phi, {op, "d_lambda_in"});
+  if (d_lambda_out) check_vector(*d_lambda_out, spectrum.view.out, phi, {op, "d_lambda_out"});
+  std::vector<std::pair<const char*, TensorView>> met{{"phi", view_of(phi)}};
+  if (lambda_in) met.emplace_back("lambda_in", view_of(*lambda_in));
+  if (lambda_out) met.emplace_back("lambda_out", view_of(*lambda_out));
   const Vector written[3] = {grad, d_lambda_in, d_lambda_out};
-  for (const Vector& tensor : written) {
-    if (!tensor) continue;
-    const TensorView own = view_of(*tensor);
-    check_writable(own, "a gradient");
-    for (const TensorView& other : met) {
-      STD_TORCH_CHECK(!share_memory(own, other),
-                      "sparsenn::spectral_weight_backward_: a gradient shares memory with another argument");
+  const char* const names[3] = {"grad", "d_lambda_in", "d_lambda_out"};
+  for (int k = 0; k < 3; ++k) {
+    if (!written[k]) continue;
+    const TensorView own = view_of(*written[k]);
+    const Argument argument{op, names[k]};
+    check_writable(own, argument);
+    for (const auto& [name, other] : met) {
+      STD_TORCH_CHECK(!share_memory(own, other), argument.text(), " is written but shares memory with ", name,
+                      "; it takes a tensor of its own");
     }
-    met.push_back(own);
+    met.emplace_back(names[k], own);
   }
   const typename Device::Guard guard(phi);
   std::optional<Place> places[3];
@@ -188,11 +194,12 @@ void spectral_weight_backward_in_place(Tensor grad, Tensor phi, Vector lambda_in
 }
 
 // How many rows of `columns` numbers a tensor has, whatever its leading dimensions.
-inline int64_t rows_of(const Tensor& tensor, int64_t columns, const Tensor& phi, const char* name) {
-  check_device(tensor, phi.device());
+inline int64_t rows_of(const Tensor& tensor, int64_t columns, const Tensor& phi, const Argument& argument) {
+  check_device(tensor, phi, argument);
   const auto sizes = tensor.sizes();
   STD_TORCH_CHECK(tensor.dim() > 0 && sizes[tensor.dim() - 1] == columns && tensor.scalar_type() == phi.scalar_type(),
-                  "sparsenn::spectral_linear: ", name, " takes (..., ", columns, ") in phi's dtype");
+                  argument.text(), " is ", described(view_of(tensor)), "; it takes (..., ", columns,
+                  ") in phi's dtype, ", name_of(view_of(phi).dtype));
   int64_t rows = 1;
   for (int64_t i = 0; i + 1 < tensor.dim(); ++i) rows *= sizes[i];
   return rows;
@@ -200,10 +207,11 @@ inline int64_t rows_of(const Tensor& tensor, int64_t columns, const Tensor& phi,
 
 template <class Device>
 Tensor spectral_linear_new(Tensor input, Tensor phi, Vector lambda_in, Vector lambda_out, Vector bias) {
-  STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear: phi takes two dimensions");
-  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
-  const int64_t rows = rows_of(input, spectrum.view.in, phi, "input");
-  if (bias) check_vector(*bias, spectrum.view.out, phi, "bias"), bias = row_major(*bias);
+  const char* const op = "spectral_linear";
+  STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear: phi has ", phi.dim(), " dimensions; it takes two");
+  const CheckedSpectrum spectrum(op, phi, lambda_in, lambda_out);
+  const int64_t rows = rows_of(input, spectrum.view.in, phi, {op, "input"});
+  if (bias) check_vector(*bias, spectrum.view.out, phi, {op, "bias"}), bias = row_major(*bias);
   std::vector<int64_t> sizes = sizes_of(input);
   sizes.back() = spectrum.view.out;
   const typename Device::Guard guard(phi);
@@ -214,11 +222,14 @@ template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spectral_linear_backward_new(Tensor grad, Tensor input, Tensor phi,
                                                                                 Vector lambda_in, Vector lambda_out,
                                                                                 int64_t wanted) {
-  STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear_backward: phi takes two dimensions");
-  const CheckedSpectrum spectrum(phi, lambda_in, lambda_out);
-  const int64_t rows = rows_of(input, spectrum.view.in, phi, "input");
-  STD_TORCH_CHECK(rows == rows_of(grad, spectrum.view.out, phi, "the gradient"),
-                  "sparsenn::spectral_linear_backward: input and gradient have different numbers of rows");
+  const char* const op = "spectral_linear_backward";
+  STD_TORCH_CHECK(phi.dim() == 2, "sparsenn::spectral_linear_backward: phi has ", phi.dim(),
+                  " dimensions; it takes two");
+  const CheckedSpectrum spectrum(op, phi, lambda_in, lambda_out);
+  const int64_t rows = rows_of(input, spectrum.view.in, phi, {op, "input"});
+  const int64_t given = rows_of(grad, spectrum.view.out, phi, {op, "grad"});
+  STD_TORCH_CHECK(rows == given, "sparsenn::spectral_linear_backward: grad has ", given, " rows, input ", rows,
+                  "; they must agree");
   const typename Device::Guard guard(phi);
   auto [d_phi, d_in, d_out, d_input, d_bias] = Device::linear_backward(
       row_major(grad), row_major(input), rows, spectrum, spectrum.available(wanted), guard.stream());

@@ -1,6 +1,8 @@
 // The steps of small networks as torch calls them, for both devices.
 #pragma once
 
+#include "math/activation.h"
+#include "math/stacked_steps.h"
 #include "registration/bindings.h"
 
 namespace sparsenn::bindings {
@@ -10,13 +12,32 @@ enum Code : int64_t { kSeed, kData, kActivation, kLast, kOptimizer, kPenalty, kF
 enum Rate : int64_t { kLr, kLam, kMomentum, kBeta1, kBeta2, kEps, kClipping, kRates };
 constexpr int64_t kLayerNumbers = 6, kMaxFactors = 8;
 
+inline const char* name_of(ScalarType dtype) {
+  return dtype == ScalarType::Long     ? "int64"
+         : dtype == ScalarType::Double ? "float64"
+         : dtype == ScalarType::Float  ? "float32"
+                                       : "another dtype";
+}
+
+// "int64 (3, 7)", with * for a size that may be any.
+inline std::string kind_of(ScalarType dtype, const std::vector<int64_t>& sizes) {
+  std::string text = name_of(dtype) + std::string(" (");
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + (sizes[i] < 0 ? "*" : std::to_string(sizes[i]));
+  return text + (sizes.size() == 1 ? ",)" : ")");
+}
+
+inline std::string described_any(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return (tensor.is_contiguous() ? "" : "a strided ") + kind_of(tensor.scalar_type(), {sizes.begin(), sizes.end()});
+}
+
 template <class T>
 const T* table_of(const Tensor& tensor, ScalarType dtype, std::vector<int64_t> sizes, const char* name) {
   bool fits = tensor.is_cpu() && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
               tensor.dim() == static_cast<int64_t>(sizes.size());
   for (size_t i = 0; fits && i < sizes.size(); ++i) fits = tensor.sizes()[i] == sizes[i];
-  STD_TORCH_CHECK(fits, "sparsenn::stacked_steps_: ", name,
-                  " is no contiguous table of its shape and dtype on the CPU; stacked_tables makes it");
+  STD_TORCH_CHECK(fits, "sparsenn::stacked_steps_: ", name, " is ", described_any(tensor), "; it takes a contiguous ",
+                  kind_of(dtype, sizes), " on the CPU, which stacked_tables makes");
   return static_cast<const T*>(tensor.data_ptr());
 }
 
@@ -26,7 +47,7 @@ inline std::vector<PatchLayer> patch_layers(const std::vector<int64_t>& numbers)
   std::vector<PatchLayer> layers;
   for (size_t n = 0; n < numbers.size(); n += kLayerNumbers) {
     const int64_t* own = numbers.data() + n;
-    for (int k = 0; k < 5; ++k) {
+    for (int k = 0; k < kLayerNumbers - 1; ++k) {  // the last says whether there is a bias
       STD_TORCH_CHECK(own[k] >= 1, "sparsenn::stacked_steps_: a size in layers is ", own[k], "; it takes 1 or more");
     }
     STD_TORCH_CHECK(own[1] >= own[3], "sparsenn::stacked_steps_: a layer's kernel is longer than its input");
@@ -43,7 +64,8 @@ inline void check_shape(const Tensor& tensor, std::vector<int64_t> sizes, Scalar
   bool fits =
       tensor.scalar_type() == dtype && tensor.is_contiguous() && tensor.dim() == static_cast<int64_t>(sizes.size());
   for (size_t i = 0; fits && i < sizes.size(); ++i) fits = sizes[i] < 0 || tensor.sizes()[i] == sizes[i];
-  STD_TORCH_CHECK(fits, "sparsenn::stacked_steps_: ", name, " has a shape, a dtype or a layout that does not fit");
+  STD_TORCH_CHECK(fits, "sparsenn::stacked_steps_: ", name, " is ", described_any(tensor), "; it takes a contiguous ",
+                  kind_of(dtype, sizes));
 }
 
 inline StackedRun run_of(int64_t index, const int64_t* codes, const double* rates, int64_t sets, int64_t rows) {
@@ -52,13 +74,15 @@ inline StackedRun run_of(int64_t index, const int64_t* codes, const double* rate
                     "; it takes 0 to ", end - 1);
   };
   check(codes[kData], sets, "a data set");
-  check(codes[kActivation], 5, "an activation");
-  check(codes[kLast], 5, "a last activation");
-  check(codes[kOptimizer], 4, "an optimizer");
-  check(codes[kPenalty], 3, "a penalty");
+  check(codes[kActivation], kActivations, "an activation");
+  check(codes[kLast], kActivations, "a last activation");
+  check(codes[kOptimizer], kOptimizers, "an optimizer");
+  check(codes[kPenalty], kWeightPenalties, "a penalty");
   const auto optimizer = static_cast<Optimizer>(codes[kOptimizer]);
-  if (codes[kOptimizer] == 2) check(codes[kFactors] - 1, kMaxFactors, "a depth, less 1,");
-  const int64_t needed = codes[kOptimizer] == 2 ? 2 * codes[kFactors] : codes[kOptimizer] == 3 ? 2 : 1;
+  if (optimizer == Optimizer::factorized) check(codes[kFactors] - 1, kMaxFactors, "a depth, less 1,");
+  const int64_t needed = optimizer == Optimizer::factorized ? 2 * codes[kFactors]
+                         : optimizer == Optimizer::adam     ? 2
+                                                            : 1;
   STD_TORCH_CHECK(needed <= rows, "sparsenn::stacked_steps_: state has ", rows, " rows for a run; an optimizer keeps ",
                   needed);
   return {index,
@@ -113,12 +137,14 @@ void stacked_steps_(Tensor weights, Tensor state, Tensor losses, Tensor x, Tenso
   } else {
     check_shape(y, {sets, samples, outputs}, dtype, "y");
   }
-  for (const Tensor* tensor : {&state, &losses, &x, &y}) check_device(*tensor, weights.device());
+  const std::pair<const char*, const Tensor*> others[] = {{"state", &state}, {"losses", &losses}, {"x", &x}, {"y", &y}};
+  for (const auto& [name, tensor] : others) check_device(*tensor, weights, {"stacked_steps_", name});
   STD_TORCH_CHECK(samples <= int64_t{1} << 31, "sparsenn::stacked_steps_: x takes at most 2^31 samples");
   STD_TORCH_CHECK(batch >= 1 && epoch >= 0, "sparsenn::stacked_steps_: batch_size takes 1 or more, epoch 0 or more");
-  STD_TORCH_CHECK(
-      first >= 0 && steps >= 0 && steps <= samples && (first + steps == 0 || (first + steps - 1) * batch < samples),
-      "sparsenn::stacked_steps_: the epoch does not have the steps ", first, " to ", first + steps);
+  const int64_t batches = samples / batch + (samples % batch != 0);
+  STD_TORCH_CHECK(first >= 0 && steps >= 0 && steps <= batches && first <= batches - steps,
+                  "sparsenn::stacked_steps_: first is ", first, " and steps ", steps, "; the epoch has ", batches,
+                  " steps");
   const auto* code = table_of<int64_t>(codes, ScalarType::Long, {runs, kCodes}, "codes");
   const auto* rate = table_of<double>(rates, ScalarType::Double, {runs, kRates}, "rates");
   STD_TORCH_CHECK(active.dim() == 1, "sparsenn::stacked_steps_: active takes one dimension");

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -14,7 +15,9 @@ namespace sparsenn::bindings {
 
 class TensorList {
  public:
-  explicit TensorList(StableListHandle list) {
+  // The delegation makes the destructor run where a read throws.
+  explicit TensorList(StableListHandle list) : TensorList() {
+    const std::unique_ptr<StableListOpaque, decltype(&torch_delete_list)> owner(list, &torch_delete_list);
     size_t size = 0;
     TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
     handles_.reserve(size);
@@ -23,7 +26,6 @@ class TensorList {
       TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &value));
       handles_.push_back(torch::stable::detail::to<AtenTensorHandle>(value));
     }
-    TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
   }
   ~TensorList() {
     for (AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
@@ -42,6 +44,7 @@ class TensorList {
   }
 
  private:
+  TensorList() = default;
   std::vector<AtenTensorHandle> handles_;
 };
 

@@ -5,7 +5,6 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 
 #include "runtime/panel.h"
@@ -205,7 +204,6 @@ void Network::run(const float* x, int64_t count, float* out, int threads) const 
   const int64_t parts = std::min<int64_t>(threads, (count + kPanel - 1) / kPanel);
   if (parts <= 1) return run_part(x, count, out);
   const int64_t share = ((count + kPanel - 1) / kPanel + parts - 1) / parts * kPanel;
-  std::vector<std::thread> crew;
   std::exception_ptr problem;
   std::mutex mutex;
   const auto part = [&](int64_t begin) {
@@ -216,16 +214,18 @@ void Network::run(const float* x, int64_t count, float* out, int threads) const 
       problem = std::current_exception();
     }
   };
-  crew.reserve(parts);
-  for (int64_t begin = share; begin < count; begin += share) {
-    try {
-      crew.emplace_back(part, begin);
-    } catch (const std::system_error&) {  // the system has no thread to give
-      part(begin);
+  {
+    std::vector<std::jthread> crew;  // is joined in any case
+    crew.reserve(parts);
+    for (int64_t begin = share; begin < count; begin += share) {
+      try {
+        crew.emplace_back(part, begin);
+      } catch (const std::exception&) {  // the system has no thread to give, or no memory for one
+        part(begin);
+      }
     }
+    part(0);
   }
-  part(0);
-  for (std::thread& thread : crew) thread.join();
   if (problem) std::rethrow_exception(problem);
 }
 

@@ -13,33 +13,30 @@ constexpr int kLine = 16;  // floats of a line of the cache
 
 using Line = cpu::vector_t<float, kLine>;
 using Eight = cpu::vector_t<float, 8>;
-using EightIndices = cpu::indices_t<float, 8>;
 
 // An 8 x 8 transposition: of halves of vectors, of pairs of neighbours, of neighbours. Row i begins at row(i).
 template <class Row>
 SPARSENN_INLINE void transpose8(const Row& row, Eight (&rows)[8]) {
-  const EightIndices first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
-  const EightIndices low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
-  const EightIndices low_pairs = {0, 1, 8, 9, 4, 5, 12, 13}, high_pairs = {2, 3, 10, 11, 6, 7, 14, 15};
   Eight halves[8];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     Eight upper, lower;
     cpu::read<8>(upper, row(i));
     cpu::read<8>(lower, row(i + 4));
-    halves[i] = __builtin_shuffle(upper, lower, first);
-    halves[i + 4] = __builtin_shuffle(upper, lower, second);
+    cpu::shuffle<0, 1, 2, 3, 8, 9, 10, 11>(halves[i], upper, lower);
+    cpu::shuffle<4, 5, 6, 7, 12, 13, 14, 15>(halves[i + 4], upper, lower);
   }
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    const Eight a = __builtin_shuffle(halves[i], halves[i + 1], low),
-                b = __builtin_shuffle(halves[i], halves[i + 1], high);
-    const Eight c = __builtin_shuffle(halves[i + 2], halves[i + 3], low);
-    const Eight d = __builtin_shuffle(halves[i + 2], halves[i + 3], high);
-    rows[i] = __builtin_shuffle(a, c, low_pairs);
-    rows[i + 1] = __builtin_shuffle(a, c, high_pairs);
-    rows[i + 2] = __builtin_shuffle(b, d, low_pairs);
-    rows[i + 3] = __builtin_shuffle(b, d, high_pairs);
+    Eight a, b, c, d;
+    cpu::shuffle<0, 8, 1, 9, 4, 12, 5, 13>(a, halves[i], halves[i + 1]);
+    cpu::shuffle<2, 10, 3, 11, 6, 14, 7, 15>(b, halves[i], halves[i + 1]);
+    cpu::shuffle<0, 8, 1, 9, 4, 12, 5, 13>(c, halves[i + 2], halves[i + 3]);
+    cpu::shuffle<2, 10, 3, 11, 6, 14, 7, 15>(d, halves[i + 2], halves[i + 3]);
+    cpu::shuffle<0, 1, 8, 9, 4, 5, 12, 13>(rows[i], a, c);
+    cpu::shuffle<2, 3, 10, 11, 6, 7, 14, 15>(rows[i + 1], a, c);
+    cpu::shuffle<0, 1, 8, 9, 4, 5, 12, 13>(rows[i + 2], b, d);
+    cpu::shuffle<2, 3, 10, 11, 6, 7, 14, 15>(rows[i + 3], b, d);
   }
 }
 

@@ -171,7 +171,8 @@ void Product::dense(const Packed& packed, const float* x, int64_t scale, int64_t
       const auto& tile = tiles.with(std::min(count - first, tiles.rows()));
       for (int64_t m = 0; m < tile.rows; ++m) std::fill_n(sums + m * width, width, packed.bias.get()[first + m]);
       // nothing to fetch ahead: the weights of a layer lie in the cache, and so does b
-      tile.by_column[width / tiles.lanes - 1](depth, packed.weights.get() + first * depth, b, sums, width, b, 0);
+      tile.by_column[width / tiles.lanes - 1](depth, packed.weights.get() + first * depth, b, sums, width,
+                                              cpu::Ahead::none(b));
       for (int64_t m = 0; m < std::min(tile.rows, count - first); ++m) {
         float* to = out + (first + m) * out_stride + lane;
         relu_ ? relu(sums + m * width, width, to) : void(std::memcpy(to, sums + m * width, width * sizeof(float)));
@@ -274,7 +275,7 @@ void Product::run_strips(const float* x, int64_t count, float* out, float* scrat
       for (int64_t k = 0; k < depth; k += cpu::kDepth) {
         const float* b = strip + k * width;
         tile.by_row[width / tiles.lanes - 1](std::min(cpu::kDepth, depth - k), scratch + k * room + s * cpu::kDepth, b,
-                                             sums, width, b, 0);
+                                             sums, width, cpu::Ahead::none(b));
       }
       if (relu_) relu(sums, samples * width, sums);
       copy_runs(samples, sums, width, size, out + s * rows + first, rows);

@@ -95,7 +95,7 @@ class Model:
             raise ValueError(f"x has shape {x.shape}; the runtime takes a batch, as x[None] makes of one sample")
         found = self._plan(x.shape[1:])
         self._run = found.network.run
-        result = found.network.run(np.ascontiguousarray(x, np.float32))
+        result = found.network.run(np.require(x, np.float32, ["C", "ALIGNED"]))
         assert result is not None
         return result
 

@@ -197,6 +197,7 @@ void step_in(const Form& form, int64_t depth, int variant) {
     for (const bool measures : {false, true}) {
       StepCase<W> run;
       run.add(form, depth, with_momenta, 5);
+      if (!measures) run.add(form, depth, with_momenta, 9);  // a second weight, which no pointer may reach from null
       run.measured.on = measures;
       const StepCase<W> before = run;
       run.template step<Device>(options);

@@ -1,12 +1,32 @@
 // Networks of the torch-free runtime against loops in double precision, in memory of exactly their size.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <new>
 #include <random>
 #include <stdexcept>
 #include <thread>
 
 #include "check.h"
 #include "runtime/network.h"
+
+namespace {
+
+constexpr int64_t kPlenty = int64_t{1} << 60;
+std::atomic<int64_t> allocations_left = kPlenty;  // of all threads, after which there is no memory
+
+}  // namespace
+
+void* operator new(size_t size) {
+  if (allocations_left-- <= 0) throw std::bad_alloc();
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void* operator new(size_t size, const std::nothrow_t&) noexcept { return std::malloc(size); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace sparsenn::runtime {
 namespace {
@@ -208,6 +228,32 @@ TEST(threads_share_a_network) {
   }
   for (std::thread& thread : crew) thread.join();
   for (int count : wrong) CHECK(count == 0, "another result in a thread");
+}
+
+// Wherever memory ends, the caller gets the result or an exception, and no thread is left behind.
+TEST(threads_without_memory_end) {
+  Random random(2);
+  Network network({50, 1, 1});
+  network.add_product(0, random_weights(30, 50, 0.2, random), {}, true, kSparse);
+  finish_by(network, 4);
+  const std::vector<float> x(500 * 50, 0.5f);
+  std::vector<float> expected(500 * 30), out(500 * 30);
+  network.run(x.data(), 500, expected.data(), 1);
+  bool failed = true;
+  for (int64_t left = 0; failed; ++left) {
+    CHECK(left < 1000, "memory never ended");
+    std::fill(out.begin(), out.end(), 0.0f);
+    allocations_left = left;
+    bool thrown = false;
+    try {
+      network.run(x.data(), 500, out.data(), 4);
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    failed = allocations_left < 0;
+    allocations_left = kPlenty;
+    CHECK(thrown || out == expected, "another result after ", left, " allocations");
+  }
 }
 
 TEST(nan_reaches_every_output_of_its_sample) {

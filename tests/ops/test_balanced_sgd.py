@@ -104,15 +104,20 @@ def test_wrong_arguments_are_refused_before_anything_is_written(kernels):
             for name, tensors in given.items():
                 assert all(torch.equal(a, b) for a, b in zip(tensors, before[name], strict=True))
 
+    shared = torch.ones(3)
     for changes, message in (
         ({"depth": 0}, "depth is 0; it takes an integer >= 1"),
         ({"roots": [torch.ones(3)] * 2}, "one root for each weight"),
         ({"grads": []}, "balanced_sgd_: one gradient for each weight"),
         ({"momenta": []}, "one momentum for each"),
         ({"momentum": 0.0}, "none where momentum is 0"),
-        ({"roots": [torch.ones(4)]}, "shape that differs"),
-        ({"roots": [torch.ones(3, dtype=torch.float64)]}, "dtype that does not fit"),
-        ({"roots": [torch.ones(1).expand(3)]}, "share memory"),
+        ({"roots": [torch.ones(4)]}, r"roots\[0\] is float32 \(4,\); its weight is float32 \(3,\), and they must agree"),
+        ({"roots": [torch.ones(3, dtype=torch.float64)]}, r"roots\[0\] is float64 \(3,\); its weight is float32 \(3,\)"),
+        ({"roots": [torch.ones(1).expand(3)]}, r"roots\[0\] is written but several of its elements share memory"),
+        (
+            {"roots": [shared], "momenta": [shared]},
+            r"(roots|momenta)\[0\] and (roots|momenta)\[0\] share memory",
+        ),
     ):
         with pytest.raises(RuntimeError, match=message):
             call(**changes)

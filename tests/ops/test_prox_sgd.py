@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 
 import pytest
 import torch
@@ -269,18 +271,63 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(kernels):
     refused("momentum is 1", momentum=1.0)
     refused("lams takes", 3, lambda lams: lams * 3)
     refused("lams takes", 3, [torch.ones(4)])
-    refused(r"lams has shape \(5,\), which does not broadcast to the shape \(4,\)", 3, [scalar(0.1), torch.ones(5)])
-    refused(r"lams has shape \(1, 4\)", 3, [scalar(0.1), torch.ones(1, 4)])
-    refused("lams has a dtype", 3, [scalar(0.1), torch.ones(4, dtype=torch.float64)])
-    refused("take one float32 or float64 number", 3, [scalar(1.0, torch.bfloat16)])
+    refused(r"lams\[1\] has shape \(5,\), which does not broadcast to the shape \(4,\)", 3, [scalar(0.1), torch.ones(5)])
+    refused(r"lams\[1\] has shape \(1, 4\)", 3, [scalar(0.1), torch.ones(1, 4)])
+    refused(r"lams\[1\] is float64; it acts on float32", 3, [scalar(0.1), torch.ones(4, dtype=torch.float64)])
+    refused(r"lams\[0\] is bfloat16 \(\); it takes one float32 or float64 number", 3, [scalar(1.0, torch.bfloat16)])
     refused("zeros takes", 4, torch.zeros(3, dtype=torch.int64))
     refused("zeros takes", 4, torch.zeros(2))
     refused("zeros is expanded", 4, torch.full((1,), -1).expand(2))
-    refused("gradient has a shape", 2, lambda g: [g[0], torch.ones(3)])
-    refused("gradient has a dtype", 2, lambda g: [g[0], g[1].double()])
-    refused("momentum has a dtype", 1, lambda v: [v[0], v[1].half()])
-    refused("a weight is written", 0, lambda w: [w[0], torch.ones(1).expand(4)])
-    refused("a momentum is written", 1, lambda v: [v[0], torch.ones(1).expand(4)])
+    refused(
+        r"prox_sgd_: grads\[1\] is float32 \(3,\); its weight is float32 \(4,\), and they must agree",
+        2,
+        lambda g: [g[0], torch.ones(3)],
+    )
+    refused(r"grads\[1\] is float64 \(4,\); its weight is float32", 2, lambda g: [g[0], g[1].double()])
+    refused(r"momenta\[1\] is float16 \(4,\); its weight is float32", 1, lambda v: [v[0], v[1].half()])
+    refused(r"weights\[1\] is float64, weights\[0\] float32; they must agree", 0, lambda w: [w[0], w[1].double()])
+    refused(r"weights\[1\] is written but", 0, lambda w: [w[0], torch.ones(1).expand(4)])
+    refused(r"momenta\[1\] is written but", 1, lambda v: [v[0], torch.ones(1).expand(4)])
+
+
+def test_a_half_weight_says_which_state_it_takes(kernels):
+    w = torch.ones(3, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"momenta\[0\] is bfloat16 \(3,\); its weight is .*, beside which it takes float32"):
+        step([w], [w.clone()], [w.clone()], [scalar(0.1)], momentum=0.9)
+
+
+def test_tensors_that_are_written_share_no_element(kernels):
+    """Dense ones are refused exactly where they do; one with gaps only where it does, since another may lie in its gaps."""
+    base = torch.arange(24.0)
+    table = base.view(4, 6)
+    dense = [base[:6], base[6:12], base[5:7], base[23:], base[3:3], table.t(), table[1:3]]
+    gaps = [table[:, :3], table[:, 3:], table[:, 2:4], base[::2], base[1::2], base[8:12:2]]
+    places = torch.arange(24)
+
+    def elements(x):
+        return set(places.as_strided(x.shape, x.stride(), x.storage_offset()).flatten().tolist())
+
+    def taken(a, b):
+        grads = [torch.zeros_like(a), torch.zeros_like(b)]
+        try:
+            step([a, b], [], grads, [scalar(0.0)])
+        except RuntimeError as error:
+            return re.search(r"prox_sgd_: weights\[[01]\] and weights\[[01]\] share memory", str(error)) is None
+        return True
+
+    for _ in range(2):  # what was found once is remembered
+        for (i, a), (k, b) in itertools.product(enumerate(dense + gaps), repeat=2):
+            found, common = taken(a, b), bool(elements(a) & elements(b))
+            assert found or common
+            assert not (found and common) or max(i, k) >= len(dense)
+    weight, state = base[:4], base[2:6]
+    with pytest.raises(RuntimeError, match=r"momenta\[0\] and weights\[0\] share memory"):
+        step([weight], [state], [torch.ones(4)], [scalar(0.1)], momentum=0.9)
+    with pytest.raises(RuntimeError, match=r"factorized_sgd_: factors\[0\] and weights\[0\] share memory"):
+        _ops.factorized_sgd_(
+            [weight], [state, torch.ones(4)], [], [torch.ones(4)], scalar(0.1), scalar(0.0), 0.0, 0.0, 0.0, False, False
+        )
+    assert torch.equal(base, torch.arange(24.0))
 
 
 def test_the_definition_takes_no_momentum_of_one():

@@ -118,12 +118,15 @@ def test_the_gradients_in_place_are_the_same_bits(backend, device, dtype, kind, 
 def test_the_gradients_in_place_refuse_what_they_would_spoil(kernels):
     phi, ends = torch.ones(2, 2), (torch.ones(2), None)
     for arguments, message in (
-        ((phi, phi, *ends, None, None), "shares memory"),
-        ((torch.ones(2, 2), phi, *ends, ends[0], None), "shares memory"),
+        ((phi, phi, *ends, None, None), "grad is written but shares memory with phi"),
+        ((torch.ones(2, 2), phi, *ends, ends[0], None), "d_lambda_in is written but shares memory with lambda_in"),
         ((torch.ones(2, 1).expand(2, 2), phi, *ends, None, None), "expanded"),
         ((torch.ones(2, 2), phi, *ends, None, torch.ones(2)), "absent"),
-        ((torch.ones(2, 2), phi, *ends, torch.ones(3), None), "d_lambda_in takes 2"),
-        ((torch.ones(2, 3), phi, *ends, None, None), "shape"),
+        (
+            (torch.ones(2, 2), phi, *ends, torch.ones(3), None),
+            r"d_lambda_in is float32 \(3,\); it takes 2 numbers of phi's dtype",
+        ),
+        ((torch.ones(2, 3), phi, *ends, None, None), r"grad is float32 \(2, 3\); phi is float32 \(2, 2\)"),
     ):
         with pytest.raises(RuntimeError, match=message):
             _ops.spectral_weight_backward_(*arguments)
@@ -451,16 +454,16 @@ def test_what_does_not_fit_is_refused_in_a_sentence(backend, case):
 
 def test_the_kernels_refuse_what_does_not_fit(kernels):
     x, (phi, lambda_in, lambda_out) = values((4, 3), torch.float32), spectrum((2, 3), torch.float32)
-    for arguments in (
-        (x, phi, lambda_in[1:], lambda_out, None),
-        (x, phi, None, None, None),
-        (x.double(), phi, lambda_in, lambda_out, None),
-        (x, phi, lambda_in, lambda_out, lambda_in),
-        (x[:, 1:], phi, lambda_in, lambda_out, None),
+    for arguments, message in (
+        ((x, phi, lambda_in[1:], lambda_out, None), r"lambda_in is float32 \(2,\); it takes 3 numbers of phi's dtype, float32"),
+        ((x, phi, None, None, None), "both eigenvalues are absent"),
+        ((x.double(), phi, lambda_in, lambda_out, None), r"input is float64 \(4, 3\); it takes \(..., 3\) in phi's dtype"),
+        ((x, phi, lambda_in, lambda_out, lambda_in), r"bias is float32 \(3,\); it takes 2 numbers"),
+        ((x[:, 1:], phi, lambda_in, lambda_out, None), r"input is float32 \(4, 2\); it takes \(..., 3\)"),
     ):
-        with pytest.raises(RuntimeError, match="sparsenn"):
+        with pytest.raises(RuntimeError, match=f"sparsenn::spectral_linear: {message}"):
             _ops.spectral_linear(*arguments)
-    with pytest.raises(RuntimeError, match="different numbers of rows"):
+    with pytest.raises(RuntimeError, match="grad has 3 rows, input 4; they must agree"):
         _ops.spectral_linear_backward(x[:3, :2], x, phi, lambda_in, lambda_out, 31)
 
 

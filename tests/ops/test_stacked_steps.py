@@ -339,3 +339,13 @@ def test_the_operator_itself_refuses_what_it_could_not_survive(kernels):
     for wrong_flat, first in ((flat[:-1], 0), ([*flat[:3], 13, *flat[4:]], 0), (flat, 4)):
         with pytest.raises(RuntimeError, match="stacked_steps_"):
             torch.ops.sparsenn.stacked_steps_(*given[:7], active, wrong_flat, 16, 0, first, 1)
+    for batch, first, steps in ((2**62, 4, 1), (16, 2**63 - 1, 1), (16, 3, 2)):  # also where a product is beyond int64
+        epoch = f"first is {first} and steps {steps}; the epoch has {-(-53 // batch)} steps"
+        with pytest.raises(RuntimeError, match=epoch):
+            torch.ops.sparsenn.stacked_steps_(*given[:7], active, flat, batch, 0, first, steps)
+    for at, wrong, message in (
+        (1, given[1].double(), r"state is float64 \(2, .*\); it takes a contiguous float32 \(2, \*, "),
+        (5, codes.t().contiguous().t(), r"codes is a strided int64 \(2, 7\); it takes a contiguous int64 \(2, 7\) on the CPU"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.sparsenn.stacked_steps_(*given[:at], wrong, *given[at + 1 : 7], active, flat, 16, 0, 0, 1)

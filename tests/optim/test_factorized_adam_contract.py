@@ -259,16 +259,21 @@ def test_the_operator_refuses_what_does_not_fit_before_it_writes(kernels):
         scalars = [torch.tensor(0.1), torch.tensor(0.0), 0.9, 0.99, 1e-8, 0.0, False, False]
         return [[torch.ones(2)], *kinds, [torch.zeros(())], [torch.ones(2)], *scalars]
 
-    step = torch.ops.sparsenn.factorized_adam_
+    step, twice = torch.ops.sparsenn.factorized_adam_, torch.ones(2)
     for position, wrong, match in (
         (2, [torch.ones(2)], "one of means and one of squares"),
         (4, [torch.ones(2)], "largest takes one tensor for each factor, or none"),
-        (5, [torch.zeros(1)], "a step takes a 0-d float32 tensor"),
+        (5, [torch.zeros(1)], r"steps\[0\] is float32 \(1,\); it takes a 0-d float32 tensor"),
         (5, [torch.zeros((), dtype=torch.int64)], "float64, float32"),
         (6, [], "one gradient and one step"),
-        (3, [torch.ones(2), torch.ones(3)], "a square has a shape"),
-        (3, [torch.ones(2), torch.ones(2).double()], "a square has a dtype"),
-        (4, [torch.ones(2), torch.ones(1).expand(2)], "several of its elements share memory"),
+        (
+            3,
+            [torch.ones(2), torch.ones(3)],
+            r"squares\[1\] is float32 \(3,\); its weight is float32 \(2,\), and they must agree",
+        ),
+        (3, [torch.ones(2), torch.ones(2).double()], r"squares\[1\] is float64 \(2,\); its weight is float32"),
+        (4, [torch.ones(2), torch.ones(1).expand(2)], r"largest\[1\] is written but several of its elements share memory"),
+        (2, [twice, twice], r"means\[[01]\] and means\[[01]\] share memory"),
     ):
         bad = arguments()
         bad[position] = wrong

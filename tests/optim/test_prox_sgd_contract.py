@@ -29,6 +29,25 @@ def kept(model: nn.Module, work, error, match: str) -> None:
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
+def test_parameters_that_overlap_are_refused_and_columns_of_one_matrix_taken(kernels):
+    matrix = torch.arange(1.0, 13.0).view(3, 4)
+
+    def stepped(*parts):
+        params = [nn.Parameter(part) for part in parts]
+        for p in params:
+            p.grad = torch.ones(p.shape)
+        ProxSGD(params, lr=0.5, lam=0.0).step()
+
+    before = matrix.clone()
+    with pytest.raises(RuntimeError, match=r"prox_sgd_: weights\[1\] and weights\[0\] share memory, and both are written"):
+        stepped(matrix[:2], matrix[1:])
+    assert torch.equal(matrix, before)
+    apart = [matrix[:, :1].clone(), matrix[:, 1:].clone()]
+    stepped(*apart)
+    stepped(matrix[:, :1], matrix[:, 1:])
+    assert torch.equal(matrix, torch.cat(apart, 1))
+
+
 def test_param_groups_have_their_own_options(backend):
     options = [{"lr": 0.05, "lam": 0.1}, {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.1}]
     together, apart = net(), net()

@@ -300,6 +300,36 @@ def test_wrong_inputs_are_sentences(x, error, sentence, tmp_path):
         model(np.zeros((1, 20), np.float32))
 
 
+def misaligned(x: np.ndarray) -> np.ndarray:
+    """The same numbers, one byte beside where they should lie."""
+    found = np.frombuffer(b"\0" + x.tobytes(), x.dtype, offset=1).reshape(x.shape)
+    assert not found.flags.aligned
+    assert found.flags.c_contiguous
+    return found
+
+
+def test_misaligned_arrays_are_copied(tmp_path):
+    from sparsenn import _native
+
+    model = runtime.load(sparsenn.save(nn.Linear(20, 3), tmp_path / "net"))
+    x = torch.randn(5, 20).numpy()
+    expected = model(x)
+    assert np.array_equal(model(misaligned(x)), expected)
+    network = _native.Network(20, 1, 1)
+    network.product(0, [0, 1], [0], misaligned(np.array([2.0], np.float32)), [1.0], [1, 1, 1, 1, 0, 0, 1, 1], False, [0] * 3)
+    network.finish([0, 20], [0, 1], [1.0] * 3, [1.0] * 4, 1)
+    assert network.run(misaligned(x)) is None  # which sparsenn.runtime sees to
+    assert np.array_equal(network.run(x)[:, 0], 2 * x[:, 0] + 1)
+    assert np.array_equal(_native.hadamard_product([misaligned(x), x]), x * x)
+
+
+def test_a_curve_that_is_none_is_refused():
+    from sparsenn import _native
+
+    with pytest.raises(ValueError, match="curve is 'swish'; it takes tanh, sigmoid, gelu or gelu_tanh"):
+        _native.Network(20, 1, 1).curve(0, "swish")
+
+
 def test_wrong_arguments_and_files_are_sentences(tmp_path):
     path = sparsenn.save(nn.Linear(20, 3), tmp_path / "net")
     with pytest.raises(ValueError, match="kernels is 'fast'; it takes one of auto, sparse, dense"):
