@@ -120,7 +120,7 @@ SPARSENN_INLINE void dots(const Piece<T> (&pieces)[2], T* to) {
   // By way of memory: whatever is done to the sums in place keeps compilers from holding them in registers above.
   alignas(64) T partials[kSums][kPartials<T>];
 #pragma GCC unroll 32
-  for (int i = 0; i < kSums * kParts; ++i) write<kLanes>(partials[0] + i * kLanes, sums[i]);
+  for (int i = 0; i < kSums * kParts; ++i) write<kLanes>(partials[i / kParts] + i % kParts * kLanes, sums[i]);
   for (int first = 0; first < kSums; first += kLanes) add_lanes<T, kLanes>(partials + first, kSums - first, to + first);
 }
 
