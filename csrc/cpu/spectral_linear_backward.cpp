@@ -180,7 +180,7 @@ struct Backward {
       for (int64_t o = 0; o < of.out; o += kOutputs) {
         const int64_t count = std::min(kOutputs, of.out - o);
         if (of.input_grad) add_to_input(o, count);
-        if (of.of_weight) take_apart(n, o, count);
+        if (of.of_weight) backward_weight(n, o, count);
       }
       of.write(begin, size, input_grads.data(), columns.data());
     }
@@ -221,7 +221,7 @@ struct Backward {
       }
     }
 
-    void take_apart(int64_t n, int64_t o, int64_t count) {
+    void backward_weight(int64_t n, int64_t o, int64_t count) {
       std::fill(weight_grads.begin(), weight_grads.end(), A(0));
       for (int64_t b = 0; b < of.batch; b += kDepth) {
         const int64_t depth = std::min(kDepth, of.batch - b);

@@ -35,16 +35,18 @@ std::vector<StackedLayer> layers_of(const Stack& stack);
 // A StepRates for each lane.
 template <class T>
 struct alignas(64) LaneRates {
-  T lr[kWide<T>], pull[kWide<T>], reach[kWide<T>], momentum[kWide<T>], beta2[kWide<T>], eps[kWide<T>], root[kWide<T>],
-      clipping[kWide<T>];
+  T lr[kWide<T>], strength[kWide<T>], threshold[kWide<T>], momentum[kWide<T>], beta2[kWide<T>], eps[kWide<T>],
+      root[kWide<T>], clipping[kWide<T>];
 
   void set(int lane, const StepRates<T>& rates) {
-    lr[lane] = rates.lr, pull[lane] = rates.pull, reach[lane] = rates.reach, momentum[lane] = rates.momentum;
+    lr[lane] = rates.lr, strength[lane] = rates.strength, threshold[lane] = rates.threshold,
+    momentum[lane] = rates.momentum;
     beta2[lane] = rates.beta2, eps[lane] = rates.eps, root[lane] = rates.root, clipping[lane] = rates.clipping;
   }
 
   SPARSENN_INLINE StepRates<T> at(int lane) const {
-    return {lr[lane], pull[lane], reach[lane], momentum[lane], beta2[lane], eps[lane], root[lane], clipping[lane]};
+    return {lr[lane],    strength[lane], threshold[lane], momentum[lane],
+            beta2[lane], eps[lane],      root[lane],      clipping[lane]};
   }
 };
 
@@ -63,7 +65,7 @@ inline StepKind kind_of(const StackedRun& run) {
 
 // `size` weights, element i in lane i % kWide, with their gradients and rows of state; `penalties` has kWide sums.
 template <class T>
-struct Moves {
+struct Update {
   int64_t size;
   T* weights;
   const T* grads;
@@ -73,8 +75,8 @@ struct Moves {
   T* penalties;
 };
 
-void move(const StepKind& kind, const Moves<float>& moves);
-void move(const StepKind& kind, const Moves<double>& moves);
+void update(const StepKind& kind, const Update<float>& step);
+void update(const StepKind& kind, const Update<double>& step);
 
 // z becomes the slope, a the value; size is a multiple of kWide.
 void activate(Activation kind, int64_t size, float* z, float* a);
@@ -96,23 +98,23 @@ struct Losses {
 void multiply(int64_t size, const float* by, float* numbers);
 void multiply(int64_t size, const double* by, double* numbers);
 
-void lose(const Losses<float>& losses);
-void lose(const Losses<double>& losses);
+void add_losses(const Losses<float>& losses);
+void add_losses(const Losses<double>& losses);
 
 // The samples from the `begin`-th on in an order.
 void samples_of(const Permutation& order, int64_t begin, int64_t count, int32_t* samples);
 
-// Room for numbers, aligned to vectors, at first zero.
+// Numbers in memory of their own, aligned to vectors, at first zero.
 template <class T>
-class Room {
+class AlignedBuffer {
  public:
-  explicit Room(int64_t size) : data_(new (std::align_val_t(64)) T[size]()) {}
-  Room(Room&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-  Room& operator=(Room&& other) noexcept {
+  explicit AlignedBuffer(int64_t size) : data_(new (std::align_val_t(64)) T[size]()) {}
+  AlignedBuffer(AlignedBuffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     return *this;
   }
-  ~Room() { ::operator delete[](data_, std::align_val_t(64)); }
+  ~AlignedBuffer() { ::operator delete[](data_, std::align_val_t(64)); }
   operator T*() { return data_; }
   operator const T*() const { return data_; }
 
@@ -144,7 +146,7 @@ class Order {
   static constexpr int64_t kSteps = 8;
   Permutation permutation_;
   int64_t size_, batch_, known_[2] = {-1, -1};
-  Room<int32_t> samples_;
+  AlignedBuffer<int32_t> samples_;
 };
 
 // The trainers: of one run after the other, for structures of dense layers; and of up to kWide runs of one kind.

@@ -14,12 +14,12 @@ struct Features {
         stride(padded(count, W)),
         by_sample(vectors * W * stride),
         by_feature(vectors * stride * W),
-        slopes(vectors * stride * W),
-        pulls(vectors * stride * W) {}
+        derivatives(vectors * stride * W),
+        deltas(vectors * stride * W) {}
 
   static constexpr int64_t W = kWide<T>;
   int64_t count, stride;
-  Room<T> by_sample, by_feature, slopes, pulls;
+  AlignedBuffer<T> by_sample, by_feature, derivatives, deltas;
 };
 
 // What suits an instruction set: rows of a tile in the forward product, in the one that hands back, and in that of the
@@ -41,11 +41,11 @@ struct Products {
     }
   }
 
-  // to[m] = slopes[m] (bias[m] + sum_k w(m, k) from[k]) for kRows rows m of one vector of samples, where w(m, k) is
-  // w[m][k], or w[k][m] where it is transposed, in rows of `stride`; bias and slopes may be null.
+  // to[m] = derivatives[m] (bias[m] + sum_k w(m, k) from[k]) for kRows rows m of one vector of samples, where w(m, k)
+  // is w[m][k], or w[k][m] where it is transposed, in rows of `stride`; bias and derivatives may be null.
   template <int kRows, bool kTransposed>
   static SPARSENN_INLINE void tile(int64_t depth, const T* w, int64_t stride, const T* bias, const T* from,
-                                   const T* slopes, T* to) {
+                                   const T* derivatives, T* to) {
     V sums[kRows][kVectors];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -67,10 +67,10 @@ struct Products {
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        if (slopes) {
-          V slope;
-          read<kLanes>(slope, slopes + m * W + v * kLanes);
-          sums[m][v] *= slope;
+        if (derivatives) {
+          V derivative;
+          read<kLanes>(derivative, derivatives + m * W + v * kLanes);
+          sums[m][v] *= derivative;
         }
         write<kLanes>(to + m * W + v * kLanes, sums[m][v]);
       }
@@ -79,12 +79,12 @@ struct Products {
 
   template <int kRows, bool kTransposed>
   static SPARSENN_INLINE void tiles(int64_t& m, int64_t rows, int64_t depth, const T* w, int64_t stride, const T* bias,
-                                    const T* from, const T* slopes, T* to) {
+                                    const T* from, const T* derivatives, T* to) {
     for (; m + kRows <= rows; m += kRows) {
       tile<kRows, kTransposed>(depth, w + (kTransposed ? m : m * stride), stride, bias ? bias + m : nullptr, from,
-                               slopes ? slopes + m * W : nullptr, to + m * W);
+                               derivatives ? derivatives + m * W : nullptr, to + m * W);
     }
-    if constexpr (kRows > 1) tiles<kRows / 2, kTransposed>(m, rows, depth, w, stride, bias, from, slopes, to);
+    if constexpr (kRows > 1) tiles<kRows / 2, kTransposed>(m, rows, depth, w, stride, bias, from, derivatives, to);
   }
 
   static SPARSENN_INLINE void forward(int64_t rows, int64_t depth, const T* w, const T* bias, const T* x, T* z) {
@@ -92,25 +92,25 @@ struct Products {
     tiles<kForward, false>(m, rows, depth, w, depth, bias, x, nullptr, z);
   }
 
-  static SPARSENN_INLINE void hand_back(int64_t rows, int64_t depth, const T* w, const T* from, const T* slopes,
-                                        T* pulls) {
+  static SPARSENN_INLINE void backward_input(int64_t rows, int64_t depth, const T* w, const T* from,
+                                             const T* derivatives, T* deltas) {
     int64_t i = 0;
-    tiles<kBack, true>(i, depth, rows, w, depth, nullptr, from, slopes, pulls);
+    tiles<kBack, true>(i, depth, rows, w, depth, nullptr, from, derivatives, deltas);
   }
 
-  // to[m][i] = sum_s pulls[m][s] x[s][i] over the samples, for kRows outputs m and kSpan vectors of inputs i.
+  // to[m][i] = sum_s deltas[m][s] x[s][i] over the samples, for kRows outputs m and kSpan vectors of inputs i.
   template <int kRows, int kSpan>
-  static SPARSENN_INLINE void gradient_tile(int64_t samples, const T* pulls, int64_t vector_stride, const T* x,
+  static SPARSENN_INLINE void gradient_tile(int64_t samples, const T* deltas, int64_t vector_stride, const T* x,
                                             int64_t x_stride, T* to, int64_t stride) {
     V sums[kRows][kSpan] = {};
-    for (int64_t first = 0; first < samples; first += W, pulls += vector_stride) {
+    for (int64_t first = 0; first < samples; first += W, deltas += vector_stride) {
       const int64_t here = std::min<int64_t>(W, samples - first);
       for (int64_t s = 0; s < here; ++s, x += x_stride) {
         V right[kSpan];
 #pragma GCC unroll 4
         for (int v = 0; v < kSpan; ++v) read<kLanes>(right[v], x + v * kLanes);
 #pragma GCC unroll 8
-        for (int m = 0; m < kRows; ++m) accumulate_row(sums[m], pulls + m * W + s, right);
+        for (int m = 0; m < kRows; ++m) accumulate_row(sums[m], deltas + m * W + s, right);
       }
     }
 #pragma GCC unroll 8
@@ -123,10 +123,10 @@ struct Products {
   // Whole vectors are written from the last of a row to the first: what is past the end of a row is overwritten by the
   // next, so that rows follow each other without gaps.
   template <int kRows>
-  static SPARSENN_INLINE void gradient_rows(int64_t& m, int64_t rows, int64_t columns, int64_t samples, const T* pulls,
+  static SPARSENN_INLINE void gradient_rows(int64_t& m, int64_t rows, int64_t columns, int64_t samples, const T* deltas,
                                             int64_t vector_stride, const T* x, int64_t x_stride, T* to) {
     for (; m + kRows <= rows; m += kRows) {
-      const T* const own = pulls + m * W;
+      const T* const own = deltas + m * W;
       int64_t i = padded(columns, kLanes);
       for (; i % (kColumns * kLanes) != 0; i -= kLanes) {
         const int64_t at = i - kLanes;
@@ -138,14 +138,14 @@ struct Products {
       }
     }
     if constexpr (kRows > 1) {
-      gradient_rows<kRows / 2>(m, rows, columns, samples, pulls, vector_stride, x, x_stride, to);
+      gradient_rows<kRows / 2>(m, rows, columns, samples, deltas, vector_stride, x, x_stride, to);
     }
   }
 
-  static SPARSENN_INLINE void gradient(int64_t rows, int64_t columns, int64_t samples, const T* pulls,
+  static SPARSENN_INLINE void gradient(int64_t rows, int64_t columns, int64_t samples, const T* deltas,
                                        int64_t vector_stride, const T* x, int64_t x_stride, T* to) {
     int64_t m = 0;
-    gradient_rows<kGradient>(m, rows, columns, samples, pulls, vector_stride, x, x_stride, to);
+    gradient_rows<kGradient>(m, rows, columns, samples, deltas, vector_stride, x, x_stride, to);
   }
 
   // to[n][k] = from[k][n] for a multiple of W of rows and columns.
@@ -162,35 +162,37 @@ struct Products {
 template <class T>
 struct Chosen {
   void (*forward)(int64_t, int64_t, const T*, const T*, const T*, T*);
-  void (*hand_back)(int64_t, int64_t, const T*, const T*, const T*, T*);
+  void (*backward_input)(int64_t, int64_t, const T*, const T*, const T*, T*);
   void (*gradient)(int64_t, int64_t, int64_t, const T*, int64_t, const T*, int64_t, T*);
   void (*transpose)(int64_t, int64_t, const T*, int64_t, T*, int64_t);
 };
 
 // clang-format off
-#define SPARSENN_PRODUCTS_FOR(NAME, TARGET, BYTES, ...)                                                             \
-  template <class T>                                                                                                \
-  using Products_##NAME = Products<T, BYTES / sizeof(T), __VA_ARGS__>;                                              \
-  template <class T>                                                                                                \
-  TARGET void forward_##NAME(int64_t rows, int64_t depth, const T* w, const T* bias, const T* x, T* z) {            \
-    Products_##NAME<T>::forward(rows, depth, w, bias, x, z);                                                        \
-  }                                                                                                                 \
-  template <class T>                                                                                                \
-  TARGET void hand_back_##NAME(int64_t rows, int64_t depth, const T* w, const T* from, const T* slopes, T* pulls) { \
-    Products_##NAME<T>::hand_back(rows, depth, w, from, slopes, pulls);                                             \
-  }                                                                                                                 \
-  template <class T>                                                                                                \
-  TARGET void gradient_##NAME(int64_t rows, int64_t columns, int64_t samples, const T* pulls, int64_t vector_stride,\
-                              const T* x, int64_t x_stride, T* to) {                                                \
-    Products_##NAME<T>::gradient(rows, columns, samples, pulls, vector_stride, x, x_stride, to);                    \
-  }                                                                                                                 \
-  template <class T>                                                                                                \
-  TARGET void transpose_##NAME(int64_t rows, int64_t columns, const T* from, int64_t stride, T* to,                 \
-                               int64_t to_stride) {                                                                 \
-    Products_##NAME<T>::transpose(rows, columns, from, stride, to, to_stride);                                      \
-  }                                                                                                                 \
-  template <class T>                                                                                                \
-  constexpr Chosen<T> chosen_##NAME{forward_##NAME<T>, hand_back_##NAME<T>, gradient_##NAME<T>, transpose_##NAME<T>};
+#define SPARSENN_PRODUCTS_FOR(NAME, TARGET, BYTES, ...)                                                                \
+  template <class T>                                                                                                   \
+  using Products_##NAME = Products<T, BYTES / sizeof(T), __VA_ARGS__>;                                                 \
+  template <class T>                                                                                                   \
+  TARGET void forward_##NAME(int64_t rows, int64_t depth, const T* w, const T* bias, const T* x, T* z) {               \
+    Products_##NAME<T>::forward(rows, depth, w, bias, x, z);                                                           \
+  }                                                                                                                    \
+  template <class T>                                                                                                   \
+  TARGET void backward_input_##NAME(int64_t rows, int64_t depth, const T* w, const T* from, const T* derivatives,      \
+                                    T* deltas) {                                                                       \
+    Products_##NAME<T>::backward_input(rows, depth, w, from, derivatives, deltas);                                     \
+  }                                                                                                                    \
+  template <class T>                                                                                                   \
+  TARGET void gradient_##NAME(int64_t rows, int64_t columns, int64_t samples, const T* deltas, int64_t vector_stride,  \
+                              const T* x, int64_t x_stride, T* to) {                                                   \
+    Products_##NAME<T>::gradient(rows, columns, samples, deltas, vector_stride, x, x_stride, to);                      \
+  }                                                                                                                    \
+  template <class T>                                                                                                   \
+  TARGET void transpose_##NAME(int64_t rows, int64_t columns, const T* from, int64_t stride, T* to,                    \
+                               int64_t to_stride) {                                                                    \
+    Products_##NAME<T>::transpose(rows, columns, from, stride, to, to_stride);                                         \
+  }                                                                                                                    \
+  template <class T>                                                                                                   \
+  constexpr Chosen<T> chosen_##NAME{forward_##NAME<T>, backward_input_##NAME<T>, gradient_##NAME<T>,                   \
+                                    transpose_##NAME<T>};
 // clang-format on
 
 SPARSENN_PRODUCTS_FOR(base, , 16, 2, 2, 2, 2)
@@ -246,7 +248,7 @@ class Dense {
       T penalties[W] = {};
       gather(step, size);
       forward(size);
-      const double loss = judge(step, size, static_cast<T>(scale));
+      const double loss = compute_losses(step, size, static_cast<T>(scale));
       if (step + 1 < stack_.first + stack_.steps) prefetch(step + 1);
       backward(size, penalties);
       double penalty = 0;
@@ -299,15 +301,15 @@ class Dense {
       for (int64_t v = 0; v < vectors(size); ++v) {
         const int64_t at = v * to.stride * W;
         ops_.forward(to.count, from.count, weights_ + layer.weights, layer.bias ? weights_ + layer.biases : nullptr,
-                     from.by_feature + v * from.stride * W, to.slopes + at);
-        activate(last ? kind_.last : kind_.activation, to.count * W, to.slopes + at, to.by_feature + at);
+                     from.by_feature + v * from.stride * W, to.derivatives + at);
+        activate(last ? kind_.last : kind_.activation, to.count * W, to.derivatives + at, to.by_feature + at);
         if (!last) ops_.transpose(to.stride, W, to.by_feature + at, W, to.by_sample + v * W * to.stride, to.stride);
       }
     }
   }
 
-  // The sum of the samples' losses. Samples that are not there pull at nothing.
-  double judge(int64_t step, int64_t size, T scale) {
+  // The sum of the samples' losses. Samples that are not there have no part in the gradients.
+  double compute_losses(int64_t step, int64_t size, T scale) {
     Features<T>& made = *features_.back();
     const int32_t* const own = order_.of_step(step);
     double total = 0;
@@ -323,11 +325,11 @@ class Dense {
         }
       }
       T sums[W] = {};
-      T* const pulls = made.pulls + at;
-      lose(Losses<T>{outputs_, W, made.by_feature + at, stack_.labels ? nullptr : static_cast<T*>(targets_),
-                     stack_.labels ? static_cast<int64_t*>(labels_) : nullptr, scale, pulls, sums});
+      T* const deltas = made.deltas + at;
+      add_losses(Losses<T>{outputs_, W, made.by_feature + at, stack_.labels ? nullptr : static_cast<T*>(targets_),
+                           stack_.labels ? static_cast<int64_t*>(labels_) : nullptr, scale, deltas, sums});
       for (int64_t s = 0; s < here; ++s) total += static_cast<double>(sums[s]);
-      for (int64_t n = 0; n < outputs_; ++n) std::fill(pulls + n * W + here, pulls + (n + 1) * W, T(0));
+      for (int64_t n = 0; n < outputs_; ++n) std::fill(deltas + n * W + here, deltas + (n + 1) * W, T(0));
     }
     return total;
   }
@@ -338,37 +340,37 @@ class Dense {
       Features<T>&from = *features_[n], &to = *features_[n + 1];
       for (int64_t v = 0; v < vectors(size); ++v) {
         const int64_t at = v * to.stride * W, source = v * from.stride * W;
-        if (n + 1 == layers_.size()) multiply(to.count * W, to.slopes + at, to.pulls + at);
+        if (n + 1 == layers_.size()) multiply(to.count * W, to.derivatives + at, to.deltas + at);
         if (n) {
-          ops_.hand_back(to.count, from.count, weights_ + layer.weights, to.pulls + at, from.slopes + source,
-                         from.pulls + source);
+          ops_.backward_input(to.count, from.count, weights_ + layer.weights, to.deltas + at, from.derivatives + source,
+                              from.deltas + source);
         }
       }
       // Only now, when the old weights have served.
       const int64_t rows = std::max<int64_t>(1, kGradients / from.stride / 8 * 8);
       for (int64_t m = 0; m < to.count; m += rows) {
         const int64_t count = std::min(rows, to.count - m);
-        ops_.gradient(count, from.count, size, to.pulls + m * W, to.stride * W, from.by_sample, from.stride, grads_);
-        move_from(layer.weights + m * from.count, count * from.count, grads_, penalties);
+        ops_.gradient(count, from.count, size, to.deltas + m * W, to.stride * W, from.by_sample, from.stride, grads_);
+        update_from(layer.weights + m * from.count, count * from.count, grads_, penalties);
       }
-      if (layer.bias) move_biases(layer, to, size, penalties);
+      if (layer.bias) update_biases(layer, to, size, penalties);
     }
   }
 
-  void move_biases(const StackedLayer& layer, const Features<T>& to, int64_t size, T* penalties) {
+  void update_biases(const StackedLayer& layer, const Features<T>& to, int64_t size, T* penalties) {
     for (int64_t start = 0; start < to.count; start += kGradients) {
       const int64_t count = std::min(kGradients, to.count - start);
       for (int64_t m = 0; m < count; ++m) {
         T sum = 0;
-        for (int64_t s = 0; s < size; ++s) sum += to.pulls[(s / W * to.stride + start + m) * W + s % W];
+        for (int64_t s = 0; s < size; ++s) sum += to.deltas[(s / W * to.stride + start + m) * W + s % W];
         grads_[m] = sum;
       }
-      move_from(layer.biases + start, count, grads_, penalties);
+      update_from(layer.biases + start, count, grads_, penalties);
     }
   }
 
-  void move_from(int64_t start, int64_t count, const T* grads, T* penalties) {
-    move(kind_, Moves<T>{count, weights_ + start, grads, state_ + start, stack_.parameters, &rates_, penalties});
+  void update_from(int64_t start, int64_t count, const T* grads, T* penalties) {
+    update(kind_, Update<T>{count, weights_ + start, grads, state_ + start, stack_.parameters, &rates_, penalties});
   }
 
   const Stack& stack_;
@@ -379,9 +381,9 @@ class Dense {
   T *const weights_, *const state_;
   const int64_t vectors_, outputs_;
   Order order_;
-  Room<T> targets_;
-  Room<int64_t> labels_;
-  Room<T> grads_;
+  AlignedBuffer<T> targets_;
+  AlignedBuffer<int64_t> labels_;
+  AlignedBuffer<T> grads_;
   std::vector<std::unique_ptr<Features<T>>> features_;
   LaneRates<T> rates_{};
 };

@@ -8,16 +8,16 @@ namespace sparsenn::cpu {
 namespace {
 
 template <Optimizer kOptimizer, WeightPenalty kPenalty, int D, class T>
-SPARSENN_INLINE void move_as(const Moves<T>& moves) {
+SPARSENN_INLINE void update_as(const Update<T>& step) {
   constexpr int kRows = kStateRows<kOptimizer, D>;
-  const LaneRates<T> rates = *moves.rates;  // a copy, which no store can change
+  const LaneRates<T> rates = *step.rates;  // a copy, which no store can change
   T sums[kWide<T>];
-  std::copy_n(moves.penalties, kWide<T>, sums);
-  T* const state = moves.state;
-  const int64_t stride = moves.stride, whole = moves.size / kWide<T> * kWide<T>;
+  std::copy_n(step.penalties, kWide<T>, sums);
+  T* const state = step.state;
+  const int64_t stride = step.stride, whole = step.size / kWide<T> * kWide<T>;
   for (int64_t i = 0; i < whole; i += kWide<T>) {
-    T* const weights = moves.weights + i;
-    const T* const grads = moves.grads + i;
+    T* const weights = step.weights + i;
+    const T* const grads = step.grads + i;
     SPARSENN_INDEPENDENT
     for (int lane = 0; lane < kWide<T>; ++lane) {
       T own[kRows];
@@ -29,41 +29,41 @@ SPARSENN_INLINE void move_as(const Moves<T>& moves) {
       for (int k = 0; k < kRows; ++k) state[k * stride + i + lane] = own[k];
     }
   }
-  for (int64_t i = whole; i < moves.size; ++i) {
+  for (int64_t i = whole; i < step.size; ++i) {
     const int lane = static_cast<int>(i - whole);
     T own[kRows];
     for (int k = 0; k < kRows; ++k) own[k] = state[k * stride + i];
-    moves.weights[i] =
-        stacked_step<kOptimizer, kPenalty, D>(moves.weights[i], moves.grads[i], own, rates.at(lane), sums[lane]);
+    step.weights[i] =
+        stacked_step<kOptimizer, kPenalty, D>(step.weights[i], step.grads[i], own, rates.at(lane), sums[lane]);
     for (int k = 0; k < kRows; ++k) state[k * stride + i] = own[k];
   }
-  std::copy_n(sums, kWide<T>, moves.penalties);
+  std::copy_n(sums, kWide<T>, step.penalties);
 }
 
 template <Optimizer kOptimizer, class T>
-SPARSENN_INLINE void move_penalized(WeightPenalty penalty, const Moves<T>& moves) {
+SPARSENN_INLINE void update_penalized(WeightPenalty penalty, const Update<T>& step) {
   switch (penalty) {
     case WeightPenalty::none:
-      return move_as<kOptimizer, WeightPenalty::none, 1>(moves);
+      return update_as<kOptimizer, WeightPenalty::none, 1>(step);
     case WeightPenalty::l1:
-      return move_as<kOptimizer, WeightPenalty::l1, 1>(moves);
+      return update_as<kOptimizer, WeightPenalty::l1, 1>(step);
     case WeightPenalty::l2:
-      return move_as<kOptimizer, WeightPenalty::l2, 1>(moves);
+      return update_as<kOptimizer, WeightPenalty::l2, 1>(step);
   }
 }
 
 template <class T>
-SPARSENN_INLINE void move_any(const StepKind& kind, const Moves<T>& moves) {
+SPARSENN_INLINE void update_any(const StepKind& kind, const Update<T>& step) {
   constexpr Optimizer kFactorized = Optimizer::factorized;
   switch (kind.optimizer) {
     case Optimizer::sgd:
-      return move_penalized<Optimizer::sgd>(kind.penalty, moves);
+      return update_penalized<Optimizer::sgd>(kind.penalty, step);
     case Optimizer::adam:
-      return move_penalized<Optimizer::adam>(kind.penalty, moves);
+      return update_penalized<Optimizer::adam>(kind.penalty, step);
     case Optimizer::prox:
-      return move_as<Optimizer::prox, WeightPenalty::none, 1>(moves);
+      return update_as<Optimizer::prox, WeightPenalty::none, 1>(step);
     case Optimizer::factorized:
-      SPARSENN_DISPATCH_DEPTH(kind.depth, (move_as<kFactorized, WeightPenalty::none, D>(moves)), {})
+      SPARSENN_DISPATCH_DEPTH(kind.depth, (update_as<kFactorized, WeightPenalty::none, D>(step)), {})
   }
 }
 
@@ -94,7 +94,7 @@ SPARSENN_INLINE void activate_any(Activation kind, int64_t size, T* z, T* a) {
 }
 
 template <class T>
-SPARSENN_INLINE void lose_squares(const Losses<T>& losses) {
+SPARSENN_INLINE void add_squared_errors(const Losses<T>& losses) {
   T sums[kWide<T>];
   std::copy_n(losses.sums, kWide<T>, sums);
   const T twice = 2 / losses.scale;
@@ -114,7 +114,7 @@ SPARSENN_INLINE void lose_squares(const Losses<T>& losses) {
 
 // log(sum_c exp(z_c)) - z_label, with the largest output taken out of the exponents.
 template <class T>
-SPARSENN_INLINE void lose_entropy(const Losses<T>& losses) {
+SPARSENN_INLINE void add_cross_entropies(const Losses<T>& losses) {
   T most[kWide<T>], total[kWide<T>];
   std::copy_n(losses.outputs, kWide<T>, most);
   std::fill_n(total, kWide<T>, T(0));
@@ -147,11 +147,11 @@ SPARSENN_INLINE void lose_entropy(const Losses<T>& losses) {
 }
 
 template <class T>
-SPARSENN_INLINE void lose_any(const Losses<T>& losses) {
+SPARSENN_INLINE void add_any_losses(const Losses<T>& losses) {
   if (losses.labels) {
-    lose_entropy(losses);
+    add_cross_entropies(losses);
   } else {
-    lose_squares(losses);
+    add_squared_errors(losses);
   }
 }
 
@@ -165,12 +165,12 @@ SPARSENN_INLINE void multiply_any(int64_t size, const T* by, T* numbers) {
 
 SPARSENN_CLONES void multiply(int64_t size, const float* by, float* numbers) { multiply_any(size, by, numbers); }
 SPARSENN_CLONES void multiply(int64_t size, const double* by, double* numbers) { multiply_any(size, by, numbers); }
-SPARSENN_CLONES void move(const StepKind& kind, const Moves<float>& moves) { move_any(kind, moves); }
-SPARSENN_CLONES void move(const StepKind& kind, const Moves<double>& moves) { move_any(kind, moves); }
+SPARSENN_CLONES void update(const StepKind& kind, const Update<float>& step) { update_any(kind, step); }
+SPARSENN_CLONES void update(const StepKind& kind, const Update<double>& step) { update_any(kind, step); }
 SPARSENN_CLONES void activate(Activation kind, int64_t size, float* z, float* a) { activate_any(kind, size, z, a); }
 SPARSENN_CLONES void activate(Activation kind, int64_t size, double* z, double* a) { activate_any(kind, size, z, a); }
-SPARSENN_CLONES void lose(const Losses<float>& losses) { lose_any(losses); }
-SPARSENN_CLONES void lose(const Losses<double>& losses) { lose_any(losses); }
+SPARSENN_CLONES void add_losses(const Losses<float>& losses) { add_any_losses(losses); }
+SPARSENN_CLONES void add_losses(const Losses<double>& losses) { add_any_losses(losses); }
 
 // Once through the network for all; the few that come out too large go through it again alone. A piece takes its rounds
 // together: one number after the other would wait for each of its products.

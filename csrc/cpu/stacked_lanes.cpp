@@ -12,12 +12,13 @@ constexpr int64_t kSummed = 64;  // whose losses are added up in T, not in doubl
 template <class T>
 constexpr int64_t kFeature = kSamples * kWide<T>;
 
-// What a layer makes of kSamples samples, and the gradients of that: (feature, sample, lane).
+// What a layer makes of kSamples samples, the derivatives of its activation, and the deltas (the gradients of the
+// loss): (feature, sample, lane).
 template <class T>
 struct Signals {
-  Signals(int64_t features) : size(features * kFeature<T>), values(size), slopes(size), pulls(size) {}
+  Signals(int64_t features) : size(features * kFeature<T>), values(size), derivatives(size), deltas(size) {}
   int64_t size;
-  Room<T> values, slopes, pulls;
+  AlignedBuffer<T> values, derivatives, deltas;
 };
 
 // What a step reads: where the samples' rows lie (sample, lane), and what the network should make of them, for kSamples
@@ -26,9 +27,9 @@ template <class T>
 struct Batch {
   Batch(int64_t size, int64_t outputs)
       : rows(size * kWide<T>), targets(padded(size, kSamples) * outputs * kWide<T>), labels(size * kWide<T>) {}
-  Room<const T*> rows;
-  Room<T> targets;
-  Room<int64_t> labels;
+  AlignedBuffer<const T*> rows;
+  AlignedBuffer<T> targets;
+  AlignedBuffer<int64_t> labels;
 };
 
 template <class T, int kLanes>
@@ -131,28 +132,29 @@ struct Ops {
     });
   }
 
-  // Adds to the gradients of the parameters; what comes from above is multiplied by the slopes in its place.
-  static SPARSENN_INLINE void backward(const StackedLayer& layer, const T* inputs, const T* slopes, T* pulls,
+  // Adds to the gradients of the parameters; the deltas that come from above are multiplied by the derivatives, in
+  // place.
+  static SPARSENN_INLINE void backward(const StackedLayer& layer, const T* inputs, const T* derivatives, T* deltas,
                                        T* grads) {
     constexpr int64_t W = kWide<T>, F = kFeature<T>;
     const int64_t patch = layer.patch(), positions = layer.positions;
     for_each_filter(layer, inputs, [&](auto tile, int64_t filter, int64_t at, const T* x) SPARSENN_INLINED {
       constexpr int N = tile();
-      Wide pull[N][kSamples];
+      Wide delta[N][kSamples];
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
         const int64_t own = (at + n * positions) * F;
-        Wide slope[kSamples];
-        load(slope, slopes + own), load(pull[n], pulls + own);
+        Wide derivative[kSamples];
+        load(derivative, derivatives + own), load(delta[n], deltas + own);
 #pragma GCC unroll 4
-        for (int s = 0; s < kSamples; ++s) multiply(pull[n][s], slope[s]);
-        store(pulls + own, pull[n]);
+        for (int s = 0; s < kSamples; ++s) multiply(delta[n][s], derivative[s]);
+        store(deltas + own, delta[n]);
         if (layer.bias) {
           T* const to = grads + (layer.biases + filter + n) * W;
           Wide sum;
           load(sum, to);
 #pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) add(sum, pull[n][s]);
+          for (int s = 0; s < kSamples; ++s) add(sum, delta[n][s]);
           store(to, sum);
         }
       }
@@ -165,7 +167,7 @@ struct Ops {
           T* const to = sums + (n * patch + k) * W;
           load(sum, to);
 #pragma GCC unroll 4
-          for (int s = 0; s < kSamples; ++s) add_product(sum, pull[n][s], input[s]);
+          for (int s = 0; s < kSamples; ++s) add_product(sum, delta[n][s], input[s]);
           store(to, sum);
         }
       }
@@ -173,7 +175,8 @@ struct Ops {
   }
 
   // What the layer hands back to its inputs.
-  static SPARSENN_INLINE void hand_back(const StackedLayer& layer, const T* parameters, const T* pulls, T* inputs) {
+  static SPARSENN_INLINE void backward_input(const StackedLayer& layer, const T* parameters, const T* deltas,
+                                             T* inputs) {
     constexpr int64_t W = kWide<T>, F = kFeature<T>;
     const int64_t patch = layer.patch(), positions = layer.positions;
     for_each_position(layer, [&](int64_t p, int64_t shared) SPARSENN_INLINED {
@@ -181,16 +184,16 @@ struct Ops {
       for_each_tile(patch, [&](auto tile, int64_t k) SPARSENN_INLINED {
         constexpr int N = tile();
         const T* weights = parameters + (layer.weights + shared * layer.out_channels * patch + k) * W;
-        const T* from = pulls + p * F;
+        const T* from = deltas + p * F;
         Wide sums[N][kSamples] = {};
         for (int64_t o = 0; o < layer.out_channels; ++o, weights += patch * W, from += positions * F) {
-          Wide weight, pull[kSamples];
-          load(pull, from);
+          Wide weight, delta[kSamples];
+          load(delta, from);
 #pragma GCC unroll 4
           for (int n = 0; n < N; ++n) {
             load(weight, weights + n * W);
 #pragma GCC unroll 4
-            for (int s = 0; s < kSamples; ++s) add_product(sums[n][s], weight, pull[s]);
+            for (int s = 0; s < kSamples; ++s) add_product(sums[n][s], weight, delta[s]);
           }
         }
 #pragma GCC unroll 4
@@ -217,19 +220,22 @@ struct Ops {
     Ops<T, BYTES / sizeof(T)>::forward(layer, parameters, inputs, z);                                                  \
   }                                                                                                                    \
   template <class T>                                                                                                   \
-  TARGET void backward_##NAME(const StackedLayer& layer, const T* inputs, const T* slopes, T* pulls, T* grads) {       \
-    Ops<T, BYTES / sizeof(T)>::backward(layer, inputs, slopes, pulls, grads);                                          \
+  TARGET void backward_##NAME(const StackedLayer& layer, const T* inputs, const T* derivatives, T* deltas,             \
+                              T* grads) {                                                                              \
+    Ops<T, BYTES / sizeof(T)>::backward(layer, inputs, derivatives, deltas, grads);                                    \
   }                                                                                                                    \
   template <class T>                                                                                                   \
-  TARGET void hand_back_##NAME(const StackedLayer& layer, const T* parameters, const T* pulls, T* inputs) {            \
-    Ops<T, BYTES / sizeof(T)>::hand_back(layer, parameters, pulls, inputs);                                            \
+  TARGET void backward_input_##NAME(const StackedLayer& layer, const T* parameters, const T* deltas,                   \
+                                    T* inputs) {                                                                       \
+    Ops<T, BYTES / sizeof(T)>::backward_input(layer, parameters, deltas, inputs);                                      \
   }                                                                                                                    \
   template <class T>                                                                                                   \
   TARGET void transpose_##NAME(const T* const* rows, int64_t size, T* to) {                                            \
     Ops<T, BYTES / sizeof(T)>::transpose(rows, size, to);                                                              \
   }                                                                                                                    \
   template <class T>                                                                                                   \
-  constexpr Chosen<T> chosen_##NAME{forward_##NAME<T>, backward_##NAME<T>, hand_back_##NAME<T>, transpose_##NAME<T>};
+  constexpr Chosen<T> chosen_##NAME{forward_##NAME<T>, backward_##NAME<T>, backward_input_##NAME<T>,                   \
+                                    transpose_##NAME<T>};
 // clang-format on
 
 // What suits this processor.
@@ -237,7 +243,7 @@ template <class T>
 struct Chosen {
   void (*forward)(const StackedLayer&, const T*, const T*, T*);
   void (*backward)(const StackedLayer&, const T*, const T*, T*, T*);
-  void (*hand_back)(const StackedLayer&, const T*, const T*, T*);
+  void (*backward_input)(const StackedLayer&, const T*, const T*, T*);
   void (*transpose)(const T* const*, int64_t, T*);
 };
 
@@ -312,7 +318,8 @@ class Lanes {
         train_on(begin, std::min(size, begin + kSummed), scale, totals);
       T penalties[W] = {};
       if (step == stack_.first || kind_.optimizer == Optimizer::adam) set_rates(step);
-      move(kind_, Moves<T>{stack_.parameters * W, weights_, grads_, state_, stack_.parameters * W, &rates_, penalties});
+      update(kind_,
+             Update<T>{stack_.parameters * W, weights_, grads_, state_, stack_.parameters * W, &rates_, penalties});
       for (int64_t lane = 0; lane < W; ++lane) {
         losses_[lane] += totals[lane] / static_cast<double>(scale);
         losses_[W + lane] += static_cast<double>(penalties[lane]) * penalty_scales_[lane];
@@ -331,7 +338,7 @@ class Lanes {
       const int64_t some = std::min<int64_t>(kSamples, end - begin);
       gather(begin, some);
       forward();
-      judge(begin, some, scale, sums);
+      compute_losses(begin, some, scale, sums);
       backward();
     }
     for (int64_t lane = 0; lane < W; ++lane) totals[lane] += static_cast<double>(sums[lane]);
@@ -401,7 +408,7 @@ class Lanes {
     }
   }
 
-  // In the place of samples that are not there stands one that is: what it pulls at is multiplied by 0, which an
+  // In the place of samples that are not there stands one that is: its deltas are multiplied by 0, which an
   // infinity of an earlier sample would turn into NaN.
   void gather(int64_t begin, int64_t size) {
     for (int64_t s = 0; s < kSamples; ++s) {
@@ -414,26 +421,27 @@ class Lanes {
     const T* inputs = x_;
     for (size_t n = 0; n < layers_.size(); ++n) {
       Signals<T>& made = *signals_[n];
-      ops_.forward(layers_[n], weights_, inputs, made.slopes);
-      activate(n + 1 < layers_.size() ? kind_.activation : kind_.last, made.size, made.slopes, made.values);
+      ops_.forward(layers_[n], weights_, inputs, made.derivatives);
+      activate(n + 1 < layers_.size() ? kind_.activation : kind_.last, made.size, made.derivatives, made.values);
       inputs = made.values;
     }
   }
 
-  // Samples that are not there pull at nothing.
-  void judge(int64_t begin, int64_t size, T scale, T* sums) {
+  // Samples that are not there have no part in the gradients.
+  void compute_losses(int64_t begin, int64_t size, T scale, T* sums) {
     Signals<T>& made = *signals_.back();
-    if (size < kSamples) std::fill_n(static_cast<T*>(made.pulls), made.size, T(0));
+    if (size < kSamples) std::fill_n(static_cast<T*>(made.deltas), made.size, T(0));
     if (stack_.labels) {
       for (int64_t s = 0; s < size; ++s) {
         const int64_t* const labels = batch_.labels + (begin + s) * W;
-        lose(Losses<T>{outputs_, kFeature<T>, made.values + s * W, nullptr, labels, scale, made.pulls + s * W, sums});
+        add_losses(
+            Losses<T>{outputs_, kFeature<T>, made.values + s * W, nullptr, labels, scale, made.deltas + s * W, sums});
       }
     } else {
       const T* const targets = batch_.targets + begin * outputs_ * W;
       for (int64_t n = 0; n < outputs_; ++n) {
         const int64_t at = n * kFeature<T>;
-        lose(Losses<T>{size, W, made.values + at, targets + at, nullptr, scale, made.pulls + at, sums});
+        add_losses(Losses<T>{size, W, made.values + at, targets + at, nullptr, scale, made.deltas + at, sums});
       }
     }
   }
@@ -441,8 +449,8 @@ class Lanes {
   void backward() {
     for (size_t n = layers_.size(); n-- > 0;) {
       Signals<T>& made = *signals_[n];
-      ops_.backward(layers_[n], n ? signals_[n - 1]->values : x_, made.slopes, made.pulls, grads_);
-      if (n) ops_.hand_back(layers_[n], weights_, made.pulls, signals_[n - 1]->pulls);
+      ops_.backward(layers_[n], n ? signals_[n - 1]->values : x_, made.derivatives, made.deltas, grads_);
+      if (n) ops_.backward_input(layers_[n], weights_, made.deltas, signals_[n - 1]->deltas);
     }
   }
 
@@ -453,9 +461,9 @@ class Lanes {
   const StepKind kind_;
   const Chosen<T>& ops_;
   const int64_t rows_, inputs_, outputs_, input_stride_;
-  Room<T> weights_, state_, grads_;
+  AlignedBuffer<T> weights_, state_, grads_;
   const int64_t last_;  // where the last numbers of all data sets begin that are copied
-  Room<T> tail_, x_;
+  AlignedBuffer<T> tail_, x_;
   Batch<T> batch_, next_;
   std::vector<std::unique_ptr<Signals<T>>> signals_;
   std::vector<Order> orders_;

@@ -24,7 +24,7 @@ struct Rule {
       const ProxSgd<T> read(options, cuda::value_of(options.lr), with_momentum);
       // These alone: the others stay constants, which take no registers.
       rule.known.sgd.lr = read.sgd.lr;
-      rule.known.reach = read.reach;
+      rule.known.effective_lr = read.effective_lr;
     }
     return rule;
   }

@@ -178,8 +178,8 @@ int64_t room_for_rows(const Spectrum& spectrum) {
 }
 
 template <class T, int N>
-void take_apart(const T* grad, const Spectrum& spectrum, const SpectralGradients& gradients, void* workspace,
-                void* stream) {
+void backward_weight(const T* grad, const Spectrum& spectrum, const SpectralGradients& gradients, void* workspace,
+                     void* stream) {
   using A = accumulator_t<T>;
   const RowTiles<N> matrix(spectrum.out, spectrum.in * spectrum.kernel);
   A* const column_sums = static_cast<A*>(workspace);
@@ -229,9 +229,9 @@ void spectral_weight_backward<Cuda>(const void* grad, const Spectrum& spectrum, 
     using T = decltype(element);
     const T* const from = static_cast<const T*>(grad);
     if (cuda::takes_vectors<T>(spectrum.in * spectrum.kernel, {grad, spectrum.phi, gradients.phi})) {
-      take_apart<T, cuda::kTileVector<T>>(from, spectrum, gradients, workspace, stream);
+      backward_weight<T, cuda::kTileVector<T>>(from, spectrum, gradients, workspace, stream);
     } else {
-      take_apart<T, 1>(from, spectrum, gradients, workspace, stream);
+      backward_weight<T, 1>(from, spectrum, gradients, workspace, stream);
     }
   });
 }

@@ -23,7 +23,7 @@ struct Layer {
   uint32_t in_channels, length, out_channels, kernel, filters, bias;
   uint32_t positions, patch, inputs, outputs;
   uint32_t weights, biases;  // where they begin among a run's parameters
-  uint32_t signals;          // where slopes, values and pulls, (feature, sample) each, begin among a run's signals
+  uint32_t signals;  // where derivatives, values and deltas, (feature, sample) each, begin among a run's signals
 
   SPARSENN_INLINE uint32_t own_weights() const { return filters * out_channels * patch; }
   SPARSENN_INLINE uint32_t parameters() const { return own_weights() + (bias ? filters * out_channels : 0); }
@@ -49,7 +49,8 @@ SPARSENN_INLINE void with_activation(Activation kind, const Body& body) {
 template <Optimizer kOptimizer, WeightPenalty kPenalty, int D>
 struct Rule {
   template <class T>
-  static SPARSENN_INLINE void move(T& weight, T grad, T* state, int64_t stride, const StepRates<T>& rates, T& penalty) {
+  static SPARSENN_INLINE void update(T& weight, T grad, T* state, int64_t stride, const StepRates<T>& rates,
+                                     T& penalty) {
     constexpr int kRows = kStateRows<kOptimizer, D>;
     T own[kRows];
     SPARSENN_UNROLL_ALL
@@ -131,7 +132,7 @@ struct TrainRuns {
       const uint32_t size = static_cast<uint32_t>(left < stack.batch ? left : stack.batch);
       gather(own, step, size, team, common, made);
       forward(own, size, team, weights, made);
-      judge(own, size, team, common, made);
+      compute_losses(own, size, team, common, made);
       backward(own, size, team, weights, common, made);
       add_up(own, size, team, common);
     }
@@ -144,11 +145,11 @@ struct TrainRuns {
     return static_cast<double>(stack.labels ? size : int64_t{size} * layers[last()].outputs);
   }
   SPARSENN_INLINE uint32_t* samples_of(T* made) const { return reinterpret_cast<uint32_t*>(made + samples); }
-  SPARSENN_INLINE T* slopes_of(const Layer& layer, T* made) const { return made + layer.signals; }
+  SPARSENN_INLINE T* derivatives_of(const Layer& layer, T* made) const { return made + layer.signals; }
   SPARSENN_INLINE T* values_of(const Layer& layer, T* made) const {
     return made + layer.signals + layer.outputs * stride;
   }
-  SPARSENN_INLINE T* pulls_of(const Layer& layer, T* made) const {
+  SPARSENN_INLINE T* deltas_of(const Layer& layer, T* made) const {
     return made + layer.signals + 2 * layer.outputs * stride;
   }
   SPARSENN_INLINE const T* inputs_of(uint32_t n, T* made) const { return n ? values_of(layers[n - 1], made) : made; }
@@ -178,7 +179,7 @@ struct TrainRuns {
     for (uint32_t n = 0; n <= last(); ++n) {
       const Layer layer = layers[n];
       const T* const inputs = inputs_of(n, made);
-      T *const values = values_of(layer, made), *const slopes = slopes_of(layer, made);
+      T *const values = values_of(layer, made), *const derivatives = derivatives_of(layer, made);
       with_activation(n < last() ? own.activation : own.last, [&](auto kind) {
         team.each(layer.outputs * size, [&](uint32_t i) {
           const uint32_t feature = i / size, s = i - feature * size;
@@ -192,16 +193,17 @@ struct TrainRuns {
             SPARSENN_UNROLL_4
             for (uint32_t j = 0; j < layer.kernel; ++j) z = multiply_add(w[j], x[j * stride], z);
           }
-          T slope;
-          values[feature * stride + s] = activation<decltype(kind)::value>(z, slope);
-          slopes[feature * stride + s] = slope;
+          T derivative;
+          values[feature * stride + s] = activation<decltype(kind)::value>(z, derivative);
+          derivatives[feature * stride + s] = derivative;
         });
       });
     }
   }
 
   template <class Team>
-  SPARSENN_INLINE void judge(const StackedRun& own, uint32_t size, const Team& team, Common<T>& common, T* made) const {
+  SPARSENN_INLINE void compute_losses(const StackedRun& own, uint32_t size, const Team& team, Common<T>& common,
+                                      T* made) const {
     const Layer layer = layers[last()];
     const T total = static_cast<T>(scale(size));
     const uint32_t* const chosen = samples_of(made);
@@ -209,14 +211,14 @@ struct TrainRuns {
       for (uint32_t s = first; s < size; s += cuda::kThreads) {
         const int64_t at = own.data * stack.samples + chosen[s];
         const T* const a = values_of(layer, made) + s;
-        T* const pulls = pulls_of(layer, made) + s;
-        common.losses[first] += static_cast<double>(stack.labels ? entropy(at, layer.outputs, total, a, pulls)
-                                                                 : squares(at, layer.outputs, total, a, pulls));
+        T* const deltas = deltas_of(layer, made) + s;
+        common.losses[first] += static_cast<double>(stack.labels ? entropy(at, layer.outputs, total, a, deltas)
+                                                                 : squares(at, layer.outputs, total, a, deltas));
       }
     });
   }
 
-  SPARSENN_INLINE T squares(int64_t at, uint32_t count, T total, const T* a, T* pulls) const {
+  SPARSENN_INLINE T squares(int64_t at, uint32_t count, T total, const T* a, T* deltas) const {
     const T* const y = static_cast<const T*>(stack.y) + at * count;
     const T twice = 2 / total;
     T sum = 0;
@@ -224,12 +226,12 @@ struct TrainRuns {
     for (uint32_t n = 0; n < count; ++n) {
       const T gap = a[n * stride] - y[n];
       sum = multiply_add(gap, gap, sum);
-      pulls[n * stride] = gap * twice;
+      deltas[n * stride] = gap * twice;
     }
     return sum;
   }
 
-  SPARSENN_INLINE T entropy(int64_t at, uint32_t count, T total, const T* a, T* pulls) const {
+  SPARSENN_INLINE T entropy(int64_t at, uint32_t count, T total, const T* a, T* deltas) const {
     const uint32_t label = static_cast<uint32_t>(static_cast<const int64_t*>(stack.y)[at]);
     T most = a[0], sum = 0;
     SPARSENN_ROLLED
@@ -237,13 +239,13 @@ struct TrainRuns {
     SPARSENN_ROLLED
     for (uint32_t n = 0; n < count; ++n) {
       const T share = exponential<Sign::negative>(a[n * stride] - most);
-      pulls[n * stride] = share;
+      deltas[n * stride] = share;
       sum += share;
     }
     const T part = T(1) / total;
     SPARSENN_ROLLED
     for (uint32_t n = 0; n < count; ++n) {
-      pulls[n * stride] = (pulls[n * stride] / sum - (n == label ? T(1) : T(0))) * part;
+      deltas[n * stride] = (deltas[n * stride] / sum - (n == label ? T(1) : T(0))) * part;
     }
     return logarithm(sum) + most - a[label * stride];
   }
@@ -254,23 +256,23 @@ struct TrainRuns {
     T* const state = static_cast<T*>(stack.state) + own.index * stack.rows * stack.parameters;
     for (uint32_t n = last() + 1; n-- > 0;) {
       const Layer layer = layers[n];
-      T* const pulls = pulls_of(layer, made);
-      const T *const slopes = slopes_of(layer, made), *const inputs = inputs_of(n, made);
+      T* const deltas = deltas_of(layer, made);
+      const T *const derivatives = derivatives_of(layer, made), *const inputs = inputs_of(n, made);
       team.each(layer.outputs * size, [&](uint32_t i) {
         const uint32_t feature = i / size, at = feature * stride + i - feature * size;
-        pulls[at] *= slopes[at];
+        deltas[at] *= derivatives[at];
       });
-      if (n) hand_back(layer, size, team, weights, pulls, pulls_of(layers[n - 1], made));
+      if (n) backward_input(layer, size, team, weights, deltas, deltas_of(layers[n - 1], made));
       const uint32_t own_weights = layer.own_weights(), count = layer.parameters();
       with_rule(own, [&](auto rule) {
         team.each(count < cuda::kThreads ? count : cuda::kThreads, [&](uint32_t first) {
           T penalty = 0;
           SPARSENN_ROLLED
           for (uint32_t i = first; i < count; i += cuda::kThreads) {
-            const T grad = i < own_weights ? gradient(layer, size, i, pulls, inputs)
-                                           : bias_gradient(layer, size, i - own_weights, pulls);
+            const T grad = i < own_weights ? gradient(layer, size, i, deltas, inputs)
+                                           : bias_gradient(layer, size, i - own_weights, deltas);
             const uint32_t at = layer.weights + i;
-            rule.move(weights[at], grad, state + at, stack.parameters, common.rates, penalty);
+            rule.update(weights[at], grad, state + at, stack.parameters, common.rates, penalty);
           }
           common.penalties[first] += static_cast<double>(penalty);
         });
@@ -279,8 +281,8 @@ struct TrainRuns {
   }
 
   template <class Team>
-  SPARSENN_INLINE void hand_back(const Layer& layer, uint32_t size, const Team& team, const T* weights, const T* pulls,
-                                 T* to) const {
+  SPARSENN_INLINE void backward_input(const Layer& layer, uint32_t size, const Team& team, const T* weights,
+                                      const T* deltas, T* to) const {
     team.each(layer.inputs * size, [&](uint32_t i) {
       const uint32_t feature = i / size, s = i - feature * size;
       const uint32_t c = feature / layer.length, l = feature - c * layer.length;
@@ -288,16 +290,17 @@ struct TrainRuns {
       T sum = 0;
       if (p < layer.positions) {
         const T* const w = weights + layer.weights + p % layer.filters * layer.out_channels * layer.patch + k;
-        const T* const pull = pulls + p * stride + s;
+        const T* const delta = deltas + p * stride + s;
         const uint32_t next = layer.positions * stride;
         SPARSENN_UNROLL_4
-        for (uint32_t o = 0; o < layer.out_channels; ++o) sum = multiply_add(w[o * layer.patch], pull[o * next], sum);
+        for (uint32_t o = 0; o < layer.out_channels; ++o) sum = multiply_add(w[o * layer.patch], delta[o * next], sum);
       }
       to[feature * stride + s] = sum;
     });
   }
 
-  // Calls body(p, begin, count) for the pulls at a filter: samples by chunks, and of a chunk one patch after the other.
+  // Calls body(p, begin, count) for the deltas at a filter: samples by chunks, and of a chunk one patch after the
+  // other.
   template <class Body>
   SPARSENN_INLINE void for_each_chunk(const Layer& layer, uint32_t f, uint32_t size, const Body& body) const {
     SPARSENN_ROLLED
@@ -309,14 +312,14 @@ struct TrainRuns {
   }
 
   // Of weight i of a layer. A stride that is odd keeps threads of neighbouring weights in different banks.
-  SPARSENN_INLINE T gradient(const Layer& layer, uint32_t size, uint32_t i, const T* pulls, const T* inputs) const {
+  SPARSENN_INLINE T gradient(const Layer& layer, uint32_t size, uint32_t i, const T* deltas, const T* inputs) const {
     const uint32_t filter = i / layer.patch, k = i - filter * layer.patch, f = filter / layer.out_channels;
     const uint32_t o = filter - f * layer.out_channels, c = k / layer.kernel;
     const T* const x = inputs + (c * layer.length + k - c * layer.kernel) * stride;
-    const T* const pull = pulls + o * layer.positions * stride;
+    const T* const delta = deltas + o * layer.positions * stride;
     T sum = 0;
     for_each_chunk(layer, f, size, [&](uint32_t p, uint32_t begin, uint32_t count) {
-      const T *const a = pull + p * stride + begin, *const b = x + p * layer.kernel * stride + begin;
+      const T *const a = delta + p * stride + begin, *const b = x + p * layer.kernel * stride + begin;
       if (count == kChunk) {
         SPARSENN_UNROLL
         for (uint32_t s = 0; s < kChunk; ++s) sum = multiply_add(a[s], b[s], sum);
@@ -328,12 +331,12 @@ struct TrainRuns {
     return sum;
   }
 
-  SPARSENN_INLINE T bias_gradient(const Layer& layer, uint32_t size, uint32_t filter, const T* pulls) const {
+  SPARSENN_INLINE T bias_gradient(const Layer& layer, uint32_t size, uint32_t filter, const T* deltas) const {
     const uint32_t f = filter / layer.out_channels;
-    const T* const pull = pulls + (filter - f * layer.out_channels) * layer.positions * stride;
+    const T* const delta = deltas + (filter - f * layer.out_channels) * layer.positions * stride;
     T sum = 0;
     for_each_chunk(layer, f, size, [&](uint32_t p, uint32_t begin, uint32_t count) {
-      const T* const a = pull + p * stride + begin;
+      const T* const a = delta + p * stride + begin;
       SPARSENN_ROLLED
       for (uint32_t s = 0; s < count; ++s) sum += a[s];
     });

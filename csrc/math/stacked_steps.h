@@ -14,10 +14,10 @@ constexpr int64_t kOptimizers = 4, kWeightPenalties = 3;
 // The rates of one run in one step, as its elements need them.
 template <class T>
 struct StepRates {
-  T lr;        // adam: over 1 - beta1^t
-  T pull;      // of the penalty's gradient: lam (l1), 2 lam (l2), 2 lam / D (factorized)
-  T reach;     // the threshold of prox
-  T momentum;  // adam: beta1
+  T lr;         // adam: over 1 - beta1^t
+  T strength;   // of the penalty's gradient: lam (l1), 2 lam (l2), 2 lam / D (factorized)
+  T threshold;  // the threshold of prox
+  T momentum;   // adam: beta1
   T beta2, eps;
   T root;  // adam: 1 / sqrt(1 - beta2^t)
   T clipping;
@@ -28,11 +28,11 @@ struct StepRates {
     StepRates rates{};
     rates.lr = static_cast<T>(run.lr);
     rates.momentum = static_cast<T>(run.momentum);
-    rates.reach = static_cast<T>(run.lr * run.lam / (1.0 - run.momentum));
+    rates.threshold = static_cast<T>(run.lr * run.lam / (1.0 - run.momentum));
     rates.clipping = static_cast<T>(run.clipping);
-    rates.pull = static_cast<T>(run.penalty == WeightPenalty::l1 ? run.lam : 2.0 * run.lam);
+    rates.strength = static_cast<T>(run.penalty == WeightPenalty::l1 ? run.lam : 2.0 * run.lam);
     if (run.optimizer == Optimizer::factorized) {
-      rates.pull = static_cast<T>(2.0 * run.lam / static_cast<double>(run.depth));
+      rates.strength = static_cast<T>(2.0 * run.lam / static_cast<double>(run.depth));
     }
     if (run.optimizer == Optimizer::adam) {
       rates.lr = static_cast<T>(run.lr / (1.0 - std::pow(run.beta1, t)));
@@ -62,10 +62,10 @@ SPARSENN_INLINE T stacked_step(T weight, T grad, T (&state)[kStateRows<kOptimize
                                T& penalty) {
   if constexpr (kPenalty == WeightPenalty::l1) {
     penalty += std::fabs(weight);
-    grad += weight > T(0) ? rates.pull : weight < T(0) ? -rates.pull : T(0);
+    grad += weight > T(0) ? rates.strength : weight < T(0) ? -rates.strength : T(0);
   } else if constexpr (kPenalty == WeightPenalty::l2) {
     penalty = multiply_add(weight, weight, penalty);
-    grad = multiply_add(weight, rates.pull, grad);
+    grad = multiply_add(weight, rates.strength, grad);
   }
   if constexpr (kOptimizer == Optimizer::factorized) {
     T factors[D], others[D];
@@ -75,7 +75,7 @@ SPARSENN_INLINE T stacked_step(T weight, T grad, T (&state)[kStateRows<kOptimize
     SPARSENN_UNROLL
     for (int d = 0; d < D; ++d) {
       penalty = multiply_add(factors[d], factors[d], penalty);
-      const T own = multiply_add(factors[d], rates.pull, grad * others[d]);
+      const T own = multiply_add(factors[d], rates.strength, grad * others[d]);
       state[D + d] = multiply_add(state[D + d], rates.momentum, own);
       state[d] = factors[d] = multiply_add(state[D + d], -rates.lr, factors[d]);
     }
@@ -89,7 +89,7 @@ SPARSENN_INLINE T stacked_step(T weight, T grad, T (&state)[kStateRows<kOptimize
     if constexpr (kOptimizer == Optimizer::prox) penalty += std::fabs(weight);
     state[0] = multiply_add(state[0], rates.momentum, grad);
     weight = multiply_add(state[0], -rates.lr, weight);
-    if constexpr (kOptimizer == Optimizer::prox) weight = soft_thresholded(weight, rates.reach);
+    if constexpr (kOptimizer == Optimizer::prox) weight = soft_thresholded(weight, rates.threshold);
   }
   return std::fabs(weight) < rates.clipping ? T(0) : weight;
 }

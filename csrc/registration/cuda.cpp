@@ -74,7 +74,8 @@ struct CudaDevice {
     std::array<Tensor, 5> made;
     if (wanted & (bindings::kPhi | bindings::kLambdaIn | bindings::kLambdaOut)) {
       const Tensor of_weight = product(transposed(g), matrix(input, rows, in));
-      std::tie(made[0], made[1], made[2]) = bindings::take_apart<CudaDevice>(of_weight, spectrum, wanted, true, stream);
+      std::tie(made[0], made[1], made[2]) =
+          bindings::backward_weight<CudaDevice>(of_weight, spectrum, wanted, true, stream);
     }
     if (wanted & bindings::kInput) {
       made[3] = torch::stable::view(input_gradient(g, rows, spectrum, stream), bindings::sizes_of(input));

@@ -19,9 +19,10 @@ namespace sparsenn {
 namespace {
 
 std::map<std::string, std::string> build_info() {
-  return {{"torch", SPARSENN_BUILD_TORCH},   {"cuda", SPARSENN_BUILD_CUDA}, {"cuda_reason", SPARSENN_BUILD_CUDA_REASON},
-          {"commit", SPARSENN_BUILD_COMMIT}, {"time", SPARSENN_BUILD_TIME}, {"compiler", __VERSION__},
-          {"schemas", SPARSENN_BUILD_SCHEMAS}};
+  return {
+      {"torch", SPARSENN_BUILD_TORCH},    {"cuda", SPARSENN_BUILD_CUDA}, {"cuda_reason", SPARSENN_BUILD_CUDA_REASON},
+      {"commit", SPARSENN_BUILD_COMMIT},  {"time", SPARSENN_BUILD_TIME}, {"compiler", __VERSION__},
+      {"schemas", SPARSENN_BUILD_SCHEMAS}};
 }
 
 // Row-major arrays of one shape and of type T, as the kernels see them.

@@ -113,8 +113,8 @@ Tensor workspace_of(const CheckedSpectrum& spectrum) {
 
 // grad becomes the gradient of phi where that is `in_place`.
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> take_apart(const Tensor& grad, const CheckedSpectrum& spectrum, int64_t wanted,
-                                              bool in_place, void* stream) {
+std::tuple<Tensor, Tensor, Tensor> backward_weight(const Tensor& grad, const CheckedSpectrum& spectrum, int64_t wanted,
+                                                   bool in_place, void* stream) {
   wanted = spectrum.available(wanted);
   const Spectrum& view = spectrum.view;
   Tensor phi = in_place && (wanted & kPhi) ? grad : empty_or_none(spectrum.phi, wanted & kPhi, sizes_of(spectrum.phi));
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> spectral_weight_backward_new(Tensor grad, Ten
   check_device(grad, phi, {op, "grad"});
   check_like(view_of(grad), view_of(phi), view_of(phi).dtype, {op, "grad"}, "phi");
   const typename Device::Guard guard(phi);
-  auto [d_phi, d_in, d_out] = take_apart<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
+  auto [d_phi, d_in, d_out] = backward_weight<Device>(row_major(grad), spectrum, wanted, false, guard.stream());
   return {wanted & kPhi ? in_layout_of(phi, d_phi) : d_phi, d_in, d_out};
 }
 

@@ -151,30 +151,30 @@ void Network::assign_slots() {
   }
 }
 
-std::unique_ptr<Network::Desk> Network::take(int64_t lanes) const {
+std::unique_ptr<Network::Workspace> Network::take(int64_t lanes) const {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto& desks = desks_[kind_of(lanes)];
-    if (!desks.empty()) {
-      auto desk = std::move(desks.back());
-      desks.pop_back();
-      return desk;
+    auto& free = workspaces_[kind_of(lanes)];
+    if (!free.empty()) {
+      auto workspace = std::move(free.back());
+      free.pop_back();
+      return workspace;
     }
   }
-  auto desk = std::make_unique<Desk>();
-  desk->most = {lanes == 1 ? together_ : 1, lanes};
-  for (int64_t size : slot_sizes_) desk->slots.emplace_back(size * desk->most.size());
+  auto workspace = std::make_unique<Workspace>();
+  workspace->most = {lanes == 1 ? together_ : 1, lanes};
+  for (int64_t size : slot_sizes_) workspace->slots.emplace_back(size * workspace->most.size());
   int64_t scratch = 0;
-  for (const Node& node : nodes_) scratch = std::max(scratch, node.step ? node.step->scratch(desk->most) : 0);
-  desk->scratch = Floats(scratch);
-  if (lanes > 1) desk->panel = Floats((index_.empty() ? features_in() : index_.size() + 1) * lanes);
-  return desk;
+  for (const Node& node : nodes_) scratch = std::max(scratch, node.step ? node.step->scratch(workspace->most) : 0);
+  workspace->scratch = Floats(scratch);
+  if (lanes > 1) workspace->panel = Floats((index_.empty() ? features_in() : index_.size() + 1) * lanes);
+  return workspace;
 }
 
-void Network::give_back(std::unique_ptr<Desk> desk) const {
+void Network::give_back(std::unique_ptr<Workspace> workspace) const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  auto& desks = desks_[kind_of(desk->most.lanes)];
-  if (desks.size() < 16) desks.push_back(std::move(desk));
+  auto& free = workspaces_[kind_of(workspace->most.lanes)];
+  if (free.size() < 16) free.push_back(std::move(workspace));
 }
 
 // Of so many samples: one after the other, between the measured numbers on straight lines; or in a panel.
@@ -215,11 +215,11 @@ void Network::run(const float* x, int64_t count, float* out, int threads) const 
     }
   };
   {
-    std::vector<std::jthread> crew;  // is joined in any case
-    crew.reserve(parts);
+    std::vector<std::jthread> workers;  // is joined in any case
+    workers.reserve(parts);
     for (int64_t begin = share; begin < count; begin += share) {
       try {
-        crew.emplace_back(part, begin);
+        workers.emplace_back(part, begin);
       } catch (const std::exception&) {  // the system has no thread to give, or no memory for one
         part(begin);
       }
@@ -232,14 +232,14 @@ void Network::run(const float* x, int64_t count, float* out, int threads) const 
 void Network::run_part(const float* x, int64_t count, float* out) const {
   for (int64_t done = 0; done < count;) {
     const int64_t lanes = lanes_for(count - done);
-    auto desk = take(lanes);
-    const int64_t most = desk->most.size();
+    auto workspace = take(lanes);
+    const int64_t most = workspace->most.size();
     // As long as this is the cheapest way: as many as go together, or all that are left in the end.
     do {
       const int64_t now = std::min(most, count - done);
       const float* from = x + done * features_in();
       float* to = out + done * features_out();
-      const bool finite = lanes == 1 ? run_samples(from, now, to, *desk) : run_panel(from, now, to, *desk);
+      const bool finite = lanes == 1 ? run_samples(from, now, to, *workspace) : run_panel(from, now, to, *workspace);
       // What is not finite reaches every output, as it does through the zeros of a dense product.
       for (int64_t s = 0; s < now && multiplies_ && !finite; ++s) {
         if (!all_finite(from + s * features_in(), features_in()))
@@ -247,38 +247,38 @@ void Network::run_part(const float* x, int64_t count, float* out) const {
       }
       done += now;
     } while (done < count && (count - done >= most || lanes_for(count - done) == lanes));
-    give_back(std::move(desk));
+    give_back(std::move(workspace));
   }
 }
 
-bool Network::run_samples(const float* x, int64_t count, float* out, Desk& desk) const {
+bool Network::run_samples(const float* x, int64_t count, float* out, Workspace& workspace) const {
   const bool finite = !multiplies_ || all_finite(x, count * features_in());  // and x is in the cache from here on
   const auto place = [&](int64_t value) -> const float* {
-    return slot_of_[value] < 0 ? x : desk.slots[slot_of_[value]].get();
+    return slot_of_[value] < 0 ? x : workspace.slots[slot_of_[value]].get();
   };
   for (size_t i = 0; i < nodes_.size(); ++i) {
     const Node& node = nodes_[i];
     if (!node.step) continue;
     const float* in[2] = {place(node.of[0]), place(node.of.back())};
     const bool last = i + 1 == nodes_.size();
-    node.step->run(in, slot_of_[node.of[0]] < 0, {count, 1}, last ? out : desk.slots[slot_of_[i + 1]].get(),
-                   desk.scratch.get());
+    node.step->run(in, slot_of_[node.of[0]] < 0, {count, 1}, last ? out : workspace.slots[slot_of_[i + 1]].get(),
+                   workspace.scratch.get());
   }
   if (!nodes_.back().step) std::copy_n(place(static_cast<int64_t>(nodes_.size())), count * features_out(), out);
   return finite;
 }
 
-bool Network::run_panel(const float* x, int64_t count, float* out, Desk& desk) const {
-  const int64_t lanes = desk.most.lanes;
-  const bool finite = to_panel(x, count, {features_in(), places_.data(), wanted_.data()}, lanes, desk.panel.get());
+bool Network::run_panel(const float* x, int64_t count, float* out, Workspace& workspace) const {
+  const int64_t lanes = workspace.most.lanes;
+  const bool finite = to_panel(x, count, {features_in(), places_.data(), wanted_.data()}, lanes, workspace.panel.get());
   const auto place = [&](int64_t value) -> const float* {
-    return slot_of_[value] < 0 ? desk.panel.get() : desk.slots[slot_of_[value]].get();
+    return slot_of_[value] < 0 ? workspace.panel.get() : workspace.slots[slot_of_[value]].get();
   };
   for (size_t i = 0; i < nodes_.size(); ++i) {
     const Node& node = nodes_[i];
     if (!node.step) continue;
     const float* in[2] = {place(node.of[0]), place(node.of.back())};
-    node.step->run(in, false, {1, lanes}, desk.slots[slot_of_[i + 1]].get(), desk.scratch.get());
+    node.step->run(in, false, {1, lanes}, workspace.slots[slot_of_[i + 1]].get(), workspace.scratch.get());
   }
   from_panel(place(static_cast<int64_t>(nodes_.size())), count, features_out(), lanes, out);
   return finite;

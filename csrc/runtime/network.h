@@ -59,7 +59,7 @@ class Network {
     std::vector<int64_t> of;
   };
   // Memory for one thread.
-  struct Desk {
+  struct Workspace {
     std::vector<Floats> slots;
     Floats scratch, panel;
     Batch most;
@@ -70,10 +70,10 @@ class Network {
   void place_input();
   void run_part(const float* x, int64_t count, float* out) const;
   // Both say whether x is finite.
-  bool run_samples(const float* x, int64_t count, float* out, Desk& desk) const;
-  bool run_panel(const float* x, int64_t count, float* out, Desk& desk) const;
-  std::unique_ptr<Desk> take(int64_t lanes) const;
-  void give_back(std::unique_ptr<Desk> desk) const;
+  bool run_samples(const float* x, int64_t count, float* out, Workspace& workspace) const;
+  bool run_panel(const float* x, int64_t count, float* out, Workspace& workspace) const;
+  std::unique_ptr<Workspace> take(int64_t lanes) const;
+  void give_back(std::unique_ptr<Workspace> workspace) const;
   double price(int64_t lanes, int64_t count) const;
   int64_t lanes_for(int64_t count) const;
 
@@ -88,7 +88,7 @@ class Network {
   bool multiplies_ = false;
   bool dense_panels_ = false;  // for which 8 lanes are too few
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Desk>> desks_[5];
+  mutable std::vector<std::unique_ptr<Workspace>> workspaces_[5];
 };
 
 }  // namespace sparsenn::runtime

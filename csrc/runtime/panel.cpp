@@ -42,9 +42,9 @@ SPARSENN_INLINE void transpose8(const Row& row, Eight (&rows)[8]) {
 
 // Brings samples into a panel, by eights of features and kEights of samples at a time: a whole line of the cache, where
 // that can be. Its sums end as 0 if all numbers that it saw are finite: 0 x is 0, and NaN for infinities and NaN.
-class Entrance {
+class PanelWriter {
  public:
-  SPARSENN_INLINE Entrance(const Places& places, int64_t lanes) : places_(places), lanes_(lanes) {}
+  SPARSENN_INLINE PanelWriter(const Places& places, int64_t lanes) : places_(places), lanes_(lanes) {}
 
   // Sample k of them begins at row(k).
   template <int kEights, class Row>
@@ -124,9 +124,9 @@ SPARSENN_INLINE float total(const Line& sums) {
 }  // namespace
 
 SPARSENN_CLONES bool to_panel(const float* x, int64_t count, const Places& places, int64_t lanes, float* panel) {
-  Entrance entrance(places, lanes);
-  lanes < 16 ? entrance.bring_all<1>(x, count, panel) : entrance.bring_all<2>(x, count, panel);
-  return entrance.finite();
+  PanelWriter writer(places, lanes);
+  lanes < 16 ? writer.bring_all<1>(x, count, panel) : writer.bring_all<2>(x, count, panel);
+  return writer.finite();
 }
 
 SPARSENN_CLONES void from_panel(const float* panel, int64_t count, int64_t features, int64_t lanes, float* x) {

@@ -29,14 +29,14 @@ W scalar_prox_step(T weight, T grad, T* momentum, T lam, bool penalized, const P
           mu = static_cast<T>(options.momentum);
   if (options.maximize) grad = -grad;
   if (decay != 0) grad = std::fma(weight, decay, grad);
-  double reach = options.lr.value;
+  double effective_lr = options.lr.value;
   if (momentum) {
     *momentum = std::fma(grad, static_cast<T>(1.0 - options.dampening), *momentum * mu);
     grad = options.nesterov ? std::fma(*momentum, mu, grad) : *momentum;
-    reach *= (1.0 - options.dampening) / (1.0 - options.momentum);
+    effective_lr *= (1.0 - options.dampening) / (1.0 - options.momentum);
   }
   weight = std::fma(grad, -lr, weight);
-  return penalized ? rounded<W>(shrunk(weight, lam * static_cast<T>(reach))) : store<W>(weight);
+  return penalized ? rounded<W>(shrunk(weight, lam * static_cast<T>(effective_lr))) : store<W>(weight);
 }
 
 // What lam is: a number, or a tensor with an element for each weight, for each row (the first dimension), or for all.

@@ -170,14 +170,14 @@ void prox_steps() {
       T momentum = before;
       const T after = with_momentum ? prox_sgd_step<T, true>(weight, grad, momentum, true, lam, rule)
                                     : prox_sgd_step<T, false>(weight, grad, momentum, true, lam, rule);
-      Long step = (options.maximize ? -1 : 1) * Long(grad) + options.weight_decay * Long(weight), reach = 0.15L;
+      Long step = (options.maximize ? -1 : 1) * Long(grad) + options.weight_decay * Long(weight), effective_lr = 0.15L;
       if (with_momentum) {
         const Long moved = options.momentum * Long(before) + (1.0L - options.dampening) * step;
         CHECK(ulps(momentum, moved, 3) <= 8, "the momentum is ", momentum, ", not ", moved);
         step = options.nesterov ? step + options.momentum * moved : moved;
-        reach *= (1.0L - options.dampening) / (1.0L - options.momentum);
+        effective_lr *= (1.0L - options.dampening) / (1.0L - options.momentum);
       }
-      const Long z = weight - 0.15L * step, t = reach * lam;
+      const Long z = weight - 0.15L * step, t = effective_lr * lam;
       const Long truth = z > t ? z - t : z < -t ? z + t : 0;
       CHECK(ulps(after, truth, 4) <= 16, "the weight is ", after, ", not ", truth);
       CHECK(after != 0 || !std::signbit(after), "a zero is negative");

@@ -215,10 +215,10 @@ TEST(threads_share_a_network) {
   const std::vector<float> x(500 * 50, 0.5f);
   std::vector<float> expected(500 * 7);
   network.run(x.data(), 500, expected.data(), 1);
-  std::vector<std::thread> crew;
+  std::vector<std::thread> workers;
   std::vector<int> wrong(4, 0);
   for (int t = 0; t < 4; ++t) {
-    crew.emplace_back([&, t] {
+    workers.emplace_back([&, t] {
       for (int turn = 0; turn < 10; ++turn) {
         std::vector<float> out(500 * 7);
         network.run(x.data(), 500, out.data(), 1 + t % 3);
@@ -226,7 +226,7 @@ TEST(threads_share_a_network) {
       }
     });
   }
-  for (std::thread& thread : crew) thread.join();
+  for (std::thread& thread : workers) thread.join();
   for (int count : wrong) CHECK(count == 0, "another result in a thread");
 }
 
