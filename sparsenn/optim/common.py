@@ -79,6 +79,12 @@ def check_parameter(owner: str, p: Tensor) -> None:
         raise ValueError(f"{owner}: a parameter has layout {p.layout}; it takes dense ones")
 
 
+def check_once(owner: str, params: list[Tensor]) -> None:
+    """Refuse a parameter that stands twice in a group: one call of an operator would move it twice at the same time."""
+    if len(set(map(id, params))) < len(params):
+        raise ValueError(f"{owner}: a parameter stands twice in a group; it takes each once")
+
+
 def check_state_fits(owner: str, position: Callable[[Tensor], int], p: Tensor, tensor: Tensor) -> None:
     """Refuse a parameter that was converted to another dtype than its state is made for."""
     if tensor.dtype != state_dtype(p):

@@ -121,6 +121,7 @@ class Factorized(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            common.check_once(self._owner, group["params"])
             for p in group["params"]:
                 self._check_parameter(p, group)
         except ValueError:

@@ -157,6 +157,7 @@ class ProxSGD(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            common.check_once(_NAME, group["params"])
             for p in group["params"]:
                 _check_parameter(p)
             self._settings[len(self.param_groups) - 1] = self._make_setting(group)

@@ -284,6 +284,18 @@ def test_a_schedule_may_end_below_zero_by_a_rounding(maker):
     assert torch.equal(w, before)
 
 
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_parameter_stands_once_in_a_group(maker):
+    w = weights()
+    with pytest.raises(ValueError, match=f"{maker}: a parameter stands twice in a group; it takes each once"):
+        MAKERS[maker]([w, w])
+    optimizer = MAKERS[maker]([w])
+    with pytest.raises(ValueError, match="stands twice"):
+        optimizer.add_param_group({"params": [other := weights(), other]})
+    assert len(optimizer.param_groups) == 1
+
+
 @pytest.mark.parametrize("maker", [FactorizedSGD, FactorizedAdam])
 def test_a_generator_is_one_of_torch(maker):
     with pytest.raises(ValueError, match=r"generator is 3; it takes a torch\.Generator"):
