@@ -103,7 +103,7 @@ class ProxSGD(Optimizer):
 
     Raises:
         ValueError: for an argument out of its range, a λ whose shape doesn't fit a parameter, and parameters that are complex,
-            sparse or expanded. From ``step`` too, where an option of a group was changed to such a value.
+            sparse, expanded or twice in a group. From ``step`` too, where an option of a group was changed to such a value.
         RuntimeError: from ``step`` for sparse gradients. Nothing has been written when an error is raised.
 
     Note:
