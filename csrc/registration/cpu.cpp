@@ -1,8 +1,10 @@
 // The CPU kernels as implementations of the operators. Loading this library registers them.
-#include "registration/bindings.h"
 #include "registration/factorized_adam.h"
 #include "registration/factorized_sgd.h"
+#include "registration/hadamard.h"
+#include "registration/prox_sgd.h"
 #include "registration/ridge_norm.h"
+#include "registration/soft_threshold.h"
 #include "registration/spectral.h"
 #include "registration/stacked.h"
 
@@ -59,7 +61,9 @@ void torch_parallel_for(int64_t size, int64_t grain, void (*body)(int64_t, int64
 
 STABLE_TORCH_LIBRARY_IMPL(sparsenn, CPU, m) {
   sparsenn::set_parallel_for(sparsenn::torch_parallel_for);
-  sparsenn::bindings::implement<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_hadamard<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_soft_threshold<sparsenn::CpuDevice>(m);
+  sparsenn::bindings::implement_prox_sgd<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_ridge_norm<sparsenn::CpuDevice>(m);
   sparsenn::bindings::implement_stacked<sparsenn::CpuDevice>(m);

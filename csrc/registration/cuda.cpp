@@ -2,10 +2,12 @@
 // CUDA.
 #include <torch/csrc/stable/accelerator.h>
 
-#include "registration/bindings.h"
 #include "registration/factorized_adam.h"
 #include "registration/factorized_sgd.h"
+#include "registration/hadamard.h"
+#include "registration/prox_sgd.h"
 #include "registration/ridge_norm.h"
+#include "registration/soft_threshold.h"
 #include "registration/spectral.h"
 #include "registration/stacked.h"
 
@@ -136,7 +138,9 @@ struct CudaDevice {
 }  // namespace sparsenn
 
 STABLE_TORCH_LIBRARY_IMPL(sparsenn, CUDA, m) {
-  sparsenn::bindings::implement<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_hadamard<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_soft_threshold<sparsenn::CudaDevice>(m);
+  sparsenn::bindings::implement_prox_sgd<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_spectral<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_ridge_norm<sparsenn::CudaDevice>(m);
   sparsenn::bindings::implement_stacked<sparsenn::CudaDevice>(m);

@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "math/measures.h"
-#include "registration/bindings.h"
+#include "registration/checks.h"
 
 namespace sparsenn::bindings {
 

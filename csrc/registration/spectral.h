@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "registration/bindings.h"
+#include "registration/checks.h"
 
 namespace sparsenn::bindings {
 

@@ -3,7 +3,7 @@
 
 #include "math/activation.h"
 #include "math/stacked_steps.h"
-#include "registration/bindings.h"
+#include "registration/checks.h"
 
 namespace sparsenn::bindings {
 

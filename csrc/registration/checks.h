@@ -1,4 +1,5 @@
-// The operators as torch calls them, written once for both devices: checks, views, then the launcher. Stable ABI only.
+// What the operators ask of their arguments, written once for both devices, and the views that launchers take. Stable
+// ABI only.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -241,68 +242,6 @@ void check_devices(const Tensors& tensors, const Tensor& model, const char* op, 
   }
 }
 
-template <class Device>
-void hadamard_out(std::vector<Tensor> factors, Tensor out) {
-  STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard: factors is empty; it takes at least one tensor");
-  check_devices(factors, out, "hadamard", "factors");
-  const std::vector<TensorView> in = views_of(factors);
-  const TensorView result = view_of(out);
-  check_writable(result, {"hadamard", "out"});
-  for (size_t d = 0; d < in.size(); ++d) {
-    const Argument factor{"hadamard", "factors", static_cast<int64_t>(d)};
-    check_like(in[d], result, result.dtype, factor, "out");
-    STD_TORCH_CHECK(!share_memory(in[d], result) || same_place(in[d], result), factor.text(),
-                    " shares a part of out's memory; out takes a tensor of its own, or one of the factors");
-  }
-  const typename Device::Guard guard(out);
-  if (result.numel) hadamard<typename Device::Tag>(in.data(), in.size(), result, guard.stream());
-}
-
-template <class Device>
-Tensor hadamard_new(std::vector<Tensor> factors) {
-  STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard: factors is empty; it takes at least one tensor");
-  Tensor out = torch::stable::empty_like(factors[0]);
-  hadamard_out<Device>(factors, out);
-  return out;
-}
-
-template <class Device>
-void hadamard_backward_out(Tensor grad, std::vector<Tensor> factors, std::vector<Tensor> grads) {
-  STD_TORCH_CHECK(!factors.empty(), "sparsenn::hadamard_backward: factors is empty; it takes at least one tensor");
-  STD_TORCH_CHECK(grads.size() == factors.size(), "sparsenn::hadamard_backward: grads has ", grads.size(),
-                  " tensors, factors ", factors.size(), "; one gradient for each factor is needed");
-  check_devices(factors, grad, "hadamard_backward", "factors");
-  check_devices(grads, grad, "hadamard_backward", "grads");
-  const TensorView upstream = view_of(grad);
-  const std::vector<TensorView> in = views_of(factors), out = views_of(grads);
-  for (size_t d = 0; d < out.size(); ++d) {
-    const int64_t index = static_cast<int64_t>(d);
-    const Argument own{"hadamard_backward", "grads", index};
-    check_like(in[d], upstream, upstream.dtype, {"hadamard_backward", "factors", index}, "grad");
-    check_like(out[d], upstream, upstream.dtype, own, "grad");
-    check_writable(out[d], own);
-    const auto check_apart = [&](const TensorView& other, const std::string& name) {
-      STD_TORCH_CHECK(!share_memory(out[d], other), own.text(), " shares memory with ", name,
-                      "; it takes a tensor of its own");
-    };
-    check_apart(upstream, "grad");
-    for (size_t k = 0; k < in.size(); ++k) check_apart(in[k], "factors[" + std::to_string(k) + "]");
-    for (size_t k = 0; k < d; ++k) check_apart(out[k], "grads[" + std::to_string(k) + "]");
-  }
-  const typename Device::Guard guard(grad);
-  if (upstream.numel)
-    hadamard_backward<typename Device::Tag>(upstream, in.data(), in.size(), out.data(), guard.stream());
-}
-
-template <class Device>
-std::vector<Tensor> hadamard_backward_new(Tensor grad, std::vector<Tensor> factors) {
-  std::vector<Tensor> grads;
-  grads.reserve(factors.size());
-  for (const Tensor& factor : factors) grads.push_back(torch::stable::empty_like(factor));
-  hadamard_backward_out<Device>(grad, factors, grads);
-  return grads;
-}
-
 inline DType scalar_dtype(const Tensor& tensor, const Argument& argument) {
   const TensorView view = view_of(tensor);
   STD_TORCH_CHECK(view.numel == 1 && (view.dtype == DType::float64 || view.dtype == DType::float32), argument.text(),
@@ -331,120 +270,6 @@ inline std::vector<int64_t> broadcast_strides(const TensorView& view, const Tens
   STD_TORCH_CHECK(fits, argument.text(), " has shape ", shape_of(view), ", which does not broadcast to the shape ",
                   shape_of(model), " of what it acts on");
   return strides;
-}
-
-// What thresholds point to: views and strides, for as long as a launcher runs.
-template <class Device>
-class Thresholds {
- public:
-  explicit Thresholds(int64_t room) { strides_.reserve(room); }
-
-  // A 0-d tensor is a number, another one is read as a tensor of the model's shape.
-  Threshold add(const Tensor& tensor, const Tensor& model, const TensorView& of_model, const Argument& argument) {
-    if (tensor.dim() == 0) return {Device::scalar(tensor, model, argument), {}};
-    check_device(tensor, model, argument);
-    TensorView view = view_of(tensor);
-    const bool half = size_of(of_model.dtype) == 2;
-    STD_TORCH_CHECK(view.dtype == of_model.dtype || (view.dtype == DType::float32 && half), argument.text(), " is ",
-                    name_of(view.dtype), "; it acts on ", name_of(of_model.dtype), ", for which it takes the same",
-                    half ? " or float32" : "");
-    strides_.push_back(broadcast_strides(view, of_model, argument));
-    view.numel = of_model.numel, view.dim = of_model.dim;
-    view.sizes = of_model.sizes, view.strides = strides_.back().data();
-    return {{}, view};
-  }
-
- private:
-  std::vector<std::vector<int64_t>> strides_;
-};
-
-inline Counts counts_of(const Tensor& tensor, const Tensor& model, int64_t count) {
-  if (tensor.numel() == 0) return {nullptr, 0};
-  check_device(tensor, model, {"prox_sgd_", "zeros"});
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1 && tensor.numel() == count,
-                  "sparsenn::prox_sgd_: zeros takes one int64 element for each weight, or none");
-  STD_TORCH_CHECK(count == 1 || tensor.stride(0) != 0, "sparsenn::prox_sgd_: zeros is expanded; pass a clone");
-  return {static_cast<int64_t*>(tensor.data_ptr()), tensor.stride(0)};
-}
-
-template <class Device>
-void prox_sgd_(StableListHandle weight_list, StableListHandle momentum_list, StableListHandle grad_list,
-               std::vector<Tensor> lams, Tensor zeros, Tensor lr, double momentum, double dampening,
-               double weight_decay, bool nesterov, bool maximize) {
-  const TensorList weights(weight_list), momenta(momentum_list), grads(grad_list);
-  const int64_t count = weights.size();
-  STD_TORCH_CHECK(momentum >= 0 && momentum < 1, "sparsenn::prox_sgd_: momentum is ", momentum,
-                  "; it takes 0 <= momentum < 1");
-  if (count == 0) return;
-  STD_TORCH_CHECK(grads.size() == count, "sparsenn::prox_sgd_: one gradient for each weight is needed");
-  STD_TORCH_CHECK(momenta.size() == (momentum != 0 ? count : 0),
-                  "sparsenn::prox_sgd_: one momentum for each weight is needed, none where momentum is 0");
-  STD_TORCH_CHECK(static_cast<int64_t>(lams.size()) == count || (lams.size() == 1 && lams[0].dim() == 0),
-                  "sparsenn::prox_sgd_: lams takes one tensor for each weight, or one 0-d tensor for all");
-  const Tensor first = weights.tensor(0);
-  const char* const op = "prox_sgd_";
-  check_devices(weights, first, op, "weights");
-  check_devices(momenta, first, op, "momenta");
-  check_devices(grads, first, op, "grads");
-  const std::vector<TensorView> weight = views_of(weights), velocity = views_of(momenta), grad = views_of(grads);
-  const DType dtype = weight[0].dtype, state = dtype == DType::float64 ? DType::float64 : DType::float32;
-  Thresholds<Device> thresholds(count);
-  std::vector<Threshold> lam;
-  lam.reserve(count);
-  check_dtypes(weight, op);
-  for (int64_t n = 0; n < count; ++n) {
-    check_like(grad[n], weight[n], dtype, {op, "grads", n}, "its weight");
-    check_writable(weight[n], {op, "weights", n});
-    if (!velocity.empty()) {
-      check_like(velocity[n], weight[n], state, {op, "momenta", n}, "its weight");
-      check_writable(velocity[n], {op, "momenta", n});
-    }
-    const bool own = n < static_cast<int64_t>(lams.size());
-    lam.push_back(own ? thresholds.add(lams[n], first, weight[n], {op, "lams", n}) : lam[0]);
-  }
-  check_disjoint(op, {{"weights", &weight}, {"momenta", &velocity}});
-  const Counts counts = counts_of(zeros, first, count);
-  const typename Device::Guard guard(first);
-  const ProxSgdOptions options{
-      Device::scalar(lr, first, {op, "lr"}), momentum, dampening, weight_decay, nesterov, maximize};
-  prox_sgd<typename Device::Tag>(weight.data(), velocity.empty() ? nullptr : velocity.data(), grad.data(), lam.data(),
-                                 counts, count, options, guard.stream());
-}
-
-template <class Device>
-Tensor soft_threshold_(Tensor input, Tensor threshold) {
-  Tensor out = torch::stable::empty_like(input);
-  const TensorView in = view_of(input), result = view_of(out);
-  Thresholds<Device> thresholds(1);
-  const Threshold level = thresholds.add(threshold, input, in, {"soft_threshold", "threshold"});
-  const typename Device::Guard guard(input);
-  if (in.numel) soft_threshold<typename Device::Tag>(in, level, result, guard.stream());
-  return out;
-}
-
-template <class Device>
-Tensor soft_threshold_backward_(Tensor grad, Tensor input, Tensor threshold) {
-  const char* const op = "soft_threshold_backward";
-  check_device(grad, input, {op, "grad"});
-  Tensor out = torch::stable::empty_like(input);
-  const TensorView upstream = view_of(grad), in = view_of(input), result = view_of(out);
-  check_like(upstream, in, in.dtype, {op, "grad"}, "input");
-  Thresholds<Device> thresholds(1);
-  const Threshold level = thresholds.add(threshold, input, in, {op, "threshold"});
-  const typename Device::Guard guard(input);
-  if (in.numel) soft_threshold_backward<typename Device::Tag>(upstream, in, level, result, guard.stream());
-  return out;
-}
-
-template <class Device>
-void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("hadamard", TORCH_BOX(&hadamard_new<Device>));
-  m.impl("hadamard_out", TORCH_BOX(&hadamard_out<Device>));
-  m.impl("hadamard_backward", TORCH_BOX(&hadamard_backward_new<Device>));
-  m.impl("hadamard_backward_out", TORCH_BOX(&hadamard_backward_out<Device>));
-  m.impl("prox_sgd_", TORCH_BOX(&prox_sgd_<Device>));
-  m.impl("soft_threshold", TORCH_BOX(&soft_threshold_<Device>));
-  m.impl("soft_threshold_backward", TORCH_BOX(&soft_threshold_backward_<Device>));
 }
 
 }  // namespace sparsenn::bindings
