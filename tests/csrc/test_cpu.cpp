@@ -123,7 +123,8 @@ void linear_in(int64_t batch, int64_t out, int64_t in, int kind) {
   SpectralGradients of_input{};
   of_input.input = alone.view().data;
   spectral_linear_backward(upstream.view().data, x.view().data, run.spectrum(), batch, of_input);
-  CHECK(test::same_bits(alone.values(), x_grad.values()), what, ", the input's gradient depends on what else is wanted");
+  CHECK(test::same_bits(alone.values(), x_grad.values()), what,
+        ", the input's gradient depends on what else is wanted");
 
   using Long = long double;
   std::vector<Long> weight(out * in), gradient(out * in), columns(in), rows(out);
@@ -159,8 +160,8 @@ void linear_in(int64_t batch, int64_t out, int64_t in, int kind) {
 }
 
 TEST(spectral_linear_equals_a_loop) {
-  const int64_t shapes[][3] = {{1, 1, 1},     {1, 25, 300},  {4, 7, 16}, {12, 49, 33}, {13, 50, 40},
-                               {40, 30, 270}, {260, 13, 20}, {8, 7, 4100}, {0, 3, 4},  {3, 0, 4}, {3, 4, 0}};
+  const int64_t shapes[][3] = {{1, 1, 1},     {1, 25, 300}, {4, 7, 16}, {12, 49, 33}, {13, 50, 40}, {40, 30, 270},
+                               {260, 13, 20}, {8, 7, 4100}, {0, 3, 4},  {3, 0, 4},    {3, 4, 0}};
   for (const auto& shape : shapes) {
     for (int kind = 0; kind < 3; ++kind) {
       test::for_each_dtype([&](auto x) { linear_in<decltype(x)>(shape[0], shape[1], shape[2], kind); });
