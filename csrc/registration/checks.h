@@ -81,11 +81,14 @@ inline const char* name_of(DType dtype) {
                                     : "float16";
 }
 
-inline std::string shape_of(const TensorView& view) {
+// "(3, 7)", with * for a size that may be any.
+inline std::string shape_of(const int64_t* sizes, int64_t dim) {
   std::string text = "(";
-  for (int64_t i = 0; i < view.dim; ++i) text += (i ? ", " : "") + std::to_string(view.sizes[i]);
-  return text + (view.dim == 1 ? ",)" : ")");
+  for (int64_t i = 0; i < dim; ++i) text += (i ? ", " : "") + (sizes[i] < 0 ? "*" : std::to_string(sizes[i]));
+  return text + (dim == 1 ? ",)" : ")");
 }
+
+inline std::string shape_of(const TensorView& view) { return shape_of(view.sizes, view.dim); }
 
 inline std::string described(const TensorView& view) { return name_of(view.dtype) + (" " + shape_of(view)); }
 

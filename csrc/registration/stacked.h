@@ -19,11 +19,8 @@ inline const char* name_of(ScalarType dtype) {
                                        : "another dtype";
 }
 
-// "int64 (3, 7)", with * for a size that may be any.
 inline std::string kind_of(ScalarType dtype, const std::vector<int64_t>& sizes) {
-  std::string text = name_of(dtype) + std::string(" (");
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + (sizes[i] < 0 ? "*" : std::to_string(sizes[i]));
-  return text + (sizes.size() == 1 ? ",)" : ")");
+  return name_of(dtype) + (" " + shape_of(sizes.data(), static_cast<int64_t>(sizes.size())));
 }
 
 inline std::string described_any(const Tensor& tensor) {

@@ -64,10 +64,11 @@ def ridge_proximal(
     if form not in FORMS:
         raise ValueError(f"ridge_proximal: form is {form!r}; it takes {' or '.join(map(repr, FORMS))}")
     blocks = found_blocks("ridge_proximal", net)
-    for block in blocks:
-        check_plain("ridge_proximal", block)
     if form == "path":
         check_scales("ridge_proximal", net)
+    else:  # nothing is rescaled
+        for block in blocks:
+            check_plain("ridge_proximal", block)
     strength = float(single_nonnegative("ridge_proximal", "lam", lam))
     inner: Penalty | None = ElasticNet(2 * strength, l1_ratio=0.0) if form == "squares" else None
     outer = SquaredL1(strength, "columns") if form == "squares" else L1(2 * strength)
