@@ -72,11 +72,15 @@ def check_momentum(owner: str, group: dict[str, Any]) -> None:
 
 
 def check_parameter(owner: str, p: Tensor) -> None:
-    """A dense parameter of a dtype that the kernels know."""
+    """A dense parameter of a dtype that the kernels know, whose elements are their own."""
     if p.dtype not in DTYPES:
         raise ValueError(f"{owner}: a parameter has dtype {p.dtype}; it takes float64, float32, bfloat16 or float16")
     if p.layout is not torch.strided:
         raise ValueError(f"{owner}: a parameter has layout {p.layout}; it takes dense ones")
+    if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
+        raise ValueError(
+            f"{owner}: a parameter of shape {tuple(p.shape)} is expanded; it takes ones whose elements are their own"
+        )
 
 
 def check_once(owner: str, params: list[Tensor]) -> None:

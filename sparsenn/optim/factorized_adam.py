@@ -72,9 +72,9 @@ class FactorizedAdam(Factorized):
         generator: Source of the seed for the factors, as in `FactorizedSGD`.
 
     Raises:
-        ValueError: for an argument out of its range, and parameters of another dtype or twice in a group. From ``step`` too,
-            where an option of a group was changed to such a value; a tensor that is changed in place is looked at again on the
-            CPU alone.
+        ValueError: for an argument out of its range, and parameters of another dtype, sparse, expanded or twice in a group.
+            From ``step`` too, where an option of a group was changed to such a value; a tensor that is changed in place is
+            looked at again on the CPU alone.
         RuntimeError: from ``step`` where weights were changed behind the optimizer's back (see `resync`), for sparse
             gradients and for a group whose depth was changed; before any parameter moves.
 

@@ -159,7 +159,7 @@ class ProxSGD(Optimizer):
         try:
             common.check_once(_NAME, group["params"])
             for p in group["params"]:
-                _check_parameter(p)
+                common.check_parameter(_NAME, p)
             self._settings[len(self.param_groups) - 1] = self._make_setting(group)
         except ValueError:
             self.param_groups.pop()
@@ -377,14 +377,6 @@ def _options(group: dict[str, Any]) -> tuple[Any, ...]:
 
 def _is_ours(name: str) -> bool:
     return name == _BUFFER
-
-
-def _check_parameter(p: Tensor) -> None:
-    common.check_parameter(_NAME, p)
-    if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
-        raise ValueError(
-            f"{_NAME}: a parameter of shape {tuple(p.shape)} is expanded; it takes ones whose elements are their own"
-        )
 
 
 def _changed(value: Any, known: Any, version: int | None) -> bool:

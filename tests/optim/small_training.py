@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from sparsenn.optim import FactorizedAdam, FactorizedSGD, ProxSGD
+
+MAKERS = {
+    "FactorizedSGD": lambda p, **options: FactorizedSGD(p, **{"lr": 0.1, "lam": 0.01, "momentum": 0.9, "depth": 3, **options}),
+    "FactorizedAdam": lambda p, **options: FactorizedAdam(p, **{"lr": 0.1, "lam": 0.01, "depth": 3, **options}),
+    "ProxSGD": lambda p, **options: ProxSGD(p, **{"lr": 0.1, "lam": 0.01, "momentum": 0.9, **options}),
+}
 RULES = {
     "plain": {},
     "momentum": {"momentum": 0.9},
@@ -13,6 +20,16 @@ RULES = {
     "weight_decay": {"momentum": 0.8, "weight_decay": 0.05},
     "maximize": {"momentum": 0.5, "maximize": True},
 }
+ADAM_RULES = {
+    "plain": {},
+    "amsgrad": {"amsgrad": True},
+    "decoupled": {"decoupled": True},
+    "short memory": {"betas": (0.4, 0.7), "eps": 1e-3},
+    "weight_decay": {"weight_decay": 0.05, "decoupled": True, "amsgrad": True},
+    "maximize": {"maximize": True, "betas": (0.0, 0.0), "eps": 1e-2},
+}
+SGD_RULES = {**RULES, "plain": {"momentum": 0.0}}
+OPTIONS = {"FactorizedSGD": SGD_RULES, "FactorizedAdam": ADAM_RULES, "ProxSGD": SGD_RULES}  # over those of MAKERS
 
 
 def net(dtype: torch.dtype = torch.float64, seed: int = 1) -> nn.Module:

@@ -10,22 +10,13 @@ import pytest
 import torch
 from cases import DTYPES, FUSED, LAYOUTS, tolerance, values
 from regression import least_squares, standardized
-from small_training import batch, net
+from small_training import ADAM_RULES, batch, net
 from torch import nn
 
 from sparsenn.ops import backend as use_backend
 from sparsenn.optim import FactorizedAdam
 
 _ops = torch.ops.sparsenn
-
-RULES = {
-    "plain": {},
-    "amsgrad": {"amsgrad": True},
-    "decoupled": {"decoupled": True},
-    "short memory": {"betas": (0.4, 0.7), "eps": 1e-3},
-    "weight_decay": {"weight_decay": 0.05, "decoupled": True, "amsgrad": True},
-    "maximize": {"maximize": True, "betas": (0.0, 0.0), "eps": 1e-2},
-}
 
 
 def peer(params, lr, pull, *, decoupled=False, fused=False, **options) -> torch.optim.Optimizer:
@@ -46,7 +37,7 @@ CASES = [
 
 @pytest.mark.parametrize(("depth", "rule"), [*CASES, (9, "weight_decay")])
 def test_equals_adam_on_explicit_factors(backend, depth, rule):
-    options = dict(RULES[rule])
+    options = dict(ADAM_RULES[rule])
     lam, decay, lr = 0.02, options.get("weight_decay", 0.0), 0.02
     sign = -1 if options.get("maximize") else 1
     dense, factorized = net(), net()
@@ -73,14 +64,14 @@ def test_equals_adam_on_explicit_factors(backend, depth, rule):
             torch.testing.assert_close(mine, reference.detach(), rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ADAM_RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_depth_one_is_torch_adam(backend, fused_torch, dtype, rule):
     """To the bit that of ``fused=True`` on whole vectors, which rounds its root to nearest; the loop's may be next to that."""
-    decay = RULES[rule].get("weight_decay", 0.0)
+    decay = ADAM_RULES[rule].get("weight_decay", 0.0)
     for lam in (0.0,) if decay else (0.0, 0.01):  # at depth 1 lam is a weight decay of twice its size, of either kind
         for fused in (False, True) if backend == "compiled" else (False,):
-            options = {name: value for name, value in RULES[rule].items() if name != "weight_decay"}
+            options = {name: value for name, value in ADAM_RULES[rule].items() if name != "weight_decay"}
             ours_p, torch_p = (nn.Parameter(torch.linspace(-1, 1, 6 * 64, dtype=dtype).view(6, 64)) for _ in range(2))
             ours = FactorizedAdam([ours_p], 0.05, depth=1, lam=lam, weight_decay=decay, **options)
             if decay:  # on the weight it is a part of the gradient, whatever lam is
@@ -113,7 +104,7 @@ def test_kernel_equals_reference(kernels, device, dtype, depth):
     shapes = [(3, 5), (2500,), (), (0, 4), (2, 3, 4, 5)]
     layouts = list(LAYOUTS.values())
     lr, lam = (torch.tensor(x, dtype=torch.float64) for x in (0.1, 0.02))
-    for rule in RULES.values():
+    for rule in ADAM_RULES.values():
         options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False, "maximize": False, **rule}
         beta1, beta2 = options.pop("betas")
         state = state_of(shapes, depth, dtype, device, options.pop("amsgrad", False))

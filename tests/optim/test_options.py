@@ -8,17 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_training import MAKERS
 from torch import nn
 
 import sparsenn
-from sparsenn.optim import FactorizedAdam, FactorizedSGD, Proximal, ProxSGD, TargetSparsity, lambda_path, places
+from sparsenn.optim import FactorizedAdam, FactorizedSGD, Proximal, TargetSparsity, lambda_path, places
 from sparsenn.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Heads
 
-MAKERS = {
-    "FactorizedSGD": lambda p, **options: FactorizedSGD(p, **{"lr": 0.1, "lam": 1e-3, "momentum": 0.9, **options}),
-    "FactorizedAdam": lambda p, **options: FactorizedAdam(p, **{"lr": 0.1, "lam": 1e-3, **options}),
-    "ProxSGD": lambda p, **options: ProxSGD(p, **{"lr": 0.1, "lam": 1e-3, "momentum": 0.9, **options}),
-}
 SCALARS = {"lr": 0.1, "lam": 0.25, "weight_decay": 0.5}
 WRITTEN = [(name, value) for name in SCALARS for value in (-5.0, math.nan, math.inf, "1", True, None)]
 WRITTEN += [("lr", torch.tensor(-1.0)), ("lam", torch.tensor(math.nan)), ("lam", np.float32(-1))]
@@ -248,7 +244,7 @@ def test_parameters_are_looked_up_in_one_table(maker, monkeypatch):
     table = places._places
     monkeypatch.setattr(places, "_places", lambda groups: calls.append(1) or table(groups))
     params = [nn.Parameter(torch.ones(2)) for _ in range(40)]
-    optimizer = MAKERS[maker]([{"params": params[:15]}, {"params": params[15:], "depth": 3}])
+    optimizer = MAKERS[maker]([{"params": params[:15], "depth": 2}, {"params": params[15:], "depth": 3}])
     optimizer.resync()
     assert len(calls) <= 2
     assert [optimizer._position(p) for p in params] == list(range(40))
