@@ -62,7 +62,7 @@ def architectures() -> str:
 
 def stamp(cuda: bool, reason: str) -> dict[str, str]:
     """What `sparsenn info` says of the build."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     git = shutil.which("git")
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() if git else ""
     return {

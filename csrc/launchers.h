@@ -201,7 +201,7 @@ struct StackedRun {
   Activation activation, last;
   Optimizer optimizer;
   WeightPenalty penalty;
-  double lr, lam, momentum, beta1, beta2, eps, clipping;
+  double lr, lam, momentum, beta1, beta2, eps, clipping, weight_decay;
 };
 
 // The tensors of stacked_steps_, contiguous, and which steps to take.

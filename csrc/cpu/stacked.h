@@ -35,18 +35,19 @@ std::vector<StackedLayer> layers_of(const Stack& stack);
 // A StepRates for each lane.
 template <class T>
 struct alignas(64) LaneRates {
-  T lr[kWide<T>], strength[kWide<T>], threshold[kWide<T>], momentum[kWide<T>], beta2[kWide<T>], eps[kWide<T>],
-      root[kWide<T>], clipping[kWide<T>];
+  T lr[kWide<T>], strength[kWide<T>], decay[kWide<T>], threshold[kWide<T>], momentum[kWide<T>], rest1[kWide<T>],
+      beta2[kWide<T>], rest2[kWide<T>], eps[kWide<T>], root[kWide<T>], clipping[kWide<T>];
 
   void set(int lane, const StepRates<T>& rates) {
-    lr[lane] = rates.lr, strength[lane] = rates.strength, threshold[lane] = rates.threshold,
-    momentum[lane] = rates.momentum;
-    beta2[lane] = rates.beta2, eps[lane] = rates.eps, root[lane] = rates.root, clipping[lane] = rates.clipping;
+    lr[lane] = rates.lr, strength[lane] = rates.strength, decay[lane] = rates.decay;
+    threshold[lane] = rates.threshold, momentum[lane] = rates.momentum, rest1[lane] = rates.rest1;
+    beta2[lane] = rates.beta2, rest2[lane] = rates.rest2, eps[lane] = rates.eps, root[lane] = rates.root;
+    clipping[lane] = rates.clipping;
   }
 
   SPARSENN_INLINE StepRates<T> at(int lane) const {
-    return {lr[lane],    strength[lane], threshold[lane], momentum[lane],
-            beta2[lane], eps[lane],      root[lane],      clipping[lane]};
+    return {lr[lane],    strength[lane], decay[lane], threshold[lane], momentum[lane], rest1[lane],
+            beta2[lane], rest2[lane],    eps[lane],   root[lane],      clipping[lane]};
   }
 };
 

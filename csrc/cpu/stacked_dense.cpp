@@ -210,8 +210,9 @@ const Chosen<T>& choose() {
   return chosen_base<T>;
 }
 
-// Gradients are formed for so many weights at a time, and used while they are in the first-level cache.
-constexpr int64_t kGradients = 2048;
+// Gradients are formed for so many weights at a time, and used while they are in the first-level cache; of wider layers
+// for so many rows, or each row would read all samples anew.
+constexpr int64_t kGradients = 2048, kGradientRows = 8;
 
 template <class T>
 class Dense {
@@ -263,7 +264,7 @@ class Dense {
 
   static int64_t room_for_gradients(const std::vector<StackedLayer>& layers) {
     int64_t most = kGradients;
-    for (const StackedLayer& layer : layers) most = std::max(most, padded(layer.inputs, W));
+    for (const StackedLayer& layer : layers) most = std::max(most, kGradientRows * padded(layer.inputs, W));
     return 2 * most + W;
   }
 
@@ -347,7 +348,7 @@ class Dense {
         }
       }
       // Only now, when the old weights have served.
-      const int64_t rows = std::max<int64_t>(1, kGradients / from.stride / 8 * 8);
+      const int64_t rows = std::max(kGradientRows, kGradients / from.stride / kGradientRows * kGradientRows);
       for (int64_t m = 0; m < to.count; m += rows) {
         const int64_t count = std::min(rows, to.count - m);
         ops_.gradient(count, from.count, size, to.deltas + m * W, to.stride * W, from.by_sample, from.stride, grads_);

@@ -16,9 +16,11 @@ template <class T>
 struct StepRates {
   T lr;         // adam: over 1 - beta1^t
   T strength;   // of the penalty's gradient: lam (l1), 2 lam (l2), 2 lam / D (factorized)
+  T decay;      // of the weight, beside the penalty
   T threshold;  // the threshold of prox
-  T momentum;   // adam: beta1
-  T beta2, eps;
+  T momentum;
+  T rest1;  // adam: 1 - beta1, which a beta that is rounded first would be far from
+  T beta2, rest2, eps;
   T root;  // adam: 1 / sqrt(1 - beta2^t)
   T clipping;
 
@@ -28,6 +30,7 @@ struct StepRates {
     StepRates rates{};
     rates.lr = static_cast<T>(run.lr);
     rates.momentum = static_cast<T>(run.momentum);
+    rates.decay = static_cast<T>(run.weight_decay);
     rates.threshold = static_cast<T>(run.lr * run.lam / (1.0 - run.momentum));
     rates.clipping = static_cast<T>(run.clipping);
     rates.strength = static_cast<T>(run.penalty == WeightPenalty::l1 ? run.lam : 2.0 * run.lam);
@@ -36,8 +39,9 @@ struct StepRates {
     }
     if (run.optimizer == Optimizer::adam) {
       rates.lr = static_cast<T>(run.lr / (1.0 - std::pow(run.beta1, t)));
-      rates.momentum = static_cast<T>(run.beta1);
+      rates.rest1 = static_cast<T>(1.0 - run.beta1);
       rates.beta2 = static_cast<T>(run.beta2);
+      rates.rest2 = static_cast<T>(1.0 - run.beta2);
       rates.eps = static_cast<T>(run.eps);
       rates.root = static_cast<T>(1.0 / std::sqrt(1.0 - std::pow(run.beta2, t)));
     }
@@ -67,6 +71,7 @@ SPARSENN_INLINE T stacked_step(T weight, T grad, T (&state)[kStateRows<kOptimize
     penalty = multiply_add(weight, weight, penalty);
     grad = multiply_add(weight, rates.strength, grad);
   }
+  grad = multiply_add(weight, rates.decay, grad);
   if constexpr (kOptimizer == Optimizer::factorized) {
     T factors[D], others[D];
     SPARSENN_UNROLL
@@ -81,8 +86,8 @@ SPARSENN_INLINE T stacked_step(T weight, T grad, T (&state)[kStateRows<kOptimize
     }
     weight = product(factors);
   } else if constexpr (kOptimizer == Optimizer::adam) {
-    state[0] = multiply_add(grad - state[0], T(1) - rates.momentum, state[0]);
-    state[1] = multiply_add(grad * grad, T(1) - rates.beta2, state[1] * rates.beta2);
+    state[0] = multiply_add(grad - state[0], rates.rest1, state[0]);
+    state[1] = multiply_add(grad * grad, rates.rest2, state[1] * rates.beta2);
     const T size = multiply_add(std::sqrt(state[1]), rates.root, rates.eps);
     weight = multiply_add(state[0] / size, -rates.lr, weight);
   } else {

@@ -9,7 +9,7 @@ namespace sparsenn::bindings {
 
 // The columns of the tables; ops/stacked_steps.py fills them.
 enum Code : int64_t { kSeed, kData, kActivation, kLast, kOptimizer, kPenalty, kFactors, kCodes };
-enum Rate : int64_t { kLr, kLam, kMomentum, kBeta1, kBeta2, kEps, kClipping, kRates };
+enum Rate : int64_t { kLr, kLam, kMomentum, kBeta1, kBeta2, kEps, kClipping, kDecay, kRates };
 constexpr int64_t kLayerNumbers = 6, kMaxFactors = 8;
 
 inline const char* name_of(ScalarType dtype) {
@@ -96,7 +96,8 @@ inline StackedRun run_of(int64_t index, const int64_t* codes, const double* rate
           rates[kBeta1],
           rates[kBeta2],
           rates[kEps],
-          rates[kClipping]};
+          rates[kClipping],
+          rates[kDecay]};
 }
 
 // The labels' values are checked where they lie on the CPU; the public function checks them anywhere.

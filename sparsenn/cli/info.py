@@ -44,13 +44,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     import sparsenn.ops  # noqa: F401  (loads the kernels)
-    from sparsenn import _extension
+    from sparsenn import _extension, _sources
 
     lines = {"sparsenn": __version__, "Python": f"{platform.python_version()} on {platform.platform()}"}
     lines |= {name: _version_of(name) for name in ("torch", "numpy", "safetensors")}
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     lines["devices"] = f"CPU, {torch.get_num_threads()} threads; {cuda}"
     status = _extension.status()
+    lines["sources"] = _sources.digest()
     lines["build"] = ", ".join(f"{key} {value}" for key, value in status["build"].items())
     lines |= {f"{name} kernels": _kernels(name, library) for name, library in status["libraries"].items()}
     lines["sweeps"] = _sweeps()

@@ -46,6 +46,8 @@ _register()
 class _ReferenceMode(TorchDispatchMode):
     """Sends every sparsenn operator to its reference; below autograd, so the registered gradients stay the ones tested."""
 
+    supports_higher_order_operators = True  # compiled code calls some; they pass
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == NAMESPACE and detect_fake_mode(args) is None:
             func = getattr(reference, func._schema.name.split("::")[1])
@@ -54,6 +56,8 @@ class _ReferenceMode(TorchDispatchMode):
 
 class _KernelMode(TorchDispatchMode):
     """Refuses sparsenn's operators on CUDA tensors where their kernels are not loaded."""
+
+    supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == NAMESPACE and any(isinstance(t, Tensor) and t.is_cuda for t in tree_leaves((args, kwargs))):

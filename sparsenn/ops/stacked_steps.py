@@ -20,6 +20,7 @@ ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid", "gelu")
 OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
 PENALTIES = ("none", "l1", "l2")
 MAX_DEPTH = 8
+_COLUMNS = {"codes": 7, "rates": 8}
 
 
 class PatchLayer(NamedTuple):
@@ -69,6 +70,7 @@ class RunSettings(NamedTuple):
     beta2: float = 0.999
     eps: float = 1e-8
     clipping: float = 0.0
+    weight_decay: float = 0.0
 
     @property
     def state_rows(self) -> int:
@@ -83,7 +85,7 @@ def stacked_tables(runs: Sequence[RunSettings]) -> tuple[Tensor, Tensor]:
         runs: One for each run.
 
     Returns:
-        int64 codes and float64 rates, seven columns each, on the CPU. A seed is taken modulo 2^64.
+        int64 codes (R, 7) and float64 rates (R, 8), on the CPU. A seed is taken modulo 2^64.
 
     Raises:
         ValueError: for a setting that is unknown or out of its range; the message names it and the run.
@@ -109,8 +111,9 @@ def stacked_tables(runs: Sequence[RunSettings]) -> tuple[Tensor, Tensor]:
                 run.depth,
             ]
         )
-        rates.append([float(x) for x in run[7:]])
-    return torch.tensor(codes, dtype=torch.int64).view(-1, 7), torch.tensor(rates, dtype=torch.float64).view(-1, 7)
+        rates.append([float(x) for x in run[len(codes[-1]) :]])
+    tables = torch.tensor(codes, dtype=torch.int64), torch.tensor(rates, dtype=torch.float64)
+    return tables[0].view(-1, _COLUMNS["codes"]), tables[1].view(-1, _COLUMNS["rates"])
 
 
 def _check_settings(n: int, run: RunSettings) -> None:
@@ -129,6 +132,7 @@ def _check_settings(n: int, run: RunSettings) -> None:
         "beta2": (0 <= run.beta2 < 1, "0 <= beta2 < 1"),
         "eps": (0 <= run.eps < math.inf, "a finite number, 0 or more"),
         "clipping": (0 <= run.clipping < math.inf, "a finite number, 0 or more"),
+        "weight_decay": (0 <= run.weight_decay < math.inf, "a finite number, 0 or more"),
     }
     for name, (fits, takes) in ranges.items():
         if not fits:
@@ -167,8 +171,9 @@ def stacked_steps_(
       their product: `sparsenn.optim.FactorizedSGD`. Its penalty is (λ / D) Σ ω².
     - ``"adam"``: torch.optim.Adam.
 
-    A penalty of ``"l1"`` (λ Σ|w|) or ``"l2"`` (λ Σ w²) is part of the loss: g holds λ sign(w) or 2λ w. Penalties act on biases
-    too. After a step, weights with \|w\| below ``clipping`` become 0; factors stay as they are.
+    A penalty of ``"l1"`` (λ Σ|w|) or ``"l2"`` (λ Σ w²) is part of the loss: g holds λ sign(w) or 2λ w. A ``weight_decay`` of κ
+    adds κ w to g, as in `torch.optim`, and nothing to the loss. Both act on biases too. After a step, weights with \|w\| below
+    ``clipping`` become 0; factors stay as they are.
 
     The bits of a run depend on nothing but its own settings and numbers: not on R, its company, the threads, how the steps are
     cut into calls, or the level of x86-64. A diverged run disturbs no other.
@@ -182,7 +187,7 @@ def stacked_steps_(
         y: (S, N, outputs of the last layer), as ``weights``, for the mean squared error over samples and outputs; or int64
             labels (S, N) for the cross-entropy of the outputs.
         codes: Of `stacked_tables`: seed, data set, activation, that of the last layer, optimizer, penalty, depth.
-        rates: Of `stacked_tables`: lr, lam, momentum, beta1, beta2, eps, clipping.
+        rates: Of `stacked_tables`: lr, lam, momentum, beta1, beta2, eps, clipping, weight_decay.
         layers: The structure; a layer takes as many numbers as the one before gives. The activation follows every layer.
         batch_size: B ≥ 1.
         epoch: Which epoch, from 0 on; Adam's count of steps is epoch ⌈N / B⌉ + s + 1.
@@ -272,10 +277,11 @@ def _check_tensors(weights: Tensor, state: Tensor, losses: Tensor, x: Tensor, y:
 def _check_tables(weights: Tensor, state: Tensor, x: Tensor, codes: Tensor, rates: Tensor, active: Tensor) -> None:
     runs = len(weights)
     for name, table, dtype in (("codes", codes, torch.int64), ("rates", rates, torch.float64)):
-        if tuple(table.shape) != (runs, 7) or table.dtype != dtype or table.device.type != "cpu":
+        shape = (runs, _COLUMNS[name])
+        if tuple(table.shape) != shape or table.dtype != dtype or table.device.type != "cpu":
             raise ValueError(
                 f"stacked_steps_: {name} is {tuple(table.shape)}, {table.dtype}, on {table.device}; "
-                f"it takes {(runs, 7)}, {dtype}, on the CPU, as stacked_tables makes it"
+                f"it takes {shape}, {dtype}, on the CPU, as stacked_tables makes it"
             )
     if active.dim() != 1 or active.dtype != torch.int64 or active.device.type != "cpu" or not active.is_contiguous():
         raise ValueError(

@@ -322,7 +322,13 @@ def synflow(
     count = sum(int(mask.sum()) for mask in masks)
     for k in range(1, rounds + 1):
         left = round(count * (plan.keep / count) ** (k / rounds)) if count else 0
-        masks = largest(_flow(network, ones, weights, masks), left)
+        flow = _flow(network, ones, weights, masks)
+        if k == 1 and weights and not any(bool((score > 0).any()) for score in flow):  # later it is the masks that stop it
+            raise ValueError(
+                "synflow: no flow passes through any weight (does the model end in a softmax, or normalize each input?); give "
+                "it the part before, or prune by snip or magnitude"
+            )
+        masks = largest(flow, left)
         with torch.no_grad():
             for weight, mask in zip(weights, masks, strict=True):
                 weight.masked_fill_(~mask, 0)
@@ -355,11 +361,6 @@ def _flow(network: nn.Module, ones: Tensor, weights: list[Tensor], masks: list[T
     scores = [torch.zeros_like(w) if g is None else (w * g).detach().abs() for w, g in zip(weights, grads, strict=True)]
     if not all(bool(torch.isfinite(score).all()) for score in scores):
         raise ValueError("synflow: the flow through the model is not finite in float64; prune by snip or magnitude")
-    if weights and not any(bool(score.any()) for score in scores):
-        raise ValueError(
-            "synflow: no flow passes through any weight (does the model end in a softmax, or normalize each input?); give it "
-            "the part before, or prune by snip or magnitude"
-        )
     return [score.masked_fill(~mask, -1) for score, mask in zip(scores, masks, strict=True)]
 
 

@@ -81,7 +81,7 @@ COUNT = whole(1, 2**31 - 1)
 DEPTH = whole(1, 64)
 THREADS = whole(0, 1024)
 SAMPLES = whole(1, 10**8)  # of 12 numbers: 5 GB
-FOLDER = Check(lambda value: isinstance(value, str) and bool(value), "a folder's name")
+FOLDER = Check(lambda value: isinstance(value, str) and bool(value) and "\0" not in value, "a folder's name")
 DEVICE = Check(
     lambda value: isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d+)?", value) is not None, "cpu, cuda or cuda:<index>"
 )

@@ -73,7 +73,7 @@ struct StackedCase {
 inline StackedRun stacked_run(int64_t index, Activation activation, Activation last, Optimizer optimizer,
                               WeightPenalty penalty, int64_t depth = 2) {
   return {index, 40 + index, index % 2, depth, activation, last, optimizer, penalty,
-          0.02,  1e-3,       0.9,       0.9,   0.99,       1e-8, 0};
+          0.02,  1e-3,       0.9,       0.9,   0.99,       1e-8, 0,         index % 3 * 1e-2};
 }
 
 // One of every kind.
@@ -136,7 +136,7 @@ double plain_loss(const StackedCase<T>& in, const StackedRun& run, const std::ve
 template <class Device>
 void steps_follow_differences(const std::vector<PatchLayer>& layers, bool labels) {
   StackedRun run = stacked_run(0, Activation::tanh, Activation::identity, Optimizer::sgd, WeightPenalty::none);
-  run.momentum = 0, run.lr = 1;
+  run.momentum = 0, run.lr = 1, run.weight_decay = 0;
   StackedCase<double> made(layers, {run}, 13, 5, labels);
   for (const int64_t step : {1, 2}) {
     const std::vector<double> before = made.weights;

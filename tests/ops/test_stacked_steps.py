@@ -17,7 +17,8 @@ MLP = [PatchLayer(12, 40, bias=True), PatchLayer(40, 17), PatchLayer(17, 3, bias
 CONV = [PatchLayer(1, 4, 12, 3), PatchLayer(4, 4, 4, 2, 2, True), PatchLayer(4, 1, 2, 2)]
 ODD = [PatchLayer(2, 3, 7, 2, 2, True), PatchLayer(9, 5, bias=True), PatchLayer(5, 3)]
 DEEP = [PatchLayer(6, 70), PatchLayer(70, 33, bias=True), PatchLayer(33, 20), PatchLayer(20, 2)]
-STRUCTURES = {"mlp": MLP, "conv": CONV, "odd": ODD, "deep": DEEP}
+WIDE = [PatchLayer(12, 301, bias=True), PatchLayer(301, 19), PatchLayer(19, 2)]  # rows longer than a block of gradients
+STRUCTURES = {"mlp": MLP, "conv": CONV, "odd": ODD, "deep": DEEP, "wide": WIDE}
 ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
 KINDS = [
     {"optimizer": "sgd", "activation": "relu", "last": "relu"},
@@ -30,6 +31,10 @@ KINDS = [
     {"optimizer": "factorized", "activation": "gelu", "last": "tanh", "depth": 1, "momentum": 0.0},
     {"optimizer": "adam", "activation": "tanh", "last": "identity", "beta2": 0.99},
     {"optimizer": "adam", "activation": "sigmoid", "last": "relu", "penalty": "l1", "eps": 1e-3},
+    {"optimizer": "sgd", "activation": "tanh", "last": "identity", "penalty": "l1", "weight_decay": 0.02},
+    {"optimizer": "prox", "activation": "tanh", "last": "tanh", "weight_decay": 0.01},
+    {"optimizer": "factorized", "activation": "sigmoid", "last": "identity", "depth": 3, "weight_decay": 0.02},
+    {"optimizer": "adam", "activation": "gelu", "last": "identity", "penalty": "l2", "weight_decay": 0.03},
 ]
 RUNS = [RunSettings(seed=n, data=n % 2, lr=0.02, lam=2e-3, **kind) for n, kind in enumerate(KINDS)]
 # FactorizedSGD takes no weights that were clipped behind its back.
@@ -103,15 +108,15 @@ def ordinary_loop(stack: Stack, n: int, epochs: int, batch_size: int) -> tuple[T
         modules += [Patches(layer, dtype), ACTIVATIONS[kind]()]
     net = nn.Sequential(*modules)
     nn.utils.vector_to_parameters(stack.weights[n], net.parameters())
-    lr, lam = run.lr, run.lam
+    lam, options = run.lam, {"lr": run.lr, "weight_decay": run.weight_decay}
     if run.optimizer == "sgd":
-        optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=run.momentum)
+        optimizer = torch.optim.SGD(net.parameters(), momentum=run.momentum, **options)
     elif run.optimizer == "prox":
-        optimizer = sparsenn.optim.ProxSGD(net.parameters(), lr=lr, momentum=run.momentum, lam=lam)
+        optimizer = sparsenn.optim.ProxSGD(net.parameters(), momentum=run.momentum, lam=lam, **options)
     elif run.optimizer == "adam":
-        optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=(run.beta1, run.beta2), eps=run.eps)
+        optimizer = torch.optim.Adam(net.parameters(), betas=(run.beta1, run.beta2), eps=run.eps, **options)
     else:
-        optimizer = sparsenn.optim.FactorizedSGD(net.parameters(), lr=lr, momentum=run.momentum, lam=lam, depth=run.depth)
+        optimizer = sparsenn.optim.FactorizedSGD(net.parameters(), momentum=run.momentum, lam=lam, depth=run.depth, **options)
         optimizer = started_from(optimizer, net, stack.state[n, : run.depth])
     total = [0.0, 0.0]
     for epoch in range(epochs):
@@ -171,12 +176,13 @@ def test_a_run_is_what_the_ordinary_loop_makes_of_it(backend, name, labels):
 LONG = {
     "l1": RunSettings(seed=3, activation="tanh", last="tanh", penalty="l1", lam=1e-4),
     "prox": RunSettings(seed=4, activation="relu", last="identity", optimizer="prox", lam=1e-4),
+    "adam": RunSettings(seed=5, activation="tanh", last="identity", optimizer="adam", lr=1e-3, beta1=0.99, beta2=0.99999),
 }
 
 
 @pytest.mark.parametrize(("name", "dtype", "run", "relative"), [
     ("mlp", torch.float64, "l1", 1e-10), ("mlp", torch.float32, "prox", 1e-5), ("conv", torch.float64, "prox", 1e-10),
-    ("conv", torch.float32, "l1", 1e-5),
+    ("conv", torch.float32, "l1", 1e-5), ("mlp", torch.float32, "adam", 1e-5), ("conv", torch.float32, "adam", 1e-5),
 ])  # fmt: skip
 def test_after_a_thousand_steps_a_run_is_where_the_ordinary_loop_is(kernels, name, dtype, run, relative):
     start = Stack(STRUCTURES[name], [LONG[run]], dtype, samples=320)
@@ -189,7 +195,7 @@ def test_after_a_thousand_steps_a_run_is_where_the_ordinary_loop_is(kernels, nam
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("name", "samples", "batch_size", "labels"), [
     ("mlp", 50, 16, False), ("mlp", 13, 5, True), ("deep", 90, 40, False), ("conv", 70, 33, False), ("odd", 9, 16, True),
-    ("odd", 20, 1, False),
+    ("odd", 20, 1, False), ("wide", 50, 24, False),
 ])  # fmt: skip
 def test_kernels_equal_the_definition(kernels, device, name, samples, batch_size, labels, dtype):
     found = []

@@ -109,6 +109,17 @@ def test_a_band_is_the_median_and_the_least_over_seeds():
     assert front([(1.0, 0.9), (2.0, 0.95), (2.0, 0.7), (8.0, 0.8), (4.0, 0.8)]) == [(8.0, 0.8), (2.0, 0.95)]
 
 
+def test_pruned_nets_are_read_at_the_sparsity_that_they_were_pruned_to():
+    """Not at the one that training ends with, where biases that reach no output are zeros too."""
+    rows = [row(FASHION.key("random", prune_to=c), 1.5 * c, 1 - c / 1000) for c in COMPRESSIONS[:4]]
+    own = accuracies(rows, ("random", 1))
+    expected = {
+        s: Ours(1, pytest.approx(100 * (1 - c / 1000)), 0.0)
+        for s, c in zip((90.0, 95.0, 98.0, 99.0), COMPRESSIONS[:4], strict=True)
+    }
+    assert {s: value for s, value in own.items() if value is not None} == expected
+
+
 def test_tables_follow_from_their_rows():
     dense = [row(FASHION.key("dense", seed), 1.0, accuracy) for seed, accuracy in ((0, 0.88), (1, 0.90))]
     rows = [*dense, *curve(), *curve(seed=1, points=((10, 0.9), (1000, 0.80)))]

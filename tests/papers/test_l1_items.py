@@ -8,7 +8,9 @@ import torch
 
 import sparsenn
 from sparsenn.cli import main
-from sparsenn.models import build_student
+from sparsenn.data import taught
+from sparsenn.models import build_student, teacher
+from sparsenn.ops import permutation
 from sparsenn.papers import ITEMS, reproduce
 from sparsenn.papers.l1 import items, runs
 from sparsenn.papers.l1.compare import comparison, reference
@@ -108,13 +110,42 @@ def test_an_experiment_from_nothing_to_its_report(tmp_path, capsys):
     assert all(r["weights"] == [12, 32, 8] and r["epochs"] == 2 and r["status"] == "finished" for r in rows)
     assert [w.shape for w in kept_weights(rows[0], tmp_path)] == [(1, 4, 1, 3), (1, 4, 4, 2), (1, 1, 4, 2)]
     report = (tmp_path / "exp2.md").read_text()
-    assert "- L1: 3 of 3 runs of 48 samples, lr 0.01, λ 1e-05; 0 diverged; 2 to 2 epochs" in report
+    assert "- L1: 3 of 90 runs of 48 samples, lr 0.01, λ 1e-05; 0 diverged; 2 to 2 epochs" in report
     assert "Beside the published runs" not in report
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["exp2.jsonl", "exp2.md"]
     before = (tmp_path / "exp2.jsonl").read_bytes()
     assert main([*command, "--methods", "l1", "--scales", "0.2", "--out", str(tmp_path), "--no-train"]) == 0
     assert (tmp_path / "exp2.jsonl").read_bytes() == before
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "none"])
+def test_a_run_is_the_public_codes_loop(tmp_path, method):
+    """Its L2 is in the loss and, once more, in the optimizer as weight decay, of which the loss knows nothing."""
+    key = grid(2, methods=[method], scales=[1.0], pairs=[("tanh", "sigmoid")], seeds=[3], size=40, epochs=30)[0]
+    (made,) = runs.train([key], tmp_path)
+    x, y = taught(teacher("baselineCNN", "tanh"), 40, seed=3)
+    net = build_student("multiChannelCNN", "sigmoid", seed=3)
+    decay = {"weight_decay": 1e-5} if method == "l2" else {}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, **decay)
+    means = []
+    for epoch in range(30):
+        found = []
+        for batch in permutation(40, 3, epoch).split(16):
+            loss = (net(x[batch]) - y[batch]).square().mean()
+            if method == "l1":
+                loss = loss + 1e-5 * sum(p.abs().sum() for p in net.parameters())
+            if method == "l2":
+                loss = loss + 1e-5 * sum(p.square().sum() for p in net.parameters())
+            found.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        means.append(sum(found) / len(found))
+    assert made["loss"] == pytest.approx(min(means), rel=1e-5)
+    assert made["last_loss"] == pytest.approx(means[-1], rel=1e-5)
+    for ours, theirs in zip(kept_weights(made, tmp_path), net.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-7)
 
 
 def test_killed_runs_go_on_and_rows_from_elsewhere_count(tmp_path, monkeypatch):
@@ -192,13 +223,13 @@ def test_a_report_is_of_all_rows_of_this_size_whichever_were_asked_for(tmp_path)
         Table(tmp_path / "exp2.jsonl", KEY).add(made)
     asked = {"methods": ["prox"], "scales": [0.2], "pairs": "matched", "seeds": 1, "no_train": True}
     report = reproduce("l1", "exp2", out=tmp_path, **asked).read_text()
-    assert "- L1: 1 of 1 runs" in report
-    assert "- proximal L1: 1 of 3 runs" in report
-    assert "2 runs are not there yet." in report
+    assert "- L1: 1 of 90 runs" in report
+    assert "- proximal L1: 1 runs" in report
+    assert "Of the paper's runs 269 are not there" in report
     assert "| ReLU → ReLU | 0.0001 ± 0.0000 low, 1 of 5" in report
     assert "7.7" not in report
     done = reproduce("l1", "exp2", out=tmp_path, **{**asked, "size": 64, "methods": ["l2"]}).read_text()
-    assert "- L2: 1 of 3 runs of 64 samples" in done
+    assert "- L2: 1 of 90 runs of 64 samples" in done
 
 
 def test_a_folder_of_others_or_one_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -253,7 +284,9 @@ def test_the_command_line_names_every_item():
         ("exp1", {"methods": ["l3"]}, "methods: got 'l3'; it takes some of l1, l2, none, prox"),
         ("exp1", {"scales": [0.0]}, "scales: got 0.0; it takes numbers above 0"),
         ("exp1", {"seeds": 0}, "seeds is 0; it takes 1 or more"),
-        ("exp1", {"size": 0}, "size is 0; it takes 1 or more"),
+        ("exp1", {"size": 10**12}, "size is 1000000000000; it takes a whole number from 1 to 100000000"),
+        ("exp1", {"epochs": 2**31}, "epochs is 2147483648; it takes a whole number from 1 to 2147483647"),
+        ("exp1", {"size": 0}, "size is 0; it takes a whole number from 1 to 100000000"),
         ("exp1", {"pairs": "some"}, "pairs is 'some'; it takes all or matched"),
         ("table2", {"seeds": 3, "pairs": "matched"}, "table2 shows single runs; it has no use for seeds, pairs"),
     ],

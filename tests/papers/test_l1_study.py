@@ -142,6 +142,7 @@ def test_packaged_settings_are_those_of_the_paper():
         ({"same_act": 1}, "same_act is 1; it takes true or false"),
         ({"clipping": True}, "clipping is True; it takes a number, 0 or more, or false"),
         ({"name": "a/b"}, "name is 'a/b'"),
+        ({"save_path": "a\0b"}, "save_path is 'a.x00b'; it takes a folder's name"),
         ({"init": float("nan")}, "init is nan"),
         ({"l2_norm": [1e-5]}, "both have values above 0"),
     ],
@@ -189,7 +190,19 @@ def test_missing_keys_and_files(tmp_path):
             {"teacher_type": "baselineCNN", "student_type": "baselineCNN", "optimizer": "adam"},
             "optimizer is",
         ),
-        ("multiple", {"teacher_type": "baselineCNN", "student_type": "baselineCNN", "seed": -1}, "seed is -1"),
+        *(
+            (
+                "multiple",
+                {"teacher_type": "baselineCNN", "student_type": "baselineCNN", "seed": seed},
+                "seed is .*; it takes a whole",
+            )
+            for seed in (-1, "a", 1.5, 2**63)
+        ),
+        (
+            "multiple",
+            {"teacher_type": "baselineCNN", "student_type": "baselineCNN", "name": "é" * 120},
+            r"name makes a file's name of 2\d\d bytes; it takes one that is \d+ shorter",
+        ),
     ],
 )
 def test_wrong_flags_are_named_before_anything_is_written(tmp_path, mode, options, message):

@@ -382,6 +382,26 @@ def test_synflow_names_an_input_that_a_model_cant_take(model, shape):
     assert not prune.masks(model)
 
 
+@pytest.mark.parametrize("exclude", [(), None])
+def test_synflow_ends_where_its_masks_cut_the_last_path(exclude):
+    """It keeps as many weights as were asked for, and reports the layers that are empty."""
+    net = nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 1))
+    if exclude is None:  # nothing is left beside the biases, which are not pruned
+        options, compression, left = {}, prune.compression_limit(net), 0
+    else:
+        options, compression, left = {"exclude": exclude}, 109.0, 1
+    with pytest.warns(prune.LayerCollapseWarning):
+        report = prune.synflow(net, compression=compression, input_shape=(10,), **options)
+    kept = sum(int(mask.sum()) for mask in prune.masks(net).values())
+    assert kept == left
+    assert report.collapsed
+    with pytest.raises(prune.LayerCollapseError):
+        prune.synflow(
+            nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 1)),
+            compression=109.0, input_shape=(10,), exclude=(), on_collapse="raise",
+        )  # fmt: skip
+
+
 def test_synflow_without_flow_says_so():
     with pytest.raises(ValueError, match="no flow passes through any weight"):
         prune.synflow(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), compression=1.1, input_shape=(3,))

@@ -22,8 +22,12 @@ RUNS = [
     Run(seed=4, optimizer="adam", betas=(0.8, 0.99), eps=1e-3, lam=1e-4, penalty="l2"),
     Run(seed=5, clipping=0.03, momentum=0.0, lr=0.05),
     Run(seed=0, optimizer="factorized", depth=1, lam=1e-4, lr=0.01),
+    Run(seed=6, lam=1e-3, penalty="l1", weight_decay=0.02),
+    Run(seed=7, optimizer="prox", lam=1e-3, weight_decay=0.01, lr=0.01),
+    Run(seed=8, optimizer="factorized", lam=1e-3, weight_decay=0.02, lr=0.02),
+    Run(seed=9, optimizer="adam", weight_decay=0.03),
 ]
-ACTIVATIONS = ("tanh", "sigmoid", "relu", "gelu", "tanh", "relu", "sigmoid")
+ACTIVATIONS = ("tanh", "sigmoid", "relu", "gelu", "tanh", "relu", "sigmoid", "tanh", "gelu", "sigmoid", "relu")
 
 
 class Residual(nn.Module):
@@ -54,14 +58,14 @@ def data_sets(count: int = 150, dtype: torch.dtype = torch.float64) -> list[tupl
 
 
 def optimizer_of(run: Run, module: nn.Module) -> torch.optim.Optimizer:
-    own, generator = module.parameters(), torch.Generator().manual_seed(run.seed)
+    own, generator, decay = module.parameters(), torch.Generator().manual_seed(run.seed), {"weight_decay": run.weight_decay}
     if run.optimizer == "adam":
-        return torch.optim.Adam(own, run.lr, betas=run.betas, eps=run.eps)
+        return torch.optim.Adam(own, run.lr, betas=run.betas, eps=run.eps, **decay)
     if run.optimizer == "prox":
-        return ProxSGD(own, run.lr, lam=run.lam, momentum=run.momentum)
+        return ProxSGD(own, run.lr, lam=run.lam, momentum=run.momentum, **decay)
     if run.optimizer == "factorized":
-        return FactorizedSGD(own, run.lr, depth=run.depth, lam=run.lam, momentum=run.momentum, generator=generator)
-    return torch.optim.SGD(own, run.lr, momentum=run.momentum)
+        return FactorizedSGD(own, run.lr, depth=run.depth, lam=run.lam, momentum=run.momentum, generator=generator, **decay)
+    return torch.optim.SGD(own, run.lr, momentum=run.momentum, **decay)
 
 
 def penalty_of(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor | float:

@@ -137,7 +137,7 @@ def test_company_changes_no_bit_of_a_run(kind):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_runs_leave_at_their_own_time_and_the_others_go_on(engine):
-    limits = [1, 4, 2, 4, 3, 2, 4]
+    limits = [1, 4, 2, 4, 3, 2, 4, 3, 1, 4, 2]
     stack = stack_of(max_epochs=limits, engine=engine)
     seen = []
     while stack.active:
@@ -218,7 +218,7 @@ def test_weights_that_only_the_last_step_made_infinite_are_divergence(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("stops", [(2, 7), (1, 0)], ids=["within an epoch", "between two"])
 def test_a_stack_goes_on_from_its_state_with_the_same_bits(engine, stops):
-    limits = [1, 3, 2, 3, 3, 3, 2]
+    limits = [1, 3, 2, 3, 3, 3, 2, 3, 2, 3, 1]
     whole = finish(stack_of(max_epochs=limits, engine=engine, dtype=torch.float32))
     first = stack_of(max_epochs=limits, engine=engine, dtype=torch.float32)
     while first.epochs < stops[0]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sparsenn
-from sparsenn import cli
+from sparsenn import _sources, cli
 from sparsenn.data import taught
 from sparsenn.models import build_student, teacher
 from sparsenn.training import ConfigError, RunFolderError, SweepConfig, configure_sweep, read_sweep, sweep
@@ -203,8 +203,22 @@ def test_rows_are_in_the_order_of_the_grid_and_in_every_file(done):
                 name: value for name, value in shown.items() if name in row
             }
     assert {(row["version"], row["patience"], row["dtype"]) for row in rows} == {(sparsenn.__version__, 5, "float32")}
-    assert all(re.fullmatch(r"[0-9a-f]{7,}|unknown", row["commit"]) for row in rows)
+    assert all(re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", row["commit"]) for row in rows)
+    assert {row["sources"] for row in rows} == {_sources.digest()}
     assert {path.name for path in out.iterdir()} == {"sweep.json", "runs.jsonl", "runs.csv"}
+
+
+def test_rates_are_floats_however_they_are_written(tmp_path):
+    """A column of a table is of one type, and no number is too large for it."""
+    settings = {"student": "baselineCNN", "samples": 8, "max_epochs": 1, "seed": [2**63 - 1]}
+    config = configure_sweep({**settings, "lr": [1, 0.5], "penalty": "l1", "lam": [10**20, 1], "clipping": 0})
+    assert (config.lr, config.lam, config.clipping) == ((1.0, 0.5), (1e20, 1.0), (0.0,))
+    assert {type(value) for name in ("lr", "lam", "clipping") for value in getattr(config, name)} == {float}
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    sweep(config, tmp_path / "out", format="parquet")
+    assert parquet.read_table(tmp_path / "out" / "runs.parquet")["lam"].to_pylist() == [1e20, 1.0] * 2
 
 
 def test_a_row_tells_what_the_run_is_by_itself(done):

@@ -83,12 +83,14 @@ def _loss_and_gradient(
 def _optimizer_step(w: Tensor, state: Tensor, gradient: Tensor, codes: Sequence[int], rates: Sequence[float], t: int) -> Tensor:
     """Moves one run's weights and state by its t-th gradient; returns the penalty as it was before."""
     _, _, _, _, optimizer, penalty, depth = codes
-    lr, lam, momentum, beta1, beta2, eps, clipping = rates
+    lr, lam, momentum, beta1, beta2, eps, clipping, decay = rates
     value = w.new_zeros(())
     if penalty == 1:
         value, gradient = lam * w.abs().sum(), gradient + lam * w.sign()
     elif penalty == 2:
         value, gradient = lam * w.square().sum(), gradient + 2 * lam * w
+    if decay:
+        gradient = gradient + decay * w
     if optimizer == 2:
         factors, momenta = state[:depth], state[depth : 2 * depth]
         value = (lam / depth) * factors.square().sum()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from sparsenn.papers.dwf.curves import accuracy_at, compression_at, kind, living, mean_std, seeds_in, select, sparsest
+from sparsenn.papers.dwf.curves import PRUNING, accuracy_at, compression_at, kind, living, mean_std, seeds_in, select, sparsest
 from sparsenn.papers.dwf.settings import SPARSITIES
 from sparsenn.training.table import Row
 
@@ -95,18 +96,26 @@ def _curves(rows: Sequence[Row], which: tuple[str, int]) -> list[list[Row]]:
 
 
 def accuracies(rows: Sequence[Row], which: tuple[str, int]) -> dict[float, Ours | None]:
-    """Table 2 for a method: test accuracy in percent at each sparsity, read off the curve of each seed by ``accuracy_at``.
+    """Table 2 for a method: test accuracy in percent at each sparsity.
 
-    For the dense net it is the accuracy at sparsity 0. None where a seed's curve does not reach.
+    Of a pruning method it is that of the nets that were pruned to this sparsity, whatever training made of what was left
+    (biases that reach no output stay 0); otherwise it is read off the curve of each seed by ``accuracy_at``. For the dense net
+    it is the accuracy at sparsity 0. None where a seed has no such net, or its curve does not reach.
     """
     curves = _curves(rows, which)
     if which == ("dense", 1):
         return {0.0: _over([100 * row["accuracy"] for curve in curves for row in curve])}
     found: dict[float, Ours | None] = {}
     for sparsity in SPARSITIES:
-        values = [accuracy_at(curve, 100 / (100 - sparsity)) for curve in curves]
+        compression = 100 / (100 - sparsity)
+        values = [_pruned_to(curve, compression) if which in PRUNING else accuracy_at(curve, compression) for curve in curves]
         found[sparsity] = _over([None if value is None else 100 * value for value in values])
     return found
+
+
+def _pruned_to(rows: Sequence[Row], compression: float) -> float | None:
+    own = [row["accuracy"] for row in rows if math.isclose(row["prune_to"], compression, rel_tol=1e-6)]
+    return own[0] if own else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sparsenn.data import require_extra
 from sparsenn.papers.l1 import figures, tables
 from sparsenn.papers.l1.compare import comparison_markdown, spread
 from sparsenn.papers.l1.runs import kept_weights, rows_of, table_of, train, weight_file, without_weights
-from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, KEY, PAIRS, PUBLISHED, SCALES, SEEDS, grid
+from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, PAIRS, PUBLISHED, SCALES, SEEDS, grid
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import write_atomic
 from sparsenn.training.table import Row
@@ -174,7 +174,7 @@ def reproduce(
         if shows_weights:
             _require_weights(rows, folder)
         if own is None:
-            content = experiment_markdown(number, _alike(table.rows, size, epochs), keys).encode()
+            content = experiment_markdown(number, _alike(table.rows, size, epochs)).encode()
         else:
             content = _KINDS[own.kind](item, own, rows, folder)
         write_atomic(path, content)
@@ -233,9 +233,9 @@ def _about(item: str, own: Item) -> str:
     return f"{name}. {_title(own.experiment)}: {own.what}"
 
 
-def experiment_markdown(number: int, rows: Sequence[Row], keys: Sequence[Row]) -> str:
-    """All figures of an experiment by its rows; ``keys`` are the runs that were asked for, of which some may not be there."""
-    parts = [f"# {_title(number)}\n", _census(rows, keys)]
+def experiment_markdown(number: int, rows: Sequence[Row]) -> str:
+    """All figures of an experiment by its rows, of which some may not be there yet."""
+    parts = [f"# {_title(number)}\n", _census(number, rows)]
     for scale in sorted({row["scale"] for row in rows}):
         parts += [f"## Final loss, {tables.scale_name(scale)}\n", tables.losses(rows, number, scale)]
     if rows:
@@ -249,25 +249,22 @@ def experiment_markdown(number: int, rows: Sequence[Row], keys: Sequence[Row]) -
     return "\n".join(parts)
 
 
-def _census(rows: Sequence[Row], keys: Sequence[Row]) -> str:
-    lines = []
-    there = {tuple(row[column] for column in KEY) for row in rows}
-    absent = [key for key in keys if tuple(key[column] for column in KEY) not in there]
+def _census(number: int, rows: Sequence[Row]) -> str:
+    lines, whole = [], len(grid(number, methods=["l1"]))
     for method in tables.methods_in(rows):
         own = [row for row in rows if row["method"] == method]
         lrs = ", ".join(f"{lr:g}" for lr in sorted({row["lr"] for row in own}))
         diverged = sum(row["status"] == "diverged" for row in own)
         epochs = spread([row["epochs"] for row in own])
-        wanted = len(own) + sum(key["method"] == method for key in absent)
+        wanted = f" of {whole}" if method in PUBLISHED else ""
         lines.append(
-            f"- {tables.NAMES[method]}: {len(own)} of {wanted} runs of {own[0]['size']} samples, lr {lrs}, "
+            f"- {tables.NAMES[method]}: {len(own)}{wanted} runs of {own[0]['size']} samples, lr {lrs}, "
             f"λ {own[0]['lam']:g}; {diverged} diverged; {epochs.low:.0f} to {epochs.high:.0f} epochs"
         )
-    if rows and absent:
-        lines += [
-            "",
-            f"{len(absent)} runs are not there yet. The first to end are no fair sample: a cell of fewer than {SEEDS} says so.",
-        ]
+    absent = whole * len(PUBLISHED) - sum(row["method"] in PUBLISHED for row in rows)
+    if rows and absent > 0:
+        why = f"the first to end are no fair sample, and a cell of fewer than {SEEDS} says so"
+        lines += ["", f"Of the paper's runs {absent} are not there: {why}."]
     return "\n".join([*lines, ""]) if lines else "No run has ended.\n"
 
 

@@ -18,11 +18,11 @@ from sparsenn.data import require_extra, taught
 from sparsenn.metrics import nonzero_counts, support_recovery, teacher_distance
 from sparsenn.metrics.recovery import weighted_layers
 from sparsenn.models import build_student, teacher
-from sparsenn.papers.l1.settings import BATCH_SIZE, EXPERIMENTS, KEY, L2_FACTOR, PATIENCE, jobs_of, strength
+from sparsenn.papers.l1.settings import BATCH_SIZE, EXPERIMENTS, KEY, LAM, PATIENCE, jobs_of
 from sparsenn.training.files import write_atomic
 from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
-from sparsenn.training.stacked import Outcome, Run, Stack
+from sparsenn.training.stacked import Run, Stack
 from sparsenn.training.stacked.progress import watch_for
 from sparsenn.training.stacked.run import DIVERGED
 from sparsenn.training.stacked.runner import Job, run_jobs
@@ -135,9 +135,19 @@ def _job(keys: list[Row], folder: Path) -> Job:
 def _run(key: Row, data: int) -> Run:
     method = key["method"]
     lr = EXPERIMENTS[key["experiment"]].learning_rate(method)
-    penalty = method if method in ("l1", "l2") else "none"
+    penalties = {"l1": l1_penalty(LAM), "l2": l2_penalty(LAM), "none": {}, "prox": {"lam": LAM}}
     optimizer = "prox" if method == "prox" else "sgd"
-    return Run(seed=key["seed"], lr=lr, optimizer=optimizer, lam=strength(method), penalty=penalty, data=data)
+    return Run(seed=key["seed"], lr=lr, optimizer=optimizer, data=data, **penalties[method])
+
+
+def l1_penalty(lam: float) -> dict[str, Any]:
+    """Settings of a ``Run`` with λ Σ|w| in its loss."""
+    return {"lam": lam, "penalty": "l1"}
+
+
+def l2_penalty(lam: float) -> dict[str, Any]:
+    """As the public code does it, twice: λ Σw² in the loss, and a weight decay of λ in the optimizer; 1.5 λ Σw² together."""
+    return {"lam": lam, "penalty": "l2", "weight_decay": lam}
 
 
 def _figures(key: Row, stack: Stack, index: int, data: Data, folder: Path) -> Row:
@@ -154,27 +164,15 @@ def _figures(key: Row, stack: Stack, index: int, data: Data, folder: Path) -> Ro
         return row
     net = stack.module(index)
     source = teacher(own.teacher, key["teacher_activation"])
-    extra = uncounted(outcome)
     return {
         **row,
-        "loss": outcome.best_loss - extra,
-        "last_loss": outcome.loss - extra,
+        "loss": outcome.best_loss,
+        "last_loss": outcome.loss,
         "mse": mean_square(net, data),
         **weight_figures(net, own.perfect),
         **recovery_figures(source, net, key["teacher_activation"], key["student_activation"]),
         **_keep_weights(net, key, folder),
     }
-
-
-def uncounted(outcome: Outcome) -> float:
-    """What the public code leaves out of an L2 run's loss: it penalises by 1.5 λ Σw² and adds λ Σw². Zero for other runs.
-
-    The final weights stand for those of the best epoch, which are not kept.
-    """
-    if outcome.run.penalty != "l2":
-        return 0.0
-    squares = sum(float(w.double().square().sum()) for w in outcome.weights.values())
-    return outcome.run.lam * (1 - 1 / L2_FACTOR) * squares
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsenn.training.checks import COUNT, SAMPLES, shown
 from sparsenn.training.errors import ConfigError
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")  # in the order of the paper's tables
@@ -16,8 +17,6 @@ SCALES = (0.2, 1.0)
 SEEDS = 5
 LAM = 1e-5
 BATCH_SIZE, PATIENCE = 16, 100
-# The public code penalises L2 twice: lam * sum(w^2) in the loss, and weight_decay = lam, the gradient of lam/2 * sum(w^2).
-L2_FACTOR = 1.5
 KEY = ("experiment", "method", "teacher_activation", "student_activation", "scale", "seed", "size", "max_epochs")
 
 
@@ -71,11 +70,6 @@ EXPERIMENTS = {
 PERFECT = {(own.teacher, own.student): own.perfect for own in EXPERIMENTS.values()}
 
 
-def strength(method: str) -> float:
-    """λ of a method in the penalty λ Σ|w| or λ Σw²."""
-    return {"l2": L2_FACTOR * LAM, "none": 0.0}.get(method, LAM)
-
-
 def grid(
     experiment: int,
     *,
@@ -113,9 +107,9 @@ def grid(
     bad_scales = [scale for scale in scales if not 0 < scale < float("inf")]
     if bad_scales or not scales:
         raise ConfigError(f"scales: got {', '.join(map(repr, bad_scales)) or 'none'}; it takes numbers above 0")
-    for name, value in (("size", size), ("epochs", epochs)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it takes 1 or more")
+    for name, value, check in (("size", size, SAMPLES), ("epochs", epochs, COUNT)):
+        if value is not None and not check.fits(value):
+            raise ConfigError(f"{name} is {shown(value)}; it takes {check.takes}")
     if not chosen:
         raise ConfigError(f"seeds is {seeds}; it takes 1 or more")
     return [

@@ -37,7 +37,7 @@ class StudyConfig:
         name: goes into the names of folder and files.
         lr: learning rates.
         l1_norm: strengths of L1.
-        l2_norm: strengths of L2, with which the weights are penalised by 1.5 λ Σw², as in the public code.
+        l2_norm: strengths of L2: λ Σw² in the loss and a weight decay of λ beside it, as in the public code.
         loss_func: ``"MSE"``.
         clipping: weights below it become 0 after each step; in a file ``false`` says 0, as in the public code's own.
         same_act: whether ``multiple`` trains the pairs of like activations alone.

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsenn._extras import require_extra
+from sparsenn._files import PART
 from sparsenn.data import taught
 from sparsenn.metrics import teacher_distance
 from sparsenn.metrics.recovery import THRESHOLD, weighted_layers
 from sparsenn.models import build_student, teacher
 from sparsenn.models.students import ACTIVATIONS, STUDENTS
 from sparsenn.models.teachers import TEACHERS
-from sparsenn.papers.l1.runs import recovery_figures, uncounted, weight_figures
+from sparsenn.papers.l1.runs import l1_penalty, l2_penalty, recovery_figures, weight_figures
 from sparsenn.papers.l1.settings import ACTIVATIONS as PAPER_ACTIVATIONS
-from sparsenn.papers.l1.settings import L2_FACTOR, PERFECT
+from sparsenn.papers.l1.settings import PERFECT
 from sparsenn.papers.l1.study_config import StudyConfig, read_study_config
+from sparsenn.training.checks import SEED, shown
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import parse_json, remove_parts, write_atomic, write_json
 from sparsenn.training.folder import alone_in
@@ -35,6 +37,7 @@ OPTIMIZERS = ("sgd", "prox")
 _KEY = ("teacher", "student", "lr", "l1_norm", "l2_norm", "seed")
 _SETTINGS, _ROWS = "settings.json", "runs.jsonl"
 _LINE = "=" * 80
+_LONGEST = 255 - len(PART)  # bytes of a file's name, while it is written
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,8 @@ def _fault(missing: list[str]) -> str:
 
 
 def _check(seed: Any, name: str, optimizer: str, config: StudyConfig) -> None:
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed is {seed}; it takes a whole number from 0 up to, but not, 2^63")
+    if not SEED.fits(seed):
+        raise ConfigError(f"seed is {shown(seed)}; it takes {SEED.takes}")
     if not name or set(name) & set("/\\\0"):
         raise ConfigError(f"name is {name!r}; it takes a string that can be part of a file's name")
     if optimizer not in OPTIMIZERS:
@@ -204,6 +207,9 @@ class _Study:
             "config": self.config.to_dict(),
         }
         path = self.folder / _SETTINGS
+        names = [self.folder.name, self._text_name, *map(self._file_name, range(len(self.wanted)))]
+        if (longest := max(len(name.encode()) for name in names)) > _LONGEST:
+            raise ConfigError(f"name makes a file's name of {longest} bytes; it takes one that is {longest - _LONGEST} shorter")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -250,15 +256,17 @@ class _Study:
         return Stack(modules, runs, data, batch_size=own.batch_size, patience=own.patience, max_epochs=own.num_epochs)
 
     def _run(self, wanted: Wanted, data: int) -> Run:
-        prox = self.optimizer == "prox"
+        if self.optimizer == "prox":
+            penalty: dict[str, Any] = {"lam": wanted.l1}
+        else:
+            penalty = l1_penalty(wanted.l1) if wanted.l1 else l2_penalty(wanted.l2) if wanted.l2 else {}
         return Run(
             seed=self.seed,
             lr=wanted.lr,
             optimizer=self.optimizer,
-            lam=wanted.l1 or L2_FACTOR * wanted.l2,
-            penalty="none" if prox else "l1" if wanted.l1 else "l2" if wanted.l2 else "none",
             clipping=self.config.clipping,
             data=data,
+            **penalty,
         )
 
     def figures(self, stack: Stack, index: int) -> Row:
@@ -270,7 +278,7 @@ class _Study:
         odd = source.activation == student.activation == "tanh"
         finite = outcome.status == "finished"
         results = {
-            "final_loss": outcome.best_loss - uncounted(outcome) if finite else None,
+            "final_loss": outcome.best_loss if finite else None,
             "distance_metric": teacher_distance(origin, net, absolute=odd) if finite else None,
         }
         stored = {
@@ -305,8 +313,12 @@ class _Study:
         several = "" if len(self.strengths) == 1 else f"__lr{_short(own.lr)}_l1{_short(own.l1)}_l2{_short(own.l2)}"
         return f"{own.source}__{own.student}{several}.pth"
 
+    @property
+    def _text_name(self) -> str:
+        return f"experiment_{self.stem}.txt"
+
     def _append(self, stored: dict[str, Any]) -> None:
-        path = self.folder / f"experiment_{self.stem}.txt"
+        path = self.folder / self._text_name
         text = path.read_text(encoding="utf-8") if path.exists() else _head(stored["teacher_model_state_dict"])
         section = self._section(stored)
         if section not in text:  # a kill after this line and before the row is written brings us here again

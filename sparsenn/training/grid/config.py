@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class SweepConfig:
         beta1: of adam.
         beta2: of adam.
         eps: of adam.
+        weight_decay: added to the gradient, times the weight, and not to the loss.
         clipping: weights below it become 0 after each step.
         max_epochs: passes over the samples, at most.
         batch_size: samples a step.
@@ -100,6 +101,7 @@ class SweepConfig:
     beta1: tuple[float, ...] = (0.9,)
     beta2: tuple[float, ...] = (0.999,)
     eps: tuple[float, ...] = (1e-8,)
+    weight_decay: tuple[float, ...] = (0.0,)
     clipping: tuple[float, ...] = (0.0,)
     max_epochs: tuple[int, ...] = (1000,)
     batch_size: tuple[int, ...] = (16,)
@@ -184,9 +186,16 @@ def configure_sweep(settings: Mapping[str, Any], where: str = "sweep") -> SweepC
         many = isinstance(value, list | tuple)
         given[key] = (tuple(value) if many else (value,)) if key in SWEPT else value
     try:
-        return SweepConfig(**given)
+        return _with_floats(SweepConfig(**given))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _with_floats(config: SweepConfig) -> SweepConfig:
+    """Whole numbers where others may stand become floats, so that a column of the table is of one type."""
+    rates = [field.name for field in fields(SweepConfig) if "float" in str(field.type)]
+    changes: dict[str, Any] = {name: tuple(map(float, getattr(config, name))) for name in rates}
+    return replace(config, **changes)
 
 
 def read_sweep(path: str | Path) -> SweepConfig:
@@ -221,6 +230,7 @@ _CHECKS: dict[str, Check] = {
     "beta1": BELOW_1,
     "beta2": BELOW_1,
     "eps": ABOVE_0,
+    "weight_decay": NOT_NEGATIVE,
     "clipping": NOT_NEGATIVE,
     "max_epochs": COUNT,
     "batch_size": COUNT,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsenn import __version__, _extension
+from sparsenn import __version__, _extension, _sources
 from sparsenn.data import require_extra, taught
 from sparsenn.models import build_student, teacher
 from sparsenn.models.students import INPUTS
@@ -35,9 +35,9 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
     """Train every run of a grid, as ``sparsenn sweep`` does.
 
     Runs of the same student, number of samples and batch size are one stack. Each run that ends becomes a line of
-    ``runs.jsonl``: its settings, the version of the package and the commit of its compiled part, the engine, the figures of
-    ``sparsenn.training.stacked.figures``, and ``seconds``, which alone may differ when a sweep is interrupted. The state of
-    the stack in progress is written every half minute: a kill loses less than a minute of work.
+    ``runs.jsonl``: its settings, the version of the package, a digest of its Python files and the commit of its compiled part,
+    the engine, the figures of ``sparsenn.training.stacked.figures``, and ``seconds``, which alone may differ when a sweep is
+    interrupted. The state of the stack in progress is written every half minute: a kill loses less than a minute of work.
 
     Args:
         config: the grid, from ``configure_sweep`` or ``read_sweep``.
@@ -156,7 +156,8 @@ def _job(own: Group, config: SweepConfig) -> Job:
     def row(stack: Stack, index: int) -> Row:
         commit = _extension.status()["build"].get("commit", "unknown")
         about = {"patience": config.patience, "dtype": config.dtype, "device": config.device, "engine": stack.engine}
-        return {**about, "version": __version__, "commit": commit, **figures(stack, index)}
+        code = {"version": __version__, "sources": _sources.digest(), "commit": commit}
+        return {**about, **code, **figures(stack, index)}
 
     return Job(own.name, own.keys, lambda: _build(own.keys, config), row, float((weights + _STEP_COST) * steps))
 
@@ -192,7 +193,7 @@ def _build(keys: tuple[Key, ...], config: SweepConfig) -> Stack:
 
 
 def _run(key: Key, data: int) -> Run:
-    names = ("seed", "lr", "optimizer", "momentum", "lam", "penalty", "depth", "eps", "clipping")
+    names = ("seed", "lr", "optimizer", "momentum", "lam", "penalty", "depth", "eps", "weight_decay", "clipping")
     given = {name: key[name] for name in names if key[name] is not None}
     if key["beta1"] is not None:
         given["betas"] = (key["beta1"], key["beta2"])

@@ -89,6 +89,7 @@ def _settings(run: Run, activation: str, last: str) -> RunSettings:
         beta2=run.betas[1],
         eps=run.eps,
         clipping=run.clipping,
+        weight_decay=run.weight_decay,
     )
 
 

@@ -38,6 +38,7 @@ class Run:
         depth: number of factors, for ``factorized``, 1 to 64.
         betas: the two decay rates of ``adam``.
         eps: what ``adam`` adds to the root.
+        weight_decay: κ ≥ 0, which adds κ w to the gradient, as in ``torch.optim``; no part of the loss.
         clipping: weights with \|w\| < clipping become 0 after each step; not for ``factorized``, whose zeros could never move.
         data: which of the stack's data sets the run learns.
 
@@ -59,6 +60,7 @@ class Run:
     depth: int = 2
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weight_decay: float = 0.0
     clipping: float = 0.0
     data: int = 0
 
@@ -114,6 +116,7 @@ _CHECKS: dict[str, Check] = {
         "two numbers from 0 up to, but not, 1",
     ),
     "eps": ABOVE_0,
+    "weight_decay": NOT_NEGATIVE,
     "clipping": NOT_NEGATIVE,
     "data": Check(lambda value: is_int(value) and value >= 0, "the index of a data set"),
 }

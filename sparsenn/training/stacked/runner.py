@@ -143,6 +143,7 @@ def _run_jobs(jobs: Sequence[Job], table: Table, folder: Path, watch: Watch, sto
         done += session.written
         shares += session.stack.expected_shares().tolist()
         (folder / NAME).unlink(missing_ok=True)
+    (folder / NAME).unlink(missing_ok=True)  # of a job that a kill ended between its last row and this
 
 
 class _Session:
@@ -162,7 +163,7 @@ class _Session:
         missing = {id(row) for row in table.missing(job.keys)}
         self._there = {index for index, key in enumerate(job.keys) if id(key) not in missing}
         self.written = 0
-        self._steps, self._rate = 8, 0.0
+        self._steps, self._rate = 1, 0.0
         self.saved = time.monotonic()
 
     def _restore(self) -> None:
@@ -188,7 +189,7 @@ class _Session:
             taken = self.stack.advance(self._steps)
             now = time.perf_counter()
             self.seconds += now - lap
-            self._steps = max(8, int(taken * VISIT / max(now - lap, 1e-9)))
+            self._steps = max(1, int(taken * VISIT / max(now - lap, 1e-9)))
             moved += taken * runs
             if len(self.stack.active) < runs:
                 self.write_rows()

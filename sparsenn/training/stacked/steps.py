@@ -31,11 +31,13 @@ class Settings:
         self.l2 = column(lambda run: run.lam if run.penalty == "l2" else 0.0)
         self.betas = column(lambda run: run.betas[0]), column(lambda run: run.betas[1])
         self.rest = column(lambda run: 1 - run.betas[0]), column(lambda run: 1 - run.betas[1])
+        self.weight_decay = column(lambda run: run.weight_decay)
         self.eps = column(lambda run: run.eps)
         self.clipping = column(lambda run: run.clipping)
         self.lam = torch.tensor([run.lam for run in runs], dtype=torch.float64, device=like.device)
         self.absolute = torch.tensor([run.penalty == "l1" for run in runs], device=like.device)
         self.penalized = any(run.lam for run in runs)
+        self.decays = any(run.weight_decay for run in runs)
         self.clips = any(run.clipping for run in runs)
         self._beta_powers = torch.tensor([run.betas for run in runs], dtype=torch.float64, device=like.device)
         self._rate = torch.tensor([run.lr for run in runs], dtype=torch.float64, device=like.device)
@@ -62,14 +64,12 @@ def penalty(settings: Settings, weights: Tensor, state: Tensor) -> Tensor | floa
 
 def step_(settings: Settings, weights: Tensor, state: Tensor, gradient: Tensor, count: int) -> None:
     """Move ``weights`` (R, P) and ``state`` (R, K, P) by one step, the ``count``-th of every run, counted from 1."""
-    if settings.optimizer == "factorized":
-        _factorized(settings, weights, state, gradient)
-    elif settings.optimizer == "prox":
-        _prox(settings, weights, state, gradient)
-    else:
-        if settings.penalized:
-            gradient = gradient + settings.l1 * weights.sign() + 2 * settings.l2 * weights
-        (_adam if settings.optimizer == "adam" else _sgd)(settings, weights, state, gradient, count)
+    if settings.penalized and settings.optimizer in ("sgd", "adam"):
+        gradient = gradient + settings.l1 * weights.sign() + 2 * settings.l2 * weights
+    if settings.decays:
+        gradient = gradient + settings.weight_decay * weights
+    move = {"sgd": _sgd, "prox": _prox, "factorized": _factorized, "adam": _adam}[settings.optimizer]
+    move(settings, weights, state, gradient, count)
     if settings.clips:
         weights.masked_fill_(weights.abs() < settings.clipping, 0)
 
@@ -79,14 +79,14 @@ def _sgd(settings: Settings, weights: Tensor, state: Tensor, gradient: Tensor, c
     weights.addcmul_(moved, settings.lr, value=-1)
 
 
-def _prox(settings: Settings, weights: Tensor, state: Tensor, gradient: Tensor) -> None:
-    _sgd(settings, weights, state, gradient, 0)
+def _prox(settings: Settings, weights: Tensor, state: Tensor, gradient: Tensor, count: int) -> None:
+    _sgd(settings, weights, state, gradient, count)
     if settings.penalized:
         # without a λ, the threshold of 0 keeps every weight but for the sign of a zero
         weights.copy_(soft_thresholded(weights, settings.reach))
 
 
-def _factorized(settings: Settings, weights: Tensor, state: Tensor, gradient: Tensor) -> None:
+def _factorized(settings: Settings, weights: Tensor, state: Tensor, gradient: Tensor, count: int) -> None:
     depth = settings.depth
     factors, momenta = state[:, :depth], state[:, depth : 2 * depth]
     update = gradient[:, None] * _others(factors) + settings.decay[:, None] * factors
