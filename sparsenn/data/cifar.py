@@ -83,6 +83,9 @@ def load_cifar(source: CifarSource, root: str | Path | None = None, *, download_
     path = locate(source, root, download_missing)
     with opened(source, path) as files:
         parts = [_records(source, files, name, path) for name in source.train]
+        sizes = [len(labels) for _, labels in parts]
+        if len(set(sizes)) > 1:  # one that ends with a record is whole by itself
+            raise DataError(f"{path}: size check of {', '.join(source.train)} failed: they hold {sizes} images; they are alike")
         test_images, test_labels = _records(source, files, source.test, path)
         lines = files.read(source.names).decode("utf-8", "replace").split("\n")
     names = tuple(line.strip() for line in lines if line.strip())

@@ -11,6 +11,7 @@ from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 from sparsenn.optim.factorized import Factorized
+from sparsenn.optim.factorized_sgd import FactorizedSGD
 from sparsenn.optim.measures import FactorMeasures
 from sparsenn.prune.masks import Entry, entries
 
@@ -72,6 +73,18 @@ def _of_weights(entry: Entry, threshold: float, lam: float) -> dict[str, Any]:
         "kept": int((entry.weight.abs() > threshold).sum()),
         "norm": float(vector_norm(entry.weight, dtype=torch.float64)),
         "penalty": lam * float(vector_norm(entry.stored, 1, dtype=torch.float64)) if lam else 0.0,
+    }
+
+
+def switches_of(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, float]]:
+    """What :meth:`FactorizedSGD.switches` says, by the names of a net's parameters; empty for other optimizers."""
+    if not isinstance(optimizer, FactorizedSGD):
+        return {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {p: name for name, p in model.named_parameters()}
+    return {
+        names[params[own.parameter]]: {name: getattr(own, name) for name in ("factors", "momenta", "jump", "relative_jump")}
+        for own in optimizer.switches()
     }
 
 

@@ -17,7 +17,7 @@ from sparsenn.optim.factorized import Factorized
 from sparsenn.optim.strength import Strength
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.config import TrainConfig
-from sparsenn.training.diagnostics import figures
+from sparsenn.training.diagnostics import figures, switches_of
 from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.logging import Record
 from sparsenn.training.methods import (
@@ -177,7 +177,8 @@ class Fit:
         """Count the epoch; evaluate and remember it where that is due.
 
         Returns:
-            The figures of the evaluation, those of ``diagnostics.figures`` among them, or None.
+            The figures of the evaluation, those of ``diagnostics.figures`` among them, and where ``balanced`` is auto the names
+            of what is one root by now; or None.
         """
         seen = len(self.data.train_labels)
         train_loss, train_accuracy = float(self._loss) / seen, int(self._right) / seen
@@ -196,6 +197,8 @@ class Fit:
             "test_accuracy": test_accuracy,
             **figures(self.model, self.optimizer, self._threshold),
         }
+        if self.config.balanced == "auto":
+            record["switched"] = list(switches_of(self.model, self.optimizer))
         self.history.append(record)
         return record
 

@@ -14,6 +14,7 @@ from sparsenn.metrics import SparsityReport, sparsity_report
 from sparsenn.nn.convert import collapse
 from sparsenn.prune import remove
 from sparsenn.training.config import TrainConfig
+from sparsenn.training.diagnostics import switches_of
 from sparsenn.training.evaluate import evaluate
 from sparsenn.training.fit import Fit
 from sparsenn.training.logging import Record
@@ -35,6 +36,8 @@ class Outcome:
         before: the sparsity before the collapse: few exact zeros, many weights with |w| ≤ threshold.
         after: the sparsity of ``model``, where the two figures agree.
         seconds: time spent in training steps, over all sessions of the run.
+        switches: with ``balanced`` auto, what became one root a weight: by the parameter's name, the figures of its
+            ``sparsenn.optim.BalanceSwitch``.
     """
 
     config: TrainConfig
@@ -45,6 +48,7 @@ class Outcome:
     before: SparsityReport
     after: SparsityReport
     seconds: float
+    switches: dict[str, dict[str, float]]
 
     @property
     def total(self) -> int:
@@ -72,6 +76,7 @@ class Outcome:
             "before_collapse": self.before.to_dict(),
             "after_collapse": self.after.to_dict(),
             "seconds": round(self.seconds, 3),
+            **({"switches": self.switches} if self.config.balanced == "auto" else {}),
         }
 
 
@@ -110,6 +115,8 @@ class Result:
 
     def __str__(self) -> str:
         parts = [_title(self.net.config), _sparsity(self.net), _table(self)]
+        if self.net.config.balanced == "auto":
+            parts.append(_switches(self.net))
         if self.twin is not None:
             parts.append(_verdict(self))
         if self.untraced is not None:
@@ -129,7 +136,8 @@ def outcome(fit: Fit) -> Outcome:
     if threshold:
         collapse(model, threshold)
     after, accuracy = sparsity_report(model, threshold), evaluate(model, images, labels)[1]
-    return Outcome(fit.config, model.cpu(), fit.history, accuracy_before, accuracy, before, after, fit.seconds)
+    figures = (accuracy_before, accuracy, before, after, fit.seconds)
+    return Outcome(fit.config, model.cpu(), fit.history, *figures, switches_of(fit.model, fit.optimizer))
 
 
 def _title(config: TrainConfig) -> str:
@@ -150,6 +158,15 @@ def _sparsity(net: Outcome) -> str:
     if threshold is None:
         return str(net.after)
     return f"Before the collapse:\n{net.before}\n\nAfter the collapse (|w| ≤ {threshold:.3g} is exactly 0):\n{net.after}"
+
+
+def _switches(net: Outcome) -> str:
+    if net.config.factor_init == "root":
+        return "Factors were balanced from the start: one root a weight."
+    if not net.switches:
+        return "No parameter's factors were ever balanced."
+    jump = max(own["jump"] for own in net.switches.values())
+    return f"Balanced factors became one root a weight, of {', '.join(net.switches)}; a weight jumped by {jump:.2g} at most."
 
 
 def _table(result: Result) -> str:

@@ -64,6 +64,7 @@ def test_cifar_is_read_and_normalized_by_the_training_set(tmp_path, source, pack
     [
         ("data_batch_2.bin", bytes(3072), r"size check of data_batch_2\.bin failed: it has 3072 bytes; .* a multiple of 3073"),
         ("data_batch_2.bin", b"", "it has 0 bytes"),
+        ("data_batch_2.bin", bytes(3073), r"size check of data_batch_1\.bin, .* failed: they hold \[2, 1, 2, 2, 2\] images"),
         ("test_batch.bin", bytes([10]) + bytes(3072), "label range check of test_batch.bin failed: the largest label is 10"),
         ("batches.meta.txt", b"cat\ndog\n", "batches.meta.txt names 2 classes; cifar-10 has 10"),
     ],

@@ -10,6 +10,7 @@ import torch
 
 import sparsenn
 from sparsenn import models
+from sparsenn.optim import balance
 from sparsenn.training import (
     ConfigError,
     RunFolderError,
@@ -68,6 +69,30 @@ def finished(shapes, tmp_path_factory) -> Result:
 def no_pictures(monkeypatch):
     """Drawing takes longer than training here; the tests that do not look at the pictures leave it out."""
     monkeypatch.setattr(run, "write_pictures", lambda result, folder: [])
+
+
+def test_a_run_says_which_factors_became_one_root(shapes, tmp_path, no_pictures, monkeypatch):
+    def trained(name, **given):
+        return train(config(depth=3, epochs=3, twin=False, **given), tmp_path / name, images=shapes)
+
+    assert "No parameter's factors were ever balanced." in str(trained("never", balanced="auto"))
+    assert "balanced from the start: one root" in str(trained("root", balanced="auto", factor_init="root"))
+    plain = trained("plain")
+    assert ("switches" in plain.to_dict()["net"], "switched" in plain.net.history[0]) == (False, False)
+    monkeypatch.setattr(balance, "EVERY", 6)
+    monkeypatch.setattr(balance, "imbalances", lambda factors, momenta: torch.tensor([1e-4, 2e-4]).double())
+    result = trained("auto", balanced="auto")
+    records = [json.loads(line) for line in (tmp_path / "auto" / "metrics.jsonl").read_text().splitlines()]
+    names = sorted(name for name, _ in result.net.model.named_parameters())
+    steps = -(-len(shapes.train_labels) // 20)
+    assert [sorted(r["switched"]) for r in records] == [names if epoch * steps >= 6 else [] for epoch in (1, 2, 3)]
+    report = json.loads((tmp_path / "auto" / "report.json").read_text())["net"]["switches"]
+    assert sorted(report) == names
+    assert {(own["factors"], own["momenta"]) for own in report.values()} == {
+        (float(torch.tensor(1e-4)), float(torch.tensor(2e-4)))
+    }
+    largest = max(own["jump"] for own in report.values())
+    assert f"a weight jumped by {largest:.2g} at most" in (tmp_path / "auto" / "report.txt").read_text()
 
 
 def test_a_run_writes_its_folder_and_nothing_else(finished):

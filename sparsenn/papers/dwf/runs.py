@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -136,15 +137,14 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
         config_of(key, place)
     table = place.table
     todo = list(table.missing(wanted))
-    spent = 0.0
+    began = time.monotonic()
     with alone_in(place.folder), StopSignal() as stop, progress_for(quiet=place.quiet) as progress:
         for number, key in enumerate(todo, start=1):
             row = _row(key, place, progress, stop)
             table.add(row)
             shutil.rmtree(_state(key, place), ignore_errors=True)
-            spent += row.get("seconds", 0.0)  # a part of it in an earlier call, if that was killed
             if not place.quiet:
-                left = _left(todo, number, spent)
+                left = _left(todo, number, time.monotonic() - began)
                 print(f"{number}/{len(todo)}  {line_of(row)}{left}", file=sys.stderr, flush=True)
     return rows_of(table, keys)
 
