@@ -15,7 +15,7 @@ import sparsenn
 PACKAGE = Path(sparsenn.__file__).parent
 # A room may import itself and the rooms of earlier rows.
 ROWS = [
-    {"_native", "_files", "_numbers"},
+    {"_native", "_files", "_numbers", "_sources"},
     {"runtime"},
     {"_extension", "_extras"},
     {"ops"},

@@ -116,7 +116,7 @@ def test_what_onnx_does_not_have_is_named(tmp_path):
         sparsenn.artefact.to_onnx(nn.Linear(2, 2).double(), tmp_path / "net", torch.ones(1, 2))
     with pytest.raises(ValueError, match=r"^to_onnx: '0' \(LSTM\) is unknown; .*; torch.onnx.export is for other models$"):
         sparsenn.artefact.to_onnx(nn.Sequential(nn.LSTM(3, 3)), tmp_path / "net", torch.ones(1, 3))
-    with pytest.raises(ValueError, match=r"^to_onnx: the model fails on an example of shape \(1, 3\): mat1"):
+    with pytest.raises(ValueError, match=r"^to_onnx: the model fails on an example of shape \(1, 3\): .*mat1"):
         sparsenn.artefact.to_onnx(nn.Linear(2, 2), tmp_path / "net", torch.ones(1, 3))
     assert list(tmp_path.iterdir()) == []
 

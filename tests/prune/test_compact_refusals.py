@@ -141,7 +141,7 @@ class Masked(nn.Module):
 
 def test_an_example_that_does_not_fit_is_named_with_the_place():
     net = Masked().eval()
-    with pytest.raises(ValueError, match=r"^compact: 'first' \(Linear\) fails on example_input: mat1 and mat2 shapes"):
+    with pytest.raises(ValueError, match=r"^compact: 'first' \(Linear\) fails on example_input: .*mat1 and mat2 shapes"):
         compact(net, (torch.randn(1, 3), torch.ones(4)))
     with pytest.raises(ValueError, match=r"^compact: 'mul' \(mul\) fails on example_input: The size of tensor"):
         compact(net, (torch.randn(1, 4), torch.ones(3)))
