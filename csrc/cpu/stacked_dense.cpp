@@ -210,9 +210,10 @@ const Chosen<T>& choose() {
   return chosen_base<T>;
 }
 
-// Gradients are formed for so many weights at a time, and used while they are in the first-level cache; of wider layers
-// for so many rows, or each row would read all samples anew.
-constexpr int64_t kGradients = 2048, kGradientRows = 8;
+// Gradients are formed for so many weights at a time, and used while they are in the first-level cache,
+constexpr int64_t kGradients = 2048;
+// but for a multiple of so many rows: each group of rows reads all samples anew.
+constexpr int64_t kGradientRows = 8;
 
 template <class T>
 class Dense {

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     lines["devices"] = f"CPU, {torch.get_num_threads()} threads; {cuda}"
     status = _extension.status()
-    lines["sources"] = _sources.digest()
+    lines["sources"] = _sources.DIGEST
     lines["build"] = ", ".join(f"{key} {value}" for key, value in status["build"].items())
     lines |= {f"{name} kernels": _kernels(name, library) for name, library in status["libraries"].items()}
     lines["sweeps"] = _sweeps()

@@ -85,7 +85,7 @@ def stacked_tables(runs: Sequence[RunSettings]) -> tuple[Tensor, Tensor]:
         runs: One for each run.
 
     Returns:
-        int64 codes (R, 7) and float64 rates (R, 8), on the CPU. A seed is taken modulo 2^64.
+        int64 codes and float64 rates, a row for each run, on the CPU. A seed is taken modulo 2^64.
 
     Raises:
         ValueError: for a setting that is unknown or out of its range; the message names it and the run.
@@ -111,7 +111,7 @@ def stacked_tables(runs: Sequence[RunSettings]) -> tuple[Tensor, Tensor]:
                 run.depth,
             ]
         )
-        rates.append([float(x) for x in run[len(codes[-1]) :]])
+        rates.append([float(x) for x in run[_COLUMNS["codes"] :]])
     tables = torch.tensor(codes, dtype=torch.int64), torch.tensor(rates, dtype=torch.float64)
     return tables[0].view(-1, _COLUMNS["codes"]), tables[1].view(-1, _COLUMNS["rates"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -77,13 +78,13 @@ def _of_weights(entry: Entry, threshold: float, lam: float) -> dict[str, Any]:
 
 
 def switches_of(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, float]]:
-    """What :meth:`FactorizedSGD.switches` says, by the names of a net's parameters; empty for other optimizers."""
+    """What :meth:`FactorizedSGD.switches` says of the steps so far, by the names of a net's parameters; empty for others."""
     if not isinstance(optimizer, FactorizedSGD):
         return {}
     params = [p for group in optimizer.param_groups for p in group["params"]]
     names = {p: name for name, p in model.named_parameters()}
     return {
-        names[params[own.parameter]]: {name: getattr(own, name) for name in ("factors", "momenta", "jump", "relative_jump")}
+        names[params[own.parameter]]: {name: value for name, value in asdict(own).items() if name not in ("parameter", "shape")}
         for own in optimizer.switches()
     }
 

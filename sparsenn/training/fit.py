@@ -178,7 +178,7 @@ class Fit:
 
         Returns:
             The figures of the evaluation, those of ``diagnostics.figures`` among them, and where ``balanced`` is auto the names
-            of what is one root by now; or None.
+            of what has become one root in training; or None.
         """
         seen = len(self.data.train_labels)
         train_loss, train_accuracy = float(self._loss) / seen, int(self._right) / seen

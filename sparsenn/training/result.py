@@ -36,8 +36,8 @@ class Outcome:
         before: the sparsity before the collapse: few exact zeros, many weights with |w| ≤ threshold.
         after: the sparsity of ``model``, where the two figures agree.
         seconds: time spent in training steps, over all sessions of the run.
-        switches: with ``balanced`` auto, what became one root a weight: by the parameter's name, the figures of its
-            ``sparsenn.optim.BalanceSwitch``.
+        switches: with ``balanced`` auto, whose factors became one root a weight in training: by the parameter's name, the
+            figures of its ``sparsenn.optim.BalanceSwitch``. Nothing where they were one from the start (``factor_init`` root).
     """
 
     config: TrainConfig

@@ -324,6 +324,7 @@ def test_an_operator_needs_its_rows_and_its_data():
     ({"optimizer": "lion"}, "run 1: optimizer is 'lion'"),
     ({"momentum": 1.0}, "run 1: momentum is 1.0; it takes 0 <= momentum < 1"),
     ({"lam": float("nan")}, "run 1: lam is nan"),
+    ({"weight_decay": float("inf")}, "run 1: weight_decay is inf; it takes a finite number, 0 or more"),
     ({"depth": 9}, "run 1: depth is 9; it takes 1 to 8"),
     ({"optimizer": "prox", "penalty": "l1"}, "run 1: penalty is 'l1'; it takes 'none' with optimizer 'prox'"),
 ])  # fmt: skip

@@ -219,11 +219,16 @@ def test_a_weight_map_of_a_copied_table_trains_what_has_no_weights(tmp_path):
 
 def test_a_report_is_of_all_rows_of_this_size_whichever_were_asked_for(tmp_path):
     Table(tmp_path / "exp2.jsonl", KEY).add(row(1e-4))
-    for made in (row(3e-4, method="prox"), row(7.7, method="l2", size=64)):
+    for made in (
+        row(3e-4, method="prox"),
+        row(7.7, method="l2", size=64),
+        row(2e-4, seed=6, pair=("tanh", "tanh")),
+        row(2e-4, scale=0.5, lam=2.0),
+    ):
         Table(tmp_path / "exp2.jsonl", KEY).add(made)
     asked = {"methods": ["prox"], "scales": [0.2], "pairs": "matched", "seeds": 1, "no_train": True}
     report = reproduce("l1", "exp2", out=tmp_path, **asked).read_text()
-    assert "- L1: 1 of 90 runs" in report
+    assert "- L1: 1 of 90 runs and 2 others of 5120 samples, lr 0.01, λ 1e-05, 2; " in report
     assert "- proximal L1: 1 runs" in report
     assert "Of the paper's runs 269 are not there" in report
     assert "| ReLU → ReLU | 0.0001 ± 0.0000 low, 1 of 5" in report

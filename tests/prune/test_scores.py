@@ -382,24 +382,24 @@ def test_synflow_names_an_input_that_a_model_cant_take(model, shape):
     assert not prune.masks(model)
 
 
-@pytest.mark.parametrize("exclude", [(), None])
-def test_synflow_ends_where_its_masks_cut_the_last_path(exclude):
-    """It keeps as many weights as were asked for, and reports the layers that are empty."""
-    net = nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 1))
-    if exclude is None:  # nothing is left beside the biases, which are not pruned
-        options, compression, left = {}, prune.compression_limit(net), 0
-    else:
-        options, compression, left = {"exclude": exclude}, 109.0, 1
+def narrow() -> nn.Module:
+    return nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({"compression": 109.0, "exclude": ()}, 1), ({"compression": prune.compression_limit(narrow())}, 0)],
+    ids=["one parameter", "biases alone"],
+)
+def test_synflow_ends_where_its_masks_cut_the_last_path(options, kept):
+    """It keeps as many as were asked for, and reports the layers that are empty."""
+    net = narrow()
     with pytest.warns(prune.LayerCollapseWarning):
-        report = prune.synflow(net, compression=compression, input_shape=(10,), **options)
-    kept = sum(int(mask.sum()) for mask in prune.masks(net).values())
-    assert kept == left
+        report = prune.synflow(net, input_shape=(10,), **options)
+    assert sum(int(mask.sum()) for mask in prune.masks(net).values()) == kept
     assert report.collapsed
     with pytest.raises(prune.LayerCollapseError):
-        prune.synflow(
-            nn.Sequential(nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 1)),
-            compression=109.0, input_shape=(10,), exclude=(), on_collapse="raise",
-        )  # fmt: skip
+        prune.synflow(narrow(), input_shape=(10,), on_collapse="raise", **options)
 
 
 def test_synflow_without_flow_says_so():

@@ -132,6 +132,7 @@ def test_what_is_no_stack_is_refused_in_a_sentence(given, message):
         ({"lam": 0.1}, "lam is 0.1 and has no effect"),
         ({"optimizer": "prox", "penalty": "l1"}, "takes penalty 'none'"),
         ({"optimizer": "factorized", "clipping": 0.1}, "optimizer factorized takes 0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; it takes a number, 0 or more"),
         ({"betas": (0.9, 1.0)}, "betas is"),
         ({"depth": 0}, "depth is 0"),
         ({"depth": 10**9}, "depth is 1000000000; it takes a whole number from 1 to 64"),

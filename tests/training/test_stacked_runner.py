@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsenn.models import fcn
 from sparsenn.training import RunFolderError, TrainingInterrupted
-from sparsenn.training.checkpoint import NAME, load_checkpoint
+from sparsenn.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Run, Stack, figures, runner
@@ -116,9 +116,12 @@ def test_rows_beyond_the_checkpoint_are_not_written_twice(whole, tmp_path, one_s
 
 def test_a_kill_after_the_last_row_leaves_no_checkpoint_for_ever(whole, tmp_path):
     run_jobs(jobs(), table_in(tmp_path), tmp_path)
-    (tmp_path / NAME).write_bytes(b"of a job that is complete")
+    save_checkpoint(tmp_path / NAME, {"job": "second"})
     run_jobs(jobs(), table_in(tmp_path), tmp_path)
     assert not (tmp_path / NAME).exists()
+    save_checkpoint(tmp_path / NAME, {"job": "third"})  # which is not theirs
+    run_jobs(jobs(), table_in(tmp_path), tmp_path)
+    assert (tmp_path / NAME).exists()
     assert without_time(tmp_path) == without_time(whole)
 
 

@@ -105,6 +105,7 @@ def test_a_start_that_is_not_scaled_has_no_scale():
         ({"seed": 1.5}, "seed has 1.5"),
         ({"momentum": 1}, "momentum has 1; it takes a number from 0 up to, but not, 1"),
         ({"lam": -1}, "lam has -1"),
+        ({"weight_decay": -1}, "weight_decay has -1; it takes a number, 0 or more"),
         ({"device": "tpu"}, "device is 'tpu'; it takes cpu, cuda"),
         ({"same_activation": True, "teacher_activation": "relu"}, "have none in common: there is no run"),
         ({"threads": -1}, "threads is -1"),
@@ -204,8 +205,21 @@ def test_rows_are_in_the_order_of_the_grid_and_in_every_file(done):
             }
     assert {(row["version"], row["patience"], row["dtype"]) for row in rows} == {(sparsenn.__version__, 5, "float32")}
     assert all(re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", row["commit"]) for row in rows)
-    assert {row["sources"] for row in rows} == {_sources.digest()}
+    assert {row["sources"] for row in rows} == {_sources.DIGEST}
     assert {path.name for path in out.iterdir()} == {"sweep.json", "runs.jsonl", "runs.csv"}
+
+
+def test_every_setting_of_a_run_reaches_it(tmp_path):
+    """The row of a sweep with weight decay is that of a run made by hand, and another without."""
+    settings = {"student": "multiChannelCNN", "samples": 48, "max_epochs": 3, "seed": 4, "penalty": "l2", "lam": 1e-3}
+    options = {"momentum": 0.5, "clipping": 0.01, "weight_decay": [0.0, 0.2]}
+    rows = sweep(configure_sweep({**settings, **options}), tmp_path / "out")
+    for row, decay in zip(rows, (0.0, 0.2), strict=True):
+        run = Run(seed=4, lam=1e-3, penalty="l2", momentum=0.5, clipping=0.01, weight_decay=decay)
+        net = build_student("multiChannelCNN", "tanh", seed=4)
+        (outcome,) = train([net], [run], [taught(teacher("baselineCNN", "tanh"), 48, seed=4)], max_epochs=3)
+        assert (row["weight_decay"], row["final_loss"]) == (decay, outcome.loss)
+    assert rows[0]["final_loss"] != rows[1]["final_loss"]
 
 
 def test_rates_are_floats_however_they_are_written(tmp_path):
@@ -214,6 +228,7 @@ def test_rates_are_floats_however_they_are_written(tmp_path):
     config = configure_sweep({**settings, "lr": [1, 0.5], "penalty": "l1", "lam": [10**20, 1], "clipping": 0})
     assert (config.lr, config.lam, config.clipping) == ((1.0, 0.5), (1e20, 1.0), (0.0,))
     assert {type(value) for name in ("lr", "lam", "clipping") for value in getattr(config, name)} == {float}
+    assert type(SweepConfig(student=("baselineCNN",), lr=(1,)).lr[0]) is float
     pytest.importorskip("pyarrow")
     from pyarrow import parquet
 

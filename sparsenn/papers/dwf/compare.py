@@ -137,7 +137,8 @@ def ratios(rows: Sequence[Row], which: tuple[str, int], tolerance: float) -> Rat
     """Table 1 for a method: the compression at so many points below the mean accuracy of the dense nets; None without these.
 
     The paper names the sparsest model within the tolerance. Its numbers for the pruning methods lie between the compressions
-    that these were trained at, so they are read off the curve between trained nets; ours are too, by ``compression_at``.
+    that these were trained at, so they are read off the curve between trained nets; ours are too, by ``compression_at``. Other
+    than in Table 2 a pruned net stands at the compression that its training ended with.
     """
     dense = accuracies(rows, ("dense", 1))[0.0]
     if dense is None:

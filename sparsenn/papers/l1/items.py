@@ -249,22 +249,28 @@ def experiment_markdown(number: int, rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
+_NAMES = ("teacher_activation", "student_activation", "scale", "seed")
+
+
 def _census(number: int, rows: Sequence[Row]) -> str:
-    lines, whole = [], len(grid(number, methods=["l1"]))
+    paper = {tuple(key[name] for name in _NAMES) for key in grid(number, methods=["l1"])}
+    lines, missing = [], len(paper) * len(PUBLISHED)
     for method in tables.methods_in(rows):
         own = [row for row in rows if row["method"] == method]
-        lrs = ", ".join(f"{lr:g}" for lr in sorted({row["lr"] for row in own}))
+        there, count = sum(tuple(row[name] for name in _NAMES) in paper for row in own), f"{len(own)} runs"
+        if method in PUBLISHED:
+            missing -= there
+            count = f"{there} of {len(paper)} runs" + (f" and {len(own) - there} others" if there < len(own) else "")
+        lrs, lams = (", ".join(f"{value:g}" for value in sorted({row[name] for row in own})) for name in ("lr", "lam"))
         diverged = sum(row["status"] == "diverged" for row in own)
         epochs = spread([row["epochs"] for row in own])
-        wanted = f" of {whole}" if method in PUBLISHED else ""
         lines.append(
-            f"- {tables.NAMES[method]}: {len(own)}{wanted} runs of {own[0]['size']} samples, lr {lrs}, "
-            f"λ {own[0]['lam']:g}; {diverged} diverged; {epochs.low:.0f} to {epochs.high:.0f} epochs"
+            f"- {tables.NAMES[method]}: {count} of {own[0]['size']} samples, lr {lrs}, λ {lams}; "
+            f"{diverged} diverged; {epochs.low:.0f} to {epochs.high:.0f} epochs"
         )
-    absent = whole * len(PUBLISHED) - sum(row["method"] in PUBLISHED for row in rows)
-    if rows and absent > 0:
+    if rows and missing:
         why = f"the first to end are no fair sample, and a cell of fewer than {SEEDS} says so"
-        lines += ["", f"Of the paper's runs {absent} are not there: {why}."]
+        lines += ["", f"Of the paper's runs {missing} are not there: {why}."]
     return "\n".join([*lines, ""]) if lines else "No run has ended.\n"
 
 

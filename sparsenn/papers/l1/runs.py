@@ -135,19 +135,20 @@ def _job(keys: list[Row], folder: Path) -> Job:
 def _run(key: Row, data: int) -> Run:
     method = key["method"]
     lr = EXPERIMENTS[key["experiment"]].learning_rate(method)
-    penalties = {"l1": l1_penalty(LAM), "l2": l2_penalty(LAM), "none": {}, "prox": {"lam": LAM}}
-    optimizer = "prox" if method == "prox" else "sgd"
-    return Run(seed=key["seed"], lr=lr, optimizer=optimizer, data=data, **penalties[method])
+    return Run(seed=key["seed"], lr=lr, data=data, **settings_of(method, LAM))
 
 
-def l1_penalty(lam: float) -> dict[str, Any]:
-    """Settings of a ``Run`` with λ Σ|w| in its loss."""
-    return {"lam": lam, "penalty": "l1"}
+def settings_of(method: str, lam: float) -> dict[str, Any]:
+    """Optimizer and penalty of a ``Run`` by one of ``settings.METHODS``.
 
-
-def l2_penalty(lam: float) -> dict[str, Any]:
-    """As the public code does it, twice: λ Σw² in the loss, and a weight decay of λ in the optimizer; 1.5 λ Σw² together."""
-    return {"lam": lam, "penalty": "l2", "weight_decay": lam}
+    L2 is there twice, as in the public code: λ Σw² in the loss, and a weight decay of λ in the optimizer; 1.5 λ Σw² together.
+    """
+    return {
+        "l1": {"lam": lam, "penalty": "l1"},
+        "l2": {"lam": lam, "penalty": "l2", "weight_decay": lam},
+        "none": {},
+        "prox": {"lam": lam, "optimizer": "prox"},
+    }[method]
 
 
 def _figures(key: Row, stack: Stack, index: int, data: Data, folder: Path) -> Row:

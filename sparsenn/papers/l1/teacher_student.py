@@ -19,7 +19,7 @@ from sparsenn.metrics.recovery import THRESHOLD, weighted_layers
 from sparsenn.models import build_student, teacher
 from sparsenn.models.students import ACTIVATIONS, STUDENTS
 from sparsenn.models.teachers import TEACHERS
-from sparsenn.papers.l1.runs import l1_penalty, l2_penalty, recovery_figures, weight_figures
+from sparsenn.papers.l1.runs import recovery_figures, settings_of, weight_figures
 from sparsenn.papers.l1.settings import ACTIVATIONS as PAPER_ACTIVATIONS
 from sparsenn.papers.l1.settings import PERFECT
 from sparsenn.papers.l1.study_config import StudyConfig, read_study_config
@@ -256,17 +256,13 @@ class _Study:
         return Stack(modules, runs, data, batch_size=own.batch_size, patience=own.patience, max_epochs=own.num_epochs)
 
     def _run(self, wanted: Wanted, data: int) -> Run:
-        if self.optimizer == "prox":
-            penalty: dict[str, Any] = {"lam": wanted.l1}
-        else:
-            penalty = l1_penalty(wanted.l1) if wanted.l1 else l2_penalty(wanted.l2) if wanted.l2 else {}
+        method = "prox" if self.optimizer == "prox" else "l1" if wanted.l1 else "l2" if wanted.l2 else "none"
         return Run(
             seed=self.seed,
             lr=wanted.lr,
-            optimizer=self.optimizer,
             clipping=self.config.clipping,
             data=data,
-            **penalty,
+            **settings_of(method, wanted.l1 or wanted.l2),
         )
 
     def figures(self, stack: Stack, index: int) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,8 @@ class SweepConfig:
             for own in value:
                 if not check.fits(own):
                     raise ConfigError(f"{name} has {shown(own)}; it takes {check.takes}, or a list of them")
+            if name in RATES:  # a column of the table is of one type, however a number is written
+                object.__setattr__(self, name, tuple(map(float, value)))
         if not any(True for _ in self.runs()):
             raise ConfigError(
                 "same_activation is true, but student_activation and teacher_activation have none in common: there is no run"
@@ -186,16 +188,9 @@ def configure_sweep(settings: Mapping[str, Any], where: str = "sweep") -> SweepC
         many = isinstance(value, list | tuple)
         given[key] = (tuple(value) if many else (value,)) if key in SWEPT else value
     try:
-        return _with_floats(SweepConfig(**given))
+        return SweepConfig(**given)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _with_floats(config: SweepConfig) -> SweepConfig:
-    """Whole numbers where others may stand become floats, so that a column of the table is of one type."""
-    rates = [field.name for field in fields(SweepConfig) if "float" in str(field.type)]
-    changes: dict[str, Any] = {name: tuple(map(float, getattr(config, name))) for name in rates}
-    return replace(config, **changes)
 
 
 def read_sweep(path: str | Path) -> SweepConfig:
@@ -241,4 +236,5 @@ _CHECKS: dict[str, Check] = {
     "threads": THREADS,
 }
 KEYS = tuple(field.name for field in fields(SweepConfig))
+RATES = tuple(field.name for field in fields(SweepConfig) if field.type == "tuple[float, ...]")
 SWEPT = tuple(field.name for field in fields(SweepConfig) if str(field.type).startswith("tuple"))

@@ -156,7 +156,7 @@ def _job(own: Group, config: SweepConfig) -> Job:
     def row(stack: Stack, index: int) -> Row:
         commit = _extension.status()["build"].get("commit", "unknown")
         about = {"patience": config.patience, "dtype": config.dtype, "device": config.device, "engine": stack.engine}
-        code = {"version": __version__, "sources": _sources.digest(), "commit": commit}
+        code = {"version": __version__, "sources": _sources.DIGEST, "commit": commit}
         return {**about, **code, **figures(stack, index)}
 
     return Job(own.name, own.keys, lambda: _build(own.keys, config), row, float((weights + _STEP_COST) * steps))

@@ -20,7 +20,7 @@ STATUS = ACTIVE, FINISHED, DIVERGED = "active", "finished", "diverged"
 class Run:
     r"""One student of a stack: everything that may differ between runs but weights, activations and data.
 
-    The penalty is part of what early stopping looks at, and of what is minimised:
+    The penalty is part of what early stopping looks at, and of what is minimised; ``weight_decay`` of the latter alone:
 
     ========================= ===========================================================================================
     ``sgd``, ``adam``         ``penalty``: nothing, :math:`\lambda \sum |w|` (subgradient, 0 at 0) or :math:`\lambda \sum w^2`

@@ -143,7 +143,13 @@ def _run_jobs(jobs: Sequence[Job], table: Table, folder: Path, watch: Watch, sto
         done += session.written
         shares += session.stack.expected_shares().tolist()
         (folder / NAME).unlink(missing_ok=True)
-    (folder / NAME).unlink(missing_ok=True)  # of a job that a kill ended between its last row and this
+    _forget(folder / NAME, jobs)
+
+
+def _forget(path: Path, jobs: Sequence[Job]) -> None:
+    """Remove the checkpoint of one of these jobs, all of which are complete: a kill came between its last row and its end."""
+    if path.exists() and load_checkpoint(path).get("job") in {job.name for job in jobs}:
+        path.unlink()
 
 
 class _Session:
