@@ -154,7 +154,7 @@ def _stacked_samples() -> Iterator[tuple[str, tuple]]:
     for dtype in (torch.float64, torch.float32):
         weights, state = values((4, 28), dtype), values((4, 4, 28), dtype).abs()
         codes = torch.tensor([[5, 0, 1, 0, 0, 1, 2], [6, 1, 2, 0, 1, 0, 2], [7, 0, 3, 0, 2, 0, 2], [8, 1, 4, 4, 3, 2, 1]])
-        rates = torch.tensor([[0.01, 0.01, 0.9, 0.9, 0.99, 1e-8, 0.0]], dtype=torch.float64).repeat(4, 1)
+        rates = torch.tensor([[0.01, 0.01, 0.9, 0.9, 0.99, 1e-8, 0.0, 0.02]], dtype=torch.float64).repeat(4, 1)
         y = values((2, 7, 3), dtype) if dtype == torch.float64 else torch.randint(3, (2, 7))
         losses, x, active = torch.zeros(4, 2, dtype=torch.float64), values((2, 7, 6), dtype), torch.tensor([3, 0, 1, 2])
         yield "stacked_steps_", (weights, state, losses, x, y, codes, rates, active, layers, 4, 1, 0, 2)

@@ -251,7 +251,7 @@ def check_stacked(dtype: torch.dtype, device: str) -> int:
     kinds = [("sgd", "none"), ("sgd", "l1"), ("sgd", "l2"), ("prox", "none"), ("factorized", "none"), ("adam", "l1")]
     names = itertools.cycle(("relu", "tanh", "sigmoid", "gelu", "identity"))
     runs = [
-        RunSettings(n, n % 2, next(names), next(names), optimizer, penalty, 3, lr=0.02, lam=1e-3)
+        RunSettings(n, n % 2, next(names), next(names), optimizer, penalty, 3, lr=0.02, lam=1e-3, weight_decay=0.01 * (n % 2))
         for n, (optimizer, penalty) in enumerate(kinds)
     ]
     patches = [PatchLayer(2, 3, 7, 2, 2, True), PatchLayer(9, 5, bias=True), PatchLayer(5, 3)]

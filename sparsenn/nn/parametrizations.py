@@ -250,5 +250,5 @@ def _deepcopy_rnn(self: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
 def _parameter_list_item(self: nn.ParameterList, index: Any) -> Any:
     # A slice of torch's list wraps the products into new parameters, and no gradient would reach the factors.
     if isinstance(index, slice):
-        return [self[i] for i in range(*index.indices(len(self)))]
+        return [self[i] for i in range(len(self))[index]]
     return nn.ParameterList.__getitem__(self, index)

@@ -67,6 +67,7 @@ ITEMS = {
         "exp6": "the same for multiChannelCNN taught by splitFilterCNN",
         **_L1_TABLES,
         **dict(sorted(_L1_FIGURES.items(), key=lambda entry: int(entry[0].removeprefix("fig")))),
+        "courses": "beside the paper: when a student has the connections that it ends with, under L1 and under proximal steps",
     },
     "rbv2": {
         "fig2": "the share of weights that count against the epoch: three strengths of the norm and of weight decay",

@@ -148,6 +148,35 @@ def test_a_run_is_the_public_codes_loop(tmp_path, method):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-7)
 
 
+def test_courses_say_since_when_a_run_has_the_weights_that_it_ends_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LAM", 0.05)  # zeros within a few epochs
+    out = tmp_path / "out"
+    asked = {"out": out, "pairs": "matched", "scales": [0.2], "seeds": 2, "size": 64, "epochs": 40}
+    path = reproduce("l1", "courses", **asked)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["courses.jsonl", "courses.md"]
+    rows = [json.loads(line) for line in (out / "courses.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 3 * 2
+    key = grid(2, methods=["prox"], scales=[0.2], pairs=[("tanh", "tanh")], seeds=[2], size=64, epochs=40)[0]
+    (found,) = [r for r in rows if {name: r[name] for name in KEY} == key]
+    ends = []
+    for epochs in range(1, found["epochs"] + 1):  # by as many runs of every length
+        (short,) = runs.train([{**key, "max_epochs": epochs}], tmp_path / "short")
+        weights = torch.cat([w.flatten() for w in kept_weights(short, tmp_path)])
+        ends.append(((weights.abs() >= 1e-4).nonzero().flatten().tolist(), weights.nonzero().flatten().tolist()))
+    assert ends[-1] == (found["support"], found["exact_support"])
+    for which, since in enumerate((found["settled"], found["exact_settled"])):
+        assert all(end[which] == ends[-1][which] for end in ends[since - 1 :])
+        assert since > 1
+        assert ends[since - 2][which] != ends[-1][which]
+    assert all(r["exact_settled"] is None and len(r["exact_support"]) == 52 for r in rows if r["method"] == "l1")
+    text = path.read_text()
+    assert "# Experiment 2: baselineCNN → multiChannelCNN: when connections are found" in text
+    assert text.count(" of 2 |") == 3
+    before = (out / "courses.jsonl").read_bytes()
+    reproduce("l1", "courses", **asked)
+    assert (out / "courses.jsonl").read_bytes() == before
+
+
 def test_killed_runs_go_on_and_rows_from_elsewhere_count(tmp_path, monkeypatch):
     keys = grid(1, methods=["l1"], scales=[0.2], seeds=1, size=32, epochs=3)
     whole = runs.train(keys, tmp_path / "whole")

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sparsenn.data import require_extra
-from sparsenn.papers.l1 import figures, tables
+from sparsenn.papers.l1 import courses, figures, tables
 from sparsenn.papers.l1.compare import comparison_markdown, spread
 from sparsenn.papers.l1.runs import kept_weights, rows_of, table_of, train, weight_file, without_weights
 from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, PAIRS, PUBLISHED, SCALES, SEEDS, grid
@@ -17,7 +17,8 @@ from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import write_atomic
 from sparsenn.training.table import Row
 
-_OWN = ("exp*.jsonl", "exp*.md", "exp*.state", "exp*.weights", "table*.md", "fig*.png", "*.part")  # what a folder may hold
+# What a folder may hold.
+_OWN = ("exp*.jsonl", "exp*.md", "exp*.state", "exp*.weights", "table*.md", "fig*.png", "courses.*", "*.part")
 _MATCHED = tuple((activation, activation) for activation in ACTIVATIONS)
 
 
@@ -44,7 +45,7 @@ class Item:
     Attributes:
         experiment: whose runs it shows.
         what: what it shows, in a few words.
-        kind: ``losses``, ``matrix``, ``sparsities``, ``weights`` or ``maps``.
+        kind: ``losses``, ``matrix``, ``sparsities``, ``weights``, ``maps`` or ``courses``.
         columns: the single runs of ``weights`` and ``maps``.
         methods: of the runs of the other kinds.
         scales: the same.
@@ -91,6 +92,7 @@ _ITEMS = {
     "fig9": Item(4, "final losses", "losses"),
     "fig10": Item(5, "weight map of a sigmoid student", "maps", (Column("l1", 0.2, "tanh", "sigmoid"),)),
     "fig11": Item(5, "final losses", "losses"),
+    "courses": Item(2, "when connections are found", "courses", methods=courses.METHODS),
 }
 
 
@@ -117,7 +119,8 @@ def reproduce(
 
     Args:
         out: the folder, new or empty or with what these items write.
-        item: ``exp1`` to ``exp6``, ``table1`` to ``table13`` or ``fig3`` to ``fig11``.
+        item: ``exp1`` to ``exp6``, ``table1`` to ``table13``, ``fig3`` to ``fig11``, or beside the paper ``courses``: in which
+            epoch the students of Experiment 2 have the connections that they end with, under L1 and under proximal steps.
         methods: of ``l1``, ``l2``, ``none`` and ``prox``; None for the item's own.
         scales: of the start; None for the item's own.
         pairs: ``all`` nine pairs of activations or ``matched`` ones.
@@ -165,9 +168,12 @@ def reproduce(
     path = folder / f"{item}.{'png' if item.startswith('fig') else 'md'}"
     shows_weights = own is not None and bool(own.columns)
     with _opened(folder):
-        if not no_train:
+        of_courses = item == "courses"
+        if not no_train and of_courses:
+            courses.train(keys, folder)
+        elif not no_train:
             train(keys, folder, weights=shows_weights, quiet=quiet)
-        table = table_of(number, folder)
+        table = courses.table_in(folder) if of_courses else table_of(number, folder)
         rows = rows_of(table, keys)
         if item.startswith("fig") and not rows:
             raise ConfigError(f"{item}: none of its {len(keys)} runs is in {folder}; without no-train they are trained")
@@ -313,10 +319,15 @@ def _maps(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
     return figures.weight_picture(panels)
 
 
+def _courses(item: str, own: Item, rows: list[Row], folder: Path) -> bytes:
+    return f"# {_title(own.experiment)}: {own.what}\n\n{courses.markdown(rows)}".encode()
+
+
 _KINDS: dict[str, Callable[[str, Item, list[Row], Path], bytes]] = {
     "losses": _losses,
     "matrix": _matrix,
     "sparsities": _sparsities,
     "weights": _weights,
     "maps": _maps,
+    "courses": _courses,
 }

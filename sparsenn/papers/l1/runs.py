@@ -114,15 +114,11 @@ def _job(keys: list[Row], folder: Path) -> Job:
             f"{first['teacher_activation']} to {first['student_activation']}",
             f"scale {first['scale']:g}",
         ]
-    sets = list(dict.fromkeys((key["teacher_activation"], key["seed"]) for key in keys))
     data: list[Data] = []
 
     def build() -> Stack:
-        data[:] = [taught(teacher(own.teacher, activation), first["size"], seed=seed) for activation, seed in sets]
-        modules = [build_student(own.student, key["student_activation"], scale=key["scale"], seed=key["seed"]) for key in keys]
-        runs = [_run(key, sets.index((key["teacher_activation"], key["seed"]))) for key in keys]
-        limits = [key["max_epochs"] for key in keys]
-        return Stack(modules, runs, data, batch_size=BATCH_SIZE, patience=PATIENCE, max_epochs=limits)
+        stack, data[:] = stack_of(keys)
+        return stack
 
     def figures(stack: Stack, index: int) -> Row:
         key = keys[index]
@@ -130,6 +126,17 @@ def _job(keys: list[Row], folder: Path) -> Job:
 
     work = sum(float(key["max_epochs"]) * key["size"] for key in keys)
     return Job(", ".join(names), keys, build, figures, work)
+
+
+def stack_of(keys: Sequence[Row]) -> tuple[Stack, list[Data]]:
+    """Runs of one experiment and size as a stack, and its data sets."""
+    own, size = EXPERIMENTS[keys[0]["experiment"]], keys[0]["size"]
+    sets = list(dict.fromkeys((key["teacher_activation"], key["seed"]) for key in keys))
+    data = [taught(teacher(own.teacher, activation), size, seed=seed) for activation, seed in sets]
+    modules = [build_student(own.student, key["student_activation"], scale=key["scale"], seed=key["seed"]) for key in keys]
+    runs = [_run(key, sets.index((key["teacher_activation"], key["seed"]))) for key in keys]
+    limits = [key["max_epochs"] for key in keys]
+    return Stack(modules, runs, data, batch_size=BATCH_SIZE, patience=PATIENCE, max_epochs=limits), data
 
 
 def _run(key: Row, data: int) -> Run:
