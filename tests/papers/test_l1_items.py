@@ -153,7 +153,7 @@ def test_courses_say_since_when_a_run_has_the_weights_that_it_ends_with(tmp_path
     out = tmp_path / "out"
     asked = {"out": out, "pairs": "matched", "scales": [0.2], "seeds": 2, "size": 64, "epochs": 40}
     path = reproduce("l1", "courses", **asked)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["courses.jsonl", "courses.md"]
+    assert sorted(entry.name for entry in out.iterdir()) == ["courses.jsonl", "courses.md"]
     rows = [json.loads(line) for line in (out / "courses.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 3 * 2
     key = grid(2, methods=["prox"], scales=[0.2], pairs=[("tanh", "tanh")], seeds=[2], size=64, epochs=40)[0]
