@@ -30,7 +30,7 @@ def train(keys: Sequence[Row], folder: Path) -> None:
 
     A row has, beside its key, ``epochs``; ``settled``, the first epoch from which the weights of 1e-4 or more are those of the
     end, and ``exact_settled``, the same of the weights that are not 0 (None where no weight is 0 at the end); and ``support``
-    and ``exact_support``, the places of both at the end among all weights.
+    and ``exact_support``, the places of both at the end among all weights. A kill loses the runs of one pair and start.
 
     Raises:
         RunFolderError: if another process trains there.
