@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from sparsenn.data import require_extra
+from sparsenn.training.phases import Phases
 
 
 def new_figure(width: float = 7.0, height: float = 4.2) -> Any:
@@ -27,6 +28,14 @@ def new_axes(title: str, xlabel: str, ylabel: str, **size: float) -> tuple[Any, 
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def mark_phases(axes: Any, phases: Phases) -> None:
+    """Vertical lines at the epochs at which the phases of a run begin and sparsity sets in, named in the legend."""
+    lines = (("reorganization", phases.reorganization, "--"), ("sparsification", phases.sparsification, "-."))
+    for name, epoch, style in (*lines, ("onset of sparsity", phases.onset, ":")):
+        if epoch is not None:
+            axes.axvline(epoch, color="black", ls=style, lw=0.9, label=name)
 
 
 def png(figure: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsenn.training.figures import new_axes, new_figure, png
+from sparsenn.training.figures import mark_phases, new_axes, new_figure, png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.logging import Record
 from sparsenn.training.presets import FACTORIZED
@@ -18,7 +18,7 @@ _NET, _TWIN = "#1f5fa8", "#9a9a9a"
 
 
 def write_pictures(result: Result, folder: Path) -> list[Path]:
-    """Draw accuracy, compression and misalignment over the epochs, and the weight map of the net.
+    """Draw accuracy, compression and misalignment over the epochs, with the phases of a factorized net, and the weight map.
 
     Args:
         result: the run.
@@ -59,6 +59,7 @@ def _accuracy(result: Result) -> Any:
                 label=f"{label}, {key.split('_')[0]}",
                 marker=_dot(epochs),
             )
+    _mark(axes, result.net)
     axes.legend(frameon=False, loc="lower right")
     return figure
 
@@ -68,6 +69,7 @@ def _compression(result: Result) -> Any:
     for net, color, label in _nets(result):
         epochs, values = _series(net.history, "compression_ratio")
         axes.plot(epochs, values, color=color, label=label, marker=_dot(epochs))
+    _mark(axes, result.net)
     axes.set_yscale("log")
     axes.legend(frameon=False, loc="upper left")
     return figure
@@ -77,9 +79,17 @@ def _misalignment(result: Result) -> Any:
     figure, axes = _over_epochs(f"Factor misalignment, {_name(result.net)}", "mean of (1/D) Σ ω² − |w|^(2/D)")
     epochs, values = _series(result.net.history, "misalignment")
     axes.plot(epochs, values, color=_NET, marker=_dot(epochs))
+    _mark(axes, result.net)
     if any(v > 0 for v in values):
         axes.set_yscale("log")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False)
     return figure
+
+
+def _mark(axes: Any, net: Outcome) -> None:
+    if net.phases is not None:
+        mark_phases(axes, net.phases)
 
 
 def _weights(net: Outcome) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sparsenn.training.evaluate import evaluate
 from sparsenn.training.fit import Fit
 from sparsenn.training.logging import Record
 from sparsenn.training.methods import COLLAPSE_AT
+from sparsenn.training.phases import ONSET, Phases, phases
 from sparsenn.training.presets import FACTORIZED
 
 
@@ -65,6 +66,11 @@ class Outcome:
         """All parameters over the non-zero ones; inf where none is left."""
         return self.after.exact_compression_ratio
 
+    @property
+    def phases(self) -> Phases | None:
+        """When sparsity set in and the phases of training began; None for a net without factors."""
+        return phases(self.history, self.total) if self.config.method in FACTORIZED else None
+
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values."""
         return {
@@ -76,6 +82,7 @@ class Outcome:
             "before_collapse": self.before.to_dict(),
             "after_collapse": self.after.to_dict(),
             "seconds": round(self.seconds, 3),
+            **({"phases": asdict(self.phases)} if self.phases is not None else {}),
             **({"switches": self.switches} if self.config.balanced == "auto" else {}),
         }
 
@@ -115,6 +122,8 @@ class Result:
 
     def __str__(self) -> str:
         parts = [_title(self.net.config), _sparsity(self.net), _table(self)]
+        if self.net.phases is not None:
+            parts.append(_phases(self.net.phases))
         if self.net.config.balanced == "auto":
             parts.append(_switches(self.net))
         if self.twin is not None:
@@ -158,6 +167,17 @@ def _sparsity(net: Outcome) -> str:
     if threshold is None:
         return str(net.after)
     return f"Before the collapse:\n{net.before}\n\nAfter the collapse (|w| ≤ {threshold:.3g} is exactly 0):\n{net.after}"
+
+
+def _phases(found: Phases) -> str:
+    if found.onset is None:
+        return f"Sparsity did not set in: less than {100 * ONSET:g} % zeros at every evaluation."
+    parts = [f"Sparsity set in by epoch {found.onset} ({100 * ONSET:g} % zeros)"]
+    if found.reorganization is not None:
+        parts.append(f"training accuracy fell from epoch {found.reorganization}")
+    if found.sparsification is not None:
+        parts.append(f"and rose again from epoch {found.sparsification}")
+    return ", ".join(parts) + "."
 
 
 def _switches(net: Outcome) -> str:

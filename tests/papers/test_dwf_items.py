@@ -13,7 +13,6 @@ from sparsenn.papers import ITEMS, reproduce
 from sparsenn.papers.dwf import items, runs
 from sparsenn.papers.dwf.compare import Ours, accuracies, published, ratios, verdict
 from sparsenn.papers.dwf.curves import accuracy_at, band, compression_at, front, sparsest
-from sparsenn.papers.dwf.phases import phases
 from sparsenn.papers.dwf.runs import Place, kept_state, rows_of, train
 from sparsenn.papers.dwf.settings import COMPRESSIONS, IMAGES, KEY, LAMS, Given, fine_tuned, log_spaced, onset, source_of
 from sparsenn.papers.dwf.tables import starts as starts_table
@@ -142,22 +141,6 @@ def test_tables_follow_from_their_rows():
     assert "| highest | D = 3 (SNIP) | D = 3 (GMP) | D = 3 (D = 4) |" in text
     theirs = published(2, "fashion-mnist", "lenet-300-100")["dwf", 3, 99.0]
     assert [verdict(Ours(3, mean, 0.1), theirs) for mean in (86.4, 87.4, 87.6)] == ["lower", "alike", "higher"]
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "weights", "expected"),
-    [
-        ((0.83, 0.85, 0.848, 0.84, 0.845, 0.86), (100, 100, 99, 95, 9, 8), (2, 4, 4)),
-        ((0.83, 0.85, 0.848, 0.84, 0.845, 0.849), (100, 100, 99, 9, 8, 8), (2, None, 4)),  # never as good again
-        ((0.83, 0.85, 0.849, 0.851, 0.85, 0.86), (100,) * 6, (None, None, None)),  # no more than noise
-        ((0.83, 0.82, 0.81), (9, 9, 9), (1, None, 1)),
-        ((), (), (None, None, None)),
-    ],
-)
-def test_the_phases_go_by_the_dip_of_the_training_accuracy(accuracies, weights, expected):
-    pairs = enumerate(zip(accuracies, weights, strict=True), 1)
-    found = phases([{"epoch": e, "train_accuracy": a, "weights": w} for e, (a, w) in pairs], 100)
-    assert (found.reorganization, found.sparsification, found.onset) == expected
 
 
 def test_a_weight_without_gradients_is_at_the_threshold_at_the_onset():

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sparsenn.data import MissingExtraError
 from sparsenn.training import configure, train
-from sparsenn.training.pictures import _thicken, write_pictures
+from sparsenn.training.phases import phases
+from sparsenn.training.pictures import _accuracy, _compression, _misalignment, _thicken, write_pictures
 
 pytest.importorskip("matplotlib")
 
@@ -59,3 +62,32 @@ def test_without_matplotlib_a_run_with_a_folder_says_so_before_it_trains(shapes,
     with pytest.raises(MissingExtraError, match=r"needs matplotlib: pip install 'sparsenn\[experiments\]'"):
         train(configure(epochs=1), tmp_path / "r", images=shapes)
     assert not (tmp_path / "r").exists()
+
+
+def test_the_phases_of_a_factorized_run_are_marked_where_they_begin(result, tmp_path):
+    history = [
+        {**result.net.history[0], "epoch": epoch, "train_accuracy": accuracy, "weights": weights}
+        for epoch, accuracy, weights in ((1, 0.8, 99), (2, 0.9, 99), (3, 0.8, 99), (4, 0.95, 50))
+    ]
+    net = replace(result.net, history=history)
+    found = phases(history, net.total)
+    assert net.phases == found
+    assert net.to_dict()["phases"] == {"reorganization": 2, "sparsification": 3, "onset": found.onset}
+    for draw in (_accuracy, _compression, _misalignment):
+        axes = draw(replace(result, net=net)).axes[0]
+        lines = {line.get_label(): line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1}
+        assert lines == {"reorganization": 2, "sparsification": 3, "onset of sparsity": found.onset}
+    text = str(replace(result, net=net))
+    assert (
+        f"Sparsity set in by epoch {found.onset} (5 % zeros), training accuracy fell from epoch 2, and rose again from epoch 3."
+        in text
+    )
+    late = replace(net, history=[{**record, "weights": net.total} for record in history])
+    assert "Sparsity did not set in: less than 5 % zeros at every evaluation." in str(replace(result, net=late))
+
+
+def test_a_net_without_factors_has_no_phases(shapes):
+    dense = train(configure(method="dense", epochs=1), images=shapes)
+    assert dense.net.phases is None
+    assert "phases" not in dense.net.to_dict()
+    assert "Sparsity" not in str(dense)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sparsenn.papers.dwf.figures import panels, percent, ramp, shown, values_of
-from sparsenn.papers.dwf.phases import phases
-from sparsenn.training.figures import new_figure, png
+from sparsenn.training.figures import mark_phases, new_figure, png
 from sparsenn.training.logging import Record
+from sparsenn.training.phases import phases
 from sparsenn.training.table import Row
 
 _LINES = 6  # curves in a panel that has a label for each
@@ -112,14 +112,11 @@ def schedules(rows: Sequence[Row], title: str, count: int) -> bytes:
         percent(pair)
         norm = pair.twinx()
         _curve(norm, row, lambda _, record: record["norm"], color="#2d8c6a")
-        found = phases(row["history"], row["parameters"])
-        for epoch, style in ((found.reorganization, "--"), (found.sparsification, "--"), (found.onset, ":")):
-            if epoch is not None:
-                pair.axvline(epoch, color="black", ls=style, lw=0.9)
+        mark_phases(pair, phases(row["history"], row["parameters"]))
         norm.set_ylim(bottom=0)
         norm.set_ylabel("norm of the weights (green)")
     if rows:
-        axes[0].legend(frameon=False, fontsize=7, loc="center right")
+        axes[0].legend(frameon=False, fontsize=7, loc="lower right")
     return png(figure)
 
 

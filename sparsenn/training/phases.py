@@ -31,14 +31,14 @@ def phases(history: Sequence[Record], parameters: int) -> Phases:
     """The phases of a run by the records of its evaluations and its number of parameters.
 
     The paper describes the phases (accuracy grows; it dips for a time while the norm of the weights rises; accuracy and
-    sparsity grow together) and draws their borders without a rule. Ours go by the deepest dip of the training accuracy. The
-    norm, which can rise from the first epoch to the last, decides nothing.
+    sparsity grow together) and draws their borders without a rule. Ours go by the deepest dip of the training accuracy of a
+    net that becomes sparse. The norm, which can rise from the first epoch to the last, decides nothing.
 
     Source:
         Kolb et al. 2025, Section 4.3 and Figure 6.
 
     Example:
-        >>> from sparsenn.papers.dwf.phases import phases
+        >>> from sparsenn.training.phases import phases
         >>> course = ((1, 0.80, 100), (2, 0.85, 99), (3, 0.84, 70), (4, 0.86, 40))
         >>> records = [{"epoch": e, "train_accuracy": a, "weights": w} for e, a, w in course]
         >>> phases(records, 100)
@@ -47,7 +47,7 @@ def phases(history: Sequence[Record], parameters: int) -> Phases:
     onset = next((r["epoch"] for r in history if r["weights"] <= (1 - ONSET) * parameters), None)
     accuracies = [r["train_accuracy"] for r in history]
     falls = [best - own for best, own in zip(accumulate(accuracies, max), accuracies, strict=True)]
-    if max(falls, default=0.0) < DIP:
+    if onset is None or max(falls) < DIP:
         return Phases(None, None, onset)
     bottom = falls.index(max(falls))
     peak = accuracies.index(max(accuracies[:bottom]))
