@@ -200,13 +200,28 @@ def test_random_pruning_ends_where_nothing_is_left_but_biases_and_normalization(
 
 def test_a_data_set_is_what_is_supposed_before_it_is_read():
     data = datasets.load("digits")
-    assert IMAGES["digits"] == (len(data.train_labels), data.in_channels, data.image_size, data.num_classes)
+    assert IMAGES["digits"] == (
+        len(data.train_labels),
+        len(data.test_labels),
+        data.in_channels,
+        data.image_size,
+        data.num_classes,
+    )
     assert set(IMAGES) == set(datasets.names())
 
 
 def test_items_are_made_of_rows_and_read_no_data(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.datasets, "load", lambda *_, **__: pytest.fail("no data is needed"))
-    assert set(ITEMS["dwf"]) == set(items.ITEMS) | {"fig3", "fig25", "fig26", "fig27", "path", "transformer"}
+    assert set(ITEMS["dwf"]) == set(items.ITEMS) | {
+        "table3",
+        "table4",
+        "fig3",
+        "fig25",
+        "fig26",
+        "fig27",
+        "path",
+        "transformer",
+    }
     points = ((10, 0.9), (100, 0.88), (1000, 0.8), (None, 0.1))
     each = [
         "table1",
@@ -246,6 +261,32 @@ def test_some_pictures_need_no_runs(tmp_path, item):
     assert reproduce("dwf", item, out=tmp_path / "new").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=f"dwf {item} takes no epochs"):
         reproduce("dwf", item, out=tmp_path, epochs=1)
+
+
+def test_the_tables_of_data_sets_and_settings_have_the_published_numbers(tmp_path):
+    text = reproduce("dwf", "table3", out=tmp_path / "new").read_text(encoding="utf-8")
+    for line in (
+        "| kuzushiji-mnist | 60,000 | 10,000 | 10 | 784 (28 × 28 × 1) |",
+        "| cifar-100 | 50,000 | 10,000 | 100 | 3,072 (32 × 32 × 3) |",
+        "| tiny-imagenet | 100,000 | 10,000 | 200 | 12,288 (64 × 64 × 3) |",
+    ):
+        assert line in text
+    lines = reproduce("dwf", "table4", out=tmp_path / "new").read_text(encoding="utf-8").splitlines()
+    found = {tuple(cells[1:3]): cells for line in lines if len(cells := [cell.strip() for cell in line.split("|")]) == 13}
+    assert len(found) == 2 + 16  # the head, and every row of the paper's table
+    for (net, dataset), epochs, batch, rates in (
+        (("lenet-300-100", "kuzushiji-mnist"), "75", "256", "0.4"),
+        (("lenet-5", "fashion-mnist"), "75", "256", "0.15"),
+        (("vgg-19", "cifar-100"), "250", "128", "0.3, 0.6, 0.6"),
+        (("resnet-34", "tiny-imagenet"), "150", "128", "0.2, 0.5, 0.7"),
+    ):
+        assert found[net, dataset][4:6] == [epochs, batch]
+        assert found[net, dataset][9] == rates
+    ours = found["lenet-300-100", "fashion-mnist"]
+    assert ours[3] == "266,610"
+    assert ours[8:11] == ["0.3, 0.15, 0.08", "0.15", "0.15"]
+    with pytest.raises(ValueError, match="dwf table4 takes no seeds"):
+        reproduce("dwf", "table4", out=tmp_path, seeds=1)
 
 
 def test_the_table_of_starts_tells_what_a_net_began_with():

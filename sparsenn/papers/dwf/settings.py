@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from sparsenn import models
 from sparsenn.prune import compression_limit
@@ -43,20 +44,21 @@ LAMS = {2: (0.8, 48.0), 3: (0.8, 24.0), 4: (0.5, 12.0)}
 
 
 class Images(NamedTuple):
-    """What is known of a data set before it is read: training images, channels, height and width, classes."""
+    """What is known of a data set before it is read: training and test images, channels, height and width, classes."""
 
     examples: int
+    test_examples: int
     channels: int
     size: int
     classes: int
 
 
 IMAGES = {
-    "digits": Images(1442, 1, 8, 10),
-    **dict.fromkeys(("mnist", "fashion-mnist", "kuzushiji-mnist"), Images(60_000, 1, 28, 10)),
-    "cifar-10": Images(50_000, 3, 32, 10),
-    "cifar-100": Images(50_000, 3, 32, 100),
-    "tiny-imagenet": Images(100_000, 3, 64, 200),
+    "digits": Images(1442, 355, 1, 8, 10),
+    **dict.fromkeys(("mnist", "fashion-mnist", "kuzushiji-mnist"), Images(60_000, 10_000, 1, 28, 10)),
+    "cifar-10": Images(50_000, 10_000, 3, 32, 10),
+    "cifar-100": Images(50_000, 10_000, 3, 32, 100),
+    "tiny-imagenet": Images(100_000, 10_000, 3, 64, 200),
 }
 # Learning rates of LeNet-300-100 by depth, where they are not the paper's 0.15. With weights that keep their start
 # ("preserve") twice that is better at depth 2; on Fashion-MNIST half of it at depth 4 is better by half a point at compression
@@ -171,9 +173,7 @@ class Given:
         return [self.key(method, seed, prune_to=c, **changes) for seed in self._seeds() for c in reached]
 
     def _limit_of_weights(self) -> float:
-        images = IMAGES[self.dataset]
-        with torch.device("meta"):
-            return compression_limit(models.build(self.model, images.classes, images.channels, images.size))
+        return compression_limit(_net(self.dataset, self.model))
 
     def dense(self) -> list[Row]:
         """The dense nets."""
@@ -181,6 +181,24 @@ class Given:
 
     def _seeds(self, seeds: Iterable[int] | None = None) -> Iterable[int]:
         return range(self.seeds) if seeds is None else seeds
+
+
+def parameters_of(dataset: str, model: str) -> int:
+    """How many parameters a network for a data set has.
+
+    Example:
+        >>> from sparsenn.papers.dwf.settings import parameters_of
+        >>> parameters_of("mnist", "lenet-300-100")
+        266610
+    """
+    return sum(p.numel() for p in _net(dataset, model).parameters())
+
+
+def _net(dataset: str, model: str) -> nn.Module:
+    """The network without its numbers."""
+    images = IMAGES[dataset]
+    with torch.device("meta"):
+        return models.build(model, images.classes, images.channels, images.size)
 
 
 def onset(lr: float, steps: int, momentum: float = 0.9) -> float:
