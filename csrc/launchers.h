@@ -162,9 +162,10 @@ void spectral_linear_backward(const void* grad, const void* input, const Spectru
                               const SpectralGradients& gradients);
 
 // CUDA: output = input * sign * scale + shift for rows of `columns` numbers, where scale and shift, one of which may be
-// null, belong to the columns; what is around the vendor's products.
-void scale_columns(DType dtype, const void* input, const void* scale, double sign, const void* shift, int64_t rows,
-                   int64_t columns, void* output, void* stream);
+// null, belong to the columns and are of the output's dtype; what is around the vendor's products. The input may be
+// float32 where the output is a half type.
+void scale_columns(DType input_dtype, const void* input, const void* scale, double sign, const void* shift,
+                   int64_t rows, int64_t columns, DType dtype, void* output, void* stream);
 
 // A row-major matrix, what the norm of a ridge net takes of it (math/ridge_norm.h), and where its gradient goes.
 enum class NormKind : int8_t;

@@ -20,7 +20,8 @@ KERNELS = LIBRARIES["cpu"].loaded
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 are compared as such
+    torch.backends.cudnn.allow_tf32 = False  # what is float32 is compared as such
+    torch.backends.cuda.matmul.allow_tf32 = False
     if not KERNELS and os.environ.get("SPARSENN_REFERENCE") != "1":
         warnings.warn("the compiled kernels are not loaded: only the reference is tested", stacklevel=1)
 

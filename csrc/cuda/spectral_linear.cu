@@ -9,13 +9,14 @@ using cuda::Pack;
 using cuda::RowTiles;
 
 // to = from * sign * scale + shift, where there are these of each column.
-template <class T, int N>
+template <class From, class T, int N>
 struct ScaleColumns {
   using A = accumulator_t<T>;
   static constexpr int kPhases = 1;
   struct Shared {};
 
-  const T *from, *scale, *shift;
+  const From* from;
+  const T *scale, *shift;
   T* to;
   A sign;
   RowTiles<N> matrix;
@@ -32,36 +33,44 @@ struct ScaleColumns {
       addends[i] = shift ? load(shift[column + i]) : A(-0.0);  // which changes nothing that it is added to
     }
     matrix.for_each_row(block, thread, column, [&](int64_t, int64_t at) {
-      Pack<T, N> x = cuda::read<N>(from + at);
+      const Pack<From, N> x = cuda::read<N>(from + at);
+      Pack<T, N> y;
       SPARSENN_UNROLL
-      for (int i = 0; i < N; ++i) x.values[i] = store<T>(load(x.values[i]) * factors[i] + addends[i]);
-      cuda::write(to + at, x);
+      for (int i = 0; i < N; ++i) y.values[i] = store<T>(load(x.values[i]) * factors[i] + addends[i]);
+      cuda::write(to + at, y);
     });
   }
 };
 
-template <class T, int N>
-void scale_by_tiles(const T* from, const T* scale, double sign, const T* shift, int64_t rows, int64_t columns, T* to,
+template <int N, class From, class T>
+void scale_by_tiles(const From* from, const T* scale, double sign, const T* shift, int64_t rows, int64_t columns, T* to,
                     void* stream) {
   using A = accumulator_t<T>;
   const RowTiles<N> matrix(rows, columns);
-  cuda::launch_phases(ScaleColumns<T, N>{from, scale, shift, to, static_cast<A>(sign), matrix}, stream);
+  cuda::launch_phases(ScaleColumns<From, T, N>{from, scale, shift, to, static_cast<A>(sign), matrix}, stream);
 }
 
 }  // namespace
 
-void scale_columns(DType dtype, const void* input, const void* scale, double sign, const void* shift, int64_t rows,
-                   int64_t columns, void* output, void* stream) {
+void scale_columns(DType input_dtype, const void* input, const void* scale, double sign, const void* shift,
+                   int64_t rows, int64_t columns, DType dtype, void* output, void* stream) {
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    const auto run = [&](const auto& scaled) {
-      scaled(static_cast<const T*>(input), static_cast<const T*>(scale), sign, static_cast<const T*>(shift), rows,
-             columns, static_cast<T*>(output), stream);
+    const auto run = [&](auto from) {
+      using From = decltype(from);
+      const auto* const x = static_cast<const From*>(input);
+      const auto *const by = static_cast<const T*>(scale), *const plus = static_cast<const T*>(shift);
+      auto* const to = static_cast<T*>(output);
+      if (cuda::takes_vectors<T>(columns, {input, output})) {
+        scale_by_tiles<cuda::kTileVector<T>>(x, by, sign, plus, rows, columns, to, stream);
+      } else {
+        scale_by_tiles<1>(x, by, sign, plus, rows, columns, to, stream);
+      }
     };
-    if (cuda::takes_vectors<T>(columns, {input, output})) {
-      run(scale_by_tiles<T, cuda::kTileVector<T>>);
+    if (input_dtype == dtype) {
+      run(T{});
     } else {
-      run(scale_by_tiles<T, 1>);
+      run(accumulator_t<T>{});
     }
   });
 }

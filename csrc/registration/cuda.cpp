@@ -1,5 +1,6 @@
 // The CUDA kernels as implementations of the operators. Loading this library registers them; it needs a torch with
 // CUDA.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include "registration/factorized_adam.h"
@@ -15,6 +16,7 @@ namespace sparsenn {
 namespace {
 
 using bindings::CheckedSpectrum;
+using bindings::ScalarType;
 using bindings::Vector;
 using torch::stable::Tensor;
 
@@ -46,24 +48,21 @@ struct CudaDevice {
   }
 
   // The products are the vendor's. An eigenvalue that stands alone scales the rows or columns of what is multiplied,
-  // which touches less memory than composing the weight while there are no more rows than it has columns (or rows).
+  // where that touches less memory than composing the weight. What a half type would round, or overflow, before it is
+  // scaled stays in float32.
   static Tensor linear(const Tensor& input, int64_t rows, const CheckedSpectrum& spectrum, const Vector& bias,
                        const std::vector<int64_t>& sizes, void* stream) {
     const auto& [in, out] = std::pair{spectrum.view.in, spectrum.view.out};
     const Tensor x = matrix(input, rows, in);
     Tensor z;
-    if (!spectrum.lambda_in && rows <= in) {
-      z = product(x, transposed(spectrum.phi));
-      scale(z, spectrum.lambda_out, -1, bias, z, stream);
+    if (!spectrum.lambda_in && scaled_product_pays(rows, in, spectrum)) {
+      z = scaled_product(x, transposed(spectrum.phi), spectrum.lambda_out, -1, bias, stream);
+    } else if (!spectrum.lambda_out && rows <= out) {
+      const Tensor scaled = bindings::empty(x, {rows, in});
+      scale(x, spectrum.lambda_in, 1, {}, scaled, stream);
+      z = product(scaled, transposed(spectrum.phi), bias);
     } else {
-      if (!spectrum.lambda_out && rows <= out) {
-        const Tensor scaled = bindings::empty(x, {rows, in});
-        scale(x, spectrum.lambda_in, 1, {}, scaled, stream);
-        z = product(scaled, transposed(spectrum.phi));
-      } else {
-        z = product(x, transposed(bindings::compose<CudaDevice>(spectrum, stream)));
-      }
-      if (bias) scale(z, {}, 1, bias, z, stream);
+      z = product(x, transposed(bindings::compose<CudaDevice>(spectrum, stream)), bias);
     }
     return torch::stable::view(z, sizes);
   }
@@ -100,13 +99,42 @@ struct CudaDevice {
 
   static Tensor transposed(const Tensor& tensor) { return torch::stable::transpose(tensor, 0, 1); }
 
-  // Row-major and in their dtype under autocast too, which leaves alone what is written into a tensor that is there.
-  static Tensor product(const Tensor& a, const Tensor& b) {
+  static bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
+
+  // Whether scaling the `rows` of a product by its columns, which are as many as phi has across `width`, moves fewer
+  // bytes than composing the weight: of a half type 8 more a number of the product, as it passes through float32, and 4
+  // less one of phi.
+  static bool scaled_product_pays(int64_t rows, int64_t width, const CheckedSpectrum& spectrum) {
+    return (is_half(spectrum.view.dtype) ? 2 * rows : rows) <= width;
+  }
+
+  // a b + shift, row-major and in their dtype, under autocast too: these calls are below the dispatcher.
+  static Tensor product(const Tensor& a, const Tensor& b, const Vector& shift = {}) {
     const Tensor made = bindings::empty(a, {a.sizes()[0], b.sizes()[1]});
-    std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                      torch::stable::detail::from(made)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    if (shift) {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(made.get(), shift->get(), a.get(), b.get(), 1, 1));
+    } else {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(made.get(), a.get(), b.get()));
+    }
+    return made;
+  }
+
+  // a b times sign * columns, plus shift: rounded once.
+  static Tensor scaled_product(const Tensor& a, const Tensor& b, const Vector& columns, double sign,
+                               const Vector& shift, void* stream) {
+    if (!is_half(bindings::view_of(a).dtype)) {
+      const Tensor made = product(a, b);
+      scale(made, columns, sign, shift, made, stream);
+      return made;
+    }
+    const std::vector<int64_t> sizes{a.sizes()[0], b.sizes()[1]};
+    const Tensor wide = torch::stable::new_empty(a, sizes, ScalarType::Float), made = bindings::empty(a, sizes);
+    std::array<StableIValue, 4> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                      torch::stable::detail::from(ScalarType::Float),
+                                      torch::stable::detail::from(wide)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);  // the same tensor once more, to be given back
+    scale(wide, columns, sign, shift, made, stream);
     return made;
   }
 
@@ -116,7 +144,8 @@ struct CudaDevice {
     const auto sizes = from.sizes();
     if (from.numel() == 0) return;
     scale_columns(bindings::view_of(from).dtype, from.data_ptr(), columns ? columns->data_ptr() : nullptr, sign,
-                  shift ? shift->data_ptr() : nullptr, sizes[0], sizes[1], to.data_ptr(), stream);
+                  shift ? shift->data_ptr() : nullptr, sizes[0], sizes[1], bindings::view_of(to).dtype, to.data_ptr(),
+                  stream);
   }
 
   static Tensor input_gradient(const Tensor& g, int64_t rows, const CheckedSpectrum& spectrum, void* stream) {
@@ -125,10 +154,8 @@ struct CudaDevice {
       scale(g, spectrum.lambda_out, -1, {}, scaled, stream);
       return product(scaled, spectrum.phi);
     }
-    if (!spectrum.lambda_out && rows <= spectrum.view.out) {
-      const Tensor gradient = product(g, spectrum.phi);
-      scale(gradient, spectrum.lambda_in, 1, {}, gradient, stream);
-      return gradient;
+    if (!spectrum.lambda_out && scaled_product_pays(rows, spectrum.view.out, spectrum)) {
+      return scaled_product(g, spectrum.phi, spectrum.lambda_in, 1, {}, stream);
     }
     return product(g, bindings::compose<CudaDevice>(spectrum, stream));
   }

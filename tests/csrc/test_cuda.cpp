@@ -283,11 +283,12 @@ TEST(what_does_not_fit_is_refused) {
   CHECK(dimensions.find("strides differ in 13 dimensions") != std::string::npos, dimensions);
 }
 
-template <class T>
+template <class From, class T>
 void scaled(int64_t rows, int64_t columns, bool scale, bool shift) {
   using A = accumulator_t<T>;
   const test::Shape sizes{rows, columns}, along{columns};
-  test::Tensor<T> input(sizes), output(sizes), by(along), plus(along);
+  test::Tensor<From> input(sizes);
+  test::Tensor<T> output(sizes), by(along), plus(along);
   input.fill(1), output.fill(2), by.fill(3), plus.fill(4);
   const auto before = output;
   std::vector<T> expected;
@@ -297,15 +298,19 @@ void scaled(int64_t rows, int64_t columns, bool scale, bool shift) {
     if (shift) value += load(plus.at(n % columns));
     expected.push_back(store<T>(value));
   }
-  scale_columns(test::kDType<T>, input.view().data, scale ? by.view().data : nullptr, -1,
-                shift ? plus.view().data : nullptr, rows, columns, output.view().data, nullptr);
+  scale_columns(test::kDType<From>, input.view().data, scale ? by.view().data : nullptr, -1,
+                shift ? plus.view().data : nullptr, rows, columns, test::kDType<T>, output.view().data, nullptr);
   test::check_all(output, before, expected, "scale_columns");
 }
 
 TEST(scale_columns_equals_a_loop) {
   test::for_each_dtype([](auto x) {
     for (const auto& [rows, columns] : {std::pair{1, 1}, {5, 300}, {400, 3}, {64, 64}}) {
-      for (int kind = 1; kind < 4; ++kind) scaled<decltype(x)>(rows, columns, kind & 1, kind & 2);
+      for (int kind = 1; kind < 4; ++kind) {
+        using T = decltype(x);
+        scaled<T, T>(rows, columns, kind & 1, kind & 2);
+        scaled<accumulator_t<T>, T>(rows, columns, kind & 1, kind & 2);
+      }
     }
   });
 }

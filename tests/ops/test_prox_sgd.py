@@ -101,7 +101,7 @@ def test_kernel_equals_reference(kernels, device, dtype, rule, kind):
         with use_backend(mode):
             zeros = step(w, m, grads, lams, torch.full((len(w),), -1, device=device), **RULES[rule])
         results.append((w, m, zeros))
-    (w, m, zeros), (w_defined, m_defined, zeros_defined) = results
+    (w_defined, m_defined, zeros_defined), (w, m, zeros) = results
     for ours, definition in zip([*w, *m], [*w_defined, *m_defined], strict=True):
         if FUSED and device.type == "cpu":
             assert same_bits(ours, definition)

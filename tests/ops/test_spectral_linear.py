@@ -70,7 +70,9 @@ def test_the_map_and_its_gradients_equal_float64(backend, device, dtype, kind, s
     x, bias, upstream = (values(s, dtype, device) for s in ((batch, inputs), (out,), (batch, out)))
     tensors = spectrum((out, inputs), dtype, kind, device)
     truth, gradients = autograd_truth(x, tensors, bias, upstream)
-    near(spectral_linear(x, *tensors, bias), truth, dtype, inputs)
+    # On CUDA the vendor's products take a weight that a half type has rounded once, and give its gradient so.
+    more = 4 if device.type == "cuda" and dtype.itemsize == 2 else 1
+    near(spectral_linear(x, *tensors, bias), truth, dtype, more * inputs)
     wanted = {"both": 31, "in": 27, "out": 29}[kind]
     d_phi, d_in, d_out, d_x, d_bias = _ops.spectral_linear_backward(upstream, x, *tensors, wanted)
     counts = (out, batch, out * batch, inputs * batch, batch)
@@ -78,7 +80,22 @@ def test_the_map_and_its_gradients_equal_float64(backend, device, dtype, kind, s
         if right is None:
             assert found.numel() == 0
         else:
-            near(found, right, dtype, 2 * terms)
+            near(found, right, dtype, 2 * more * terms)
+
+
+@pytest.mark.parametrize("rows", [1, 600])
+def test_a_sum_beyond_the_range_of_float16_is_scaled_before_it_is_stored(backend, device, rows):
+    """600 numbers of 200, by eigenvectors of 40 and eigenvalues of 1e-3: 4,800 by way of 4,800,000."""
+    x, phi = (torch.full(s, v, dtype=torch.float16, device=device) for s, v in (((rows, 600), 200.0), ((600, 600), 40.0)))
+    lam, dead = (
+        torch.full((600,), 1e-3, dtype=torch.float16, device=device),
+        torch.zeros(600, dtype=torch.float16, device=device),
+    )
+    torch.testing.assert_close(spectral_linear(x, phi, None, lam), torch.full_like(x, -4800.0), rtol=3e-3, atol=0)
+    assert not spectral_linear(x, phi, None, dead).any()
+    for level, expected in ((lam, 4800.0), (dead, 0.0)):
+        gradient = _ops.spectral_linear_backward(x, x, phi, level, None, 8)[3]
+        torch.testing.assert_close(gradient, torch.full_like(x, expected), rtol=3e-3, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
