@@ -191,6 +191,15 @@ def targets() -> Iterator[Target]:
         small = step(cuda, "60x4096", depth)
         yield Target(small, "60 tensors: eager foreach ÷ ours", 5.0, faster_than("eager-foreach"))
         yield Target(small, "60 tensors: torch.compile ÷ ours", 1.0, faster_than("compile"))
+    yield Target("prox_sgd · proximal · cuda · 1e8 · D=1", f"proximal: {says}", 0.92, lambda g: g.share("optimizer", "copy_"))
+    over_linear = functools.partial(Group.ratio, slow="operator", fast="linear")
+    over_ours = functools.partial(Group.ratio, slow="two-products", fast="operator")
+    for direction in ("forward", "both"):
+        large = f"spectral_linear · {direction} · cuda · 4096x4096 · B=1024"
+        yield Target(large, f"spectral {direction}: ours ÷ linear", 1.03, over_linear, at_most=True)
+        yield Target(large, f"spectral {direction}: the formula ÷ ours", 1.8, over_ours)
+    single = "spectral_linear · forward · cuda · 4096x4096 · B=1"
+    yield Target(single, "spectral forward: ours ÷ linear", 1.10, over_linear, at_most=True)
 
 
 def read(path: Path) -> tuple[dict[str, Group], dict[str, Any]]:

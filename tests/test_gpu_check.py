@@ -92,7 +92,9 @@ def test_no_step_begins_when_the_time_is_over(tmp_path):
     outcome, *_ = check.run("test", "late", 100, python("import time; time.sleep(60)"))
     check.note("test", "late", outcome)
     assert time.monotonic() - began < 2
-    assert stored(check)["steps"][0]["outcome"] == "the time was over before"
+    assert stored(check)["steps"][0]["outcome"] == "skipped: no time left"
+    assert not check.failed
+    gpu_check.test(check)  # but without the tests nothing is known
     assert check.failed
     assert gpu_check.Check(tmp_path, FACTS, seconds=5.0).failed is False
 
@@ -148,7 +150,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(["tests"])
-    assert "unknown part 'tests'; it takes build, test, bench, sanitize" in capsys.readouterr().err
+    assert "unknown part 'tests'; it takes build, test, bench, cost, sanitize" in capsys.readouterr().err
 
 
 def test_counts_are_those_of_all_suites(tmp_path):
@@ -182,6 +184,14 @@ def test_benchmarks_of_several_runs_are_one_run_for_compare(tmp_path):
     assert gpu_check._medians(known["a"]) == {
         "group": "g", "provider": "a", "median": 2.0, "iqr": 0.1, "min": 1.0, "rounds": 3,
     }  # fmt: skip
+
+
+def test_what_training_costs_is_over_the_dense_net_in_the_same_turn(tmp_path):
+    table = tmp_path / "fig26-vgg-19-cuda.csv"
+    rows = ["vgg-19,dense,1,128,cuda,1 2 4", "vgg-19,ours,3,128,cuda,1.1 2.4 4.2", "vgg-19,ours,3,64,cuda,9 9 9"]
+    table.write_text("\n".join(["model,way,depth,batch_size,device,figures", *rows]))
+    assert gpu_check._over_dense(table) == {"ours, D = 3": 1.1}
+    assert gpu_check._over_dense(tmp_path / "none.csv") == {}
 
 
 def test_clocks_are_medians_and_largest(tmp_path):
