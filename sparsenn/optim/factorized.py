@@ -15,6 +15,7 @@ from sparsenn import init
 from sparsenn._numbers import whole
 from sparsenn.init import stream
 from sparsenn.ops import hadamard_product, reference
+from sparsenn.ops.splitmix import WEYL
 from sparsenn.optim import common, plans, shards
 from sparsenn.optim.measures import FactorMeasures, Measured, empty_rows
 from sparsenn.optim.memory import staggered_zeros
@@ -51,15 +52,16 @@ class Factorized(Optimizer):
         return type(self).__name__  # for errors
 
     def _check_options(self, group: dict[str, Any], known: tuple[Any, ...] = ()) -> None:
-        """Refuse options out of their range; numbers become Python's. A subclass has more of them.
+        """Refuse options out of their range; numbers and flags become Python's. A subclass has more of them.
 
         Tensors on another device that are ``known`` to be right are not looked at, not to wait for it.
         """
         owner = self._owner
-        for name in ("lr", "lam"):
-            value = group[name]
-            if not (isinstance(value, Tensor) and not value.is_cpu and any(value is x for x in known)):
-                group[name] = common.checked_number(owner, name, value, may_be_tensor=True)
+        lr, lam = group["lr"], group["lam"]
+        if not _is_known_elsewhere(lr, known):
+            group["lr"] = common.checked_rate(owner, lr)
+        if not _is_known_elsewhere(lam, known):
+            group["lam"] = common.checked_number(owner, "lam", lam, may_be_tensor=True)
         depth = whole(group["depth"])
         if depth is None or depth < 1:
             raise ValueError(f"{owner}: depth is {group['depth']!r}; it takes an integer >= 1")
@@ -281,14 +283,17 @@ class Factorized(Optimizer):
                 factor.copy_(torch.where(changed, new, factor))
             for tensor in (tensor for moment in self.restarted for tensor in moments.get(moment, ())):
                 shards.local(tensor).masked_fill_(changed, 0.0)
-            weight.copy_(self._product(factors, group["depth"]))
+            self._compose(p, group)
             self._pieces.pop(p, None)
         self._plans.clear()
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; factors and momenta stay float32 for half-precision parameters.
+        """Load a state, and write the weights that it stands for; factors and momenta stay float32 for half precision.
 
-        The model may be loaded before or after: the next step checks that its weights are the products of the factors.
+        The model that was saved with it may be loaded at any time: before this optimizer was made, which has split its weights
+        once more since, before this call or after it. One that was changed after that (pruned, averaged) is loaded last, and
+        then is the case of `resync`.
 
         Raises:
             ValueError: where the groups don't fit, or a parameter's factors are not of its shape or not ``depth`` many.
@@ -307,6 +312,8 @@ class Factorized(Optimizer):
         super().load_state_dict(state_dict)
         common.restore_precision(self, saved, state_dict, self._is_ours)
         self._forget()
+        for p in self._factorized():
+            self._compose(p, self._group_of(p))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -362,10 +369,15 @@ class Factorized(Optimizer):
         state = self._fresh_state(p, group)
         factors = [shards.local(factor) for factor in self._moved(state)[0]]
         self._fill(factors, p, group["factor_init"])
-        shards.local(p).copy_(self._product(factors, group["depth"]))
         self.state[p] = state
+        self._compose(p, group)
         if moments := self._kept(group):
             self._add_moments(p, group["depth"], moments)
+
+    def _compose(self, p: Tensor, group: dict[str, Any]) -> None:
+        """Write the weights of a parameter: the product of its factors."""
+        factors = [shards.local(factor) for factor in self._moved(self.state[p])[0]]
+        shards.local(p).copy_(self._product(factors, group["depth"]))
 
     def _add_moments(self, p: Tensor, depth: int, moments: Iterable[str]) -> None:
         for moment in moments:
@@ -381,7 +393,7 @@ class Factorized(Optimizer):
             weight,
             method,
             std=max(shards.root_mean_square(p), init.MIN_WEIGHT) if shards.is_sharded(p) else None,
-            seed=(self._group_of(p)["seed"] + self._position(p) * 0x9E3779B97F4A7C15) % 2**63,
+            seed=(self._group_of(p)["seed"] + self._position(p) * WEYL) % 2**63,
             index=shards.global_index(p),
         )
 
@@ -485,6 +497,10 @@ class Factorized(Optimizer):
             if sorted(found) != sorted(names) and (found or stem == "factor"):
                 raise ValueError(f"{owner}.load_state_dict: depth {depth} needs {names}; the state has {sorted(found)}")
         common.check_shapes(owner, p, entries, self._is_ours)
+
+
+def _is_known_elsewhere(value: Any, known: tuple[Any, ...]) -> bool:
+    return isinstance(value, Tensor) and not value.is_cpu and any(value is x for x in known)
 
 
 def _versions(group: dict[str, Any]) -> tuple[int, ...]:

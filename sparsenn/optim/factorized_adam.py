@@ -97,7 +97,7 @@ class FactorizedAdam(Factorized):
         True
     """
 
-    options = (*Factorized.options, "betas", "eps", "weight_decay")
+    options = (*Factorized.options, "betas", "eps", "weight_decay", "amsgrad", "decoupled", "maximize")
     identified_by = ("depth", "seed", "betas")
     moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     restarted = ("exp_avg",)
@@ -133,9 +133,10 @@ class FactorizedAdam(Factorized):
         super().__init__(params, options, generator)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; factors and moments stay float32 for half-precision parameters.
+        """Load a state, and write the weights that it stands for; factors and moments stay float32 for half precision.
 
-        The model may be loaded before or after: the next step checks that its weights are the products of the factors.
+        The model that was saved with it may be loaded at any time; one that was changed after that is loaded last, and then is
+        the case of `resync`.
 
         Raises:
             ValueError: where the groups don't fit, or a parameter's factors and moments are not of its shape or not ``depth``
@@ -149,6 +150,8 @@ class FactorizedAdam(Factorized):
         super()._check_options(group, known)
         for name in ("weight_decay", "eps"):
             group[name] = common.checked_number(self._owner, name, group[name])
+        for name in ("amsgrad", "decoupled", "maximize"):
+            group[name] = common.checked_flag(self._owner, name, group[name])
         betas = group["betas"]
         rates = [plain(beta) for beta in betas] if isinstance(betas, tuple | list) else []
         if len(rates) != 2 or not all(rate is not None and 0 <= rate < 1 for rate in rates):

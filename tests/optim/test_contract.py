@@ -257,7 +257,7 @@ def test_half_precision_weights_have_float32_factors_and_moments(backend, maker,
     assert all(x.dtype == torch.float32 for x in tensors(half.state_dict()).values())
 
 
-@pytest.mark.parametrize("order", ["model first", "optimizer first"])
+@pytest.mark.parametrize("order", ["model first", "optimizer first", "model before the optimizer is made"])
 @pytest.mark.parametrize(("maker", "rule"), [(maker, rule) for maker in MAKERS for rule in OPTIONS[maker]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_restored_run_goes_on_to_the_bit(backend, tmp_path, order, maker, rule, dtype):
@@ -270,10 +270,15 @@ def test_a_restored_run_goes_on_to_the_bit(backend, tmp_path, order, maker, rule
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     before = tensors(saved["optimizer"])
     other = net(dtype, seed=99)
-    restored = make(maker, other.parameters(), 0.9, lam=0.5)
-    steps = [lambda: other.load_state_dict(saved["model"]), lambda: restored.load_state_dict(saved["optimizer"])]
-    for load in steps if order == "model first" else reversed(steps):
-        load()
+    if order == "model before the optimizer is made":
+        other.load_state_dict(saved["model"])
+    restored = make(maker, other.parameters(), 0.9, lam=0.5, **({} if maker == "ProxSGD" else {"factor_init": "dwf"}))
+    if order == "model first":
+        other.load_state_dict(saved["model"])
+    restored.load_state_dict(saved["optimizer"])
+    if order == "optimizer first":
+        other.load_state_dict(saved["model"])
+    assert same(values(other), saved["model"].values())
     assert same(tensors(restored.state_dict()).values(), before.values())  # in their own dtype, whatever the weights'
     train(other, restored, range(5, 12), dtype)
     assert same(values(model), values(other))
