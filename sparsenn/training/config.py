@@ -56,7 +56,7 @@ class TrainConfig:
             proximal steps; ``l1-subgradient`` the weights, with λ sign(w) added to the gradient; ``dense`` the weights without
             a penalty; ``magnitude``, ``snip``, ``synflow`` and ``random`` the weights that a pruning method of this name keeps,
             without a penalty, see ``sparsenn.prune``.
-        depth: the number D of factors; 1 for all methods but these two.
+        depth: the number D of factors; 1 for all methods but dwf and dwf-adam.
         lam: λ of the penalty, (λ/D) Σ‖ω_d‖² or λ‖w‖₁; 0 for ``dense`` and the pruning methods.
         lam_schedule: how λ falls, as ``schedule`` says of the learning rate. A λ that ends at 0 lets the weights that are left
             grow to the size that the loss asks for.
@@ -137,8 +137,9 @@ class TrainConfig:
 
     def dense_twin(self) -> TrainConfig:
         """The same run without factors and penalty, at the preset's learning rate for dense nets."""
-        changes = {"method": "dense", **_neutral("dense"), "lr": _preset(self.dataset, self.model).dense_lr}
-        return TrainConfig(**{**self.to_dict(), **changes})
+        neutral = {key: value for key, (value, _) in _neutral("dense").items()}
+        lr = _preset(self.dataset, self.model).dense_lr
+        return TrainConfig(**{**self.to_dict(), **neutral, "method": "dense", "lr": lr})
 
 
 KEYS = tuple(field.name for field in fields(TrainConfig))
@@ -272,33 +273,36 @@ def _preset(dataset: Any, model: Any) -> Preset:
     return PRESETS[dataset, model]
 
 
-def _neutral(method: Any) -> dict[str, Any]:
-    """The settings that a method can't use, with the value that says nothing."""
-    neutral: dict[str, Any] = {}
+_MASKS = "masks"
+
+
+def _neutral(method: Any) -> dict[str, tuple[Any, str]]:
+    """The settings that a method can't use, each with the value that says nothing and with what the method lacks."""
+    neutral: dict[str, tuple[Any, str]] = {}
+
+    def lacks(what: str, **values: Any) -> None:
+        neutral.update({key: (value, what) for key, value in values.items()})
+
     if method not in PRUNERS:
-        neutral |= _NO_MASKS
+        lacks(_MASKS, compression=None, prune_epoch=0, retrain_lr=None, prune_biases=False)
     if method not in FACTORIZED:
-        neutral |= {"depth": 1, "factor_init": "preserve"}
-    if method != "dwf":
-        neutral["balanced"] = "never"
+        lacks("factors", depth=1, factor_init="preserve", balanced="never")
+    if method == "dwf-adam":
+        lacks("root for balanced factors", balanced="never")
     if method == "dense" or method in PRUNERS:
-        neutral |= {"lam": 0.0, "lam_schedule": "constant", "penalize_biases": True, "target_sparsity": None}
+        lacks("penalty", lam=0.0, lam_schedule="constant", penalize_biases=True, target_sparsity=None)
     if method == "dense":
-        neutral |= {"twin": False}
+        lacks("twin", twin=False)
     return neutral
 
 
-_NO_MASKS: dict[str, Any] = {"compression": None, "prune_epoch": 0, "retrain_lr": None, "prune_biases": False}
-
-
 def _refuse_without_effect(given: Mapping[str, Any], method: Any) -> None:
-    useless = [key for key, value in _neutral(method).items() if given.get(key, value) != value]
-    if masks := [key for key in useless if key in _NO_MASKS]:
-        raise ConfigError(f"method {method} has no masks; drop {_flags(masks)}, or take one of {', '.join(PRUNERS)}")
+    useless = {key: what for key, (value, what) in _neutral(method).items() if given.get(key, value) != value}
+    if masks := [key for key, what in useless.items() if what == _MASKS]:
+        raise ConfigError(f"method {method} has no {_MASKS}; drop {_flags(masks)}, or take one of {', '.join(PRUNERS)}")
     if useless:
-        penalty = ", no penalty" if "lam" in _neutral(method) else ""
-        twin = " and no twin" if method == "dense" else ""
-        raise ConfigError(f"method {method} has no factors{penalty}{twin}; drop {_flags(useless)}, or take method dwf")
+        lacking = " and no ".join(dict.fromkeys(useless.values()))
+        raise ConfigError(f"method {method} has no {lacking}; drop {_flags([*useless])}, or take method dwf")
 
 
 def _flags(keys: list[str]) -> str:
@@ -319,7 +323,7 @@ def _check_values(given: Mapping[str, Any]) -> None:
 
 def _check_together(config: TrainConfig) -> None:
     _preset(config.dataset, config.model)
-    for key, value in _neutral(config.method).items():
+    for key, (value, _) in _neutral(config.method).items():
         if getattr(config, key) != value:
             raise ConfigError(f"method {config.method} takes {key.replace('_', '-')} {value!r} alone")
     _check_masks(config)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sparsenn.ops.reference import accumulator
 
-_CHUNK = 2000
+_CHUNK = 2000  # images at once: 1 GB of signals in a layer of a wide ResNet, where a test set of 10,000 is 5 GB
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -21,12 +21,12 @@ from sparsenn.training.diagnostics import figures, switches_of
 from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.logging import Record
 from sparsenn.training.methods import (
-    COLLAPSE_AT,
     CONTROL_UPDATES,
     check_compression,
     make_control,
     make_optimizer,
     put_masks,
+    zero_threshold,
 )
 from sparsenn.training.presets import PRUNERS
 from sparsenn.training.schedules import SCHEDULES, make_scheduler
@@ -143,7 +143,7 @@ class Fit:
         if self._strength is not None and self.control is None:
             self._strength.value = self.config.lam * self._lam_factor
         if self.batch + 1 == self.batches and self._is_evaluated(self.epoch + 1) and isinstance(self.optimizer, Factorized):
-            self.optimizer.measure_next(self._threshold)
+            self.optimizer.measure_next(zero_threshold(self.config))
         self.optimizer.step()
         self.scheduler.step()
         self.batch += 1
@@ -155,11 +155,6 @@ class Fit:
     @property
     def _steps_behind(self) -> int:
         return self.epoch * self.batches + self.batch
-
-    @property
-    def _threshold(self) -> float:
-        """Up to which magnitude the method takes a weight for a zero."""
-        return COLLAPSE_AT.get(self.config.method, 0.0)
 
     def _is_evaluated(self, epoch: int) -> bool:
         return epoch % self.config.eval_every == 0 or epoch >= self.config.epochs
@@ -195,7 +190,7 @@ class Fit:
             "train_accuracy": train_accuracy,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
-            **figures(self.model, self.optimizer, self._threshold),
+            **figures(self.model, self.optimizer, zero_threshold(self.config)),
         }
         if self.config.balanced == "auto":
             record["switched"] = list(switches_of(self.model, self.optimizer))

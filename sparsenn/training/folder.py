@@ -40,22 +40,36 @@ def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
         RunFolderError: if it holds a run or anything else, or cannot be written.
     """
     folder = Path(folder)
+    with writing_in(folder, "--out takes a new or an empty folder"), _locked(folder):
+        if (folder / name).exists():
+            kind = "run" if name == CONFIG else "sweep"
+            raise RunFolderError(
+                f"{folder} holds another {kind}; add --resume to go on with it, or name another folder with --out"
+            )
+        if any(folder.iterdir()):
+            raise RunFolderError(f"{folder} is not empty; --out takes a new or an empty folder")
+        write_json(folder / name, config.to_dict())
+    return folder
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path, cure: str) -> Iterator[None]:
+    """Say so in a sentence where the folder takes no more; an error that is about something else stays what it is.
+
+    Args:
+        folder: made where it is not there.
+        cure: the end of the sentence.
+
+    Raises:
+        RunFolderError: if something can't be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if (folder / name).exists():
-                kind = "run" if name == CONFIG else "sweep"
-                raise RunFolderError(
-                    f"{folder} holds another {kind}; add --resume to go on with it, or name another folder with --out"
-                )
-            if any(folder.iterdir()):
-                raise RunFolderError(f"{folder} is not empty; --out takes a new or an empty folder")
-            write_json(folder / name, config.to_dict())
+        yield
     except OSError as error:
-        raise RunFolderError(
-            f"{folder}: cannot be written: {error.strerror or error}; --out takes a new or an empty folder"
-        ) from error
-    return folder
+        if not _is_about_writing(error, folder):
+            raise
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); {cure}") from error
 
 
 @contextlib.contextmanager
@@ -69,14 +83,8 @@ def alone_in(folder: Path, again: str = "the same command") -> Iterator[None]:
     Raises:
         RunFolderError: if another one is there, or something can't be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            yield
-    except OSError as error:
-        if not _is_about_writing(error, folder):
-            raise
-        raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); go on with: {again}") from error
+    with writing_in(folder, f"go on with: {again}"), _locked(folder):
+        yield
 
 
 def _is_about_writing(error: OSError, folder: Path) -> bool:

@@ -108,7 +108,11 @@ def _require_finite(finite: bool, fit: Fit, epoch: int, folder: Path | None) -> 
     else:
         kept = f"the last good checkpoint, after epoch {load_checkpoint(checkpoint)['epoch']}, is {checkpoint}"
     config = fit.config
-    hint = f"lower --lr (it is {config.lr:g})" + (f" or --lam (it is {config.lam:g})" if config.lam else "")
+    hint = f"lower --lr (it is {config.lr:g})"
+    if fit.control is not None:
+        hint += f" or take more --epochs (it is {config.epochs}; the search for the target was at λ = {fit.control.lam:.3g})"
+    elif config.lam:
+        hint += f" or --lam (it is {config.lam:g})"
     raise TrainingDiverged(
         f"the loss is not a finite number in epoch {epoch}; {kept}; {hint} and start anew with another --out", epoch, checkpoint
     )

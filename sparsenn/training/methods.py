@@ -18,13 +18,20 @@ from sparsenn.training.errors import ConfigError
 from sparsenn.training.evaluate import loss_of
 from sparsenn.training.presets import FACTORIZED
 
-# A weight of at most this magnitude becomes exactly 0 at the end; proximal steps leave nothing to do. Factors come near zero by
-# float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its authors count as zero.
-COLLAPSE_AT = {**dict.fromkeys(FACTORIZED, torch.finfo(torch.float32).eps), "l1-subgradient": 1e-4}
+_EPSILON = torch.finfo(torch.float32).eps
 
 _BALANCED: dict[str, bool | str] = {"never": False, "auto": "auto", "always": True}
 
 CONTROL_UPDATES = 300  # of λ in a run, where it is sought
+
+
+def zero_threshold(config: TrainConfig) -> float:
+    """A weight of at most this magnitude becomes exactly 0 at the end; 0.0 where a method leaves nothing to do.
+
+    Factors come near zero by float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its
+    authors count as zero. Proximal steps and masks make exact zeros.
+    """
+    return {**dict.fromkeys(FACTORIZED, _EPSILON), "l1-subgradient": 1e-4}.get(config.method, 0.0)
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
@@ -72,7 +79,7 @@ def make_control(config: TrainConfig, optimizer: Optimizer, updates: int) -> Tar
     """What finds λ in a run of so many updates, with a fifth of them at the final threshold; None where λ is given."""
     if config.target_sparsity is None:
         return None
-    threshold = COLLAPSE_AT.get(config.method, torch.finfo(torch.float32).eps)
+    threshold = zero_threshold(config) or _EPSILON  # TargetSparsity takes one above 0
     return TargetSparsity(optimizer, config.target_sparsity, updates=max(4 * updates // 5, 1), threshold=threshold)
 
 

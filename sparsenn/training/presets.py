@@ -12,6 +12,9 @@ METHODS = (*FACTORIZED, "prox", "l1-subgradient", "dense", *PRUNERS)
 SCHEDULES = ("cosine", "constant", "step")
 DTYPES = ("float32", "float64", "bfloat16")
 BALANCED = ("never", "auto", "always")
+OPTIMIZERS = ("sgd", "prox", "factorized", "adam")  # of a run in a stack, as the two that follow
+PENALTIES = ("none", "l1", "l2")
+ENGINES = ("auto", "fused", "torch")
 FACTOR_INITS = ("preserve", "root", "dwf", "variance_matching", "standard")
 
 

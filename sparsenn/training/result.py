@@ -18,9 +18,11 @@ from sparsenn.training.diagnostics import switches_of
 from sparsenn.training.evaluate import evaluate
 from sparsenn.training.fit import Fit
 from sparsenn.training.logging import Record
-from sparsenn.training.methods import COLLAPSE_AT
+from sparsenn.training.methods import zero_threshold
 from sparsenn.training.phases import ONSET, Phases, phases
 from sparsenn.training.presets import FACTORIZED
+
+_TARGET_MISSED = 0.01  # the share of zeros beyond which the report says so
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Outcome:
     def compression_ratio(self) -> float:
         """All parameters over the non-zero ones; inf where none is left."""
         return self.after.exact_compression_ratio
+
+    @property
+    def off_target(self) -> float | None:
+        """The share of zeros above the target sparsity, negative below it; None where there was none."""
+        target = self.config.target_sparsity
+        return None if target is None else 1 - self.weights / self.total - target
 
     @property
     def phases(self) -> Phases | None:
@@ -126,6 +134,8 @@ class Result:
             parts.append(_phases(self.net.phases))
         if self.net.config.balanced == "auto":
             parts.append(_switches(self.net))
+        if (off := self.net.off_target) is not None and abs(off) > _TARGET_MISSED:
+            parts.append(f"The target was missed by {abs(100 * off):.1f} points: more --epochs give λ time to find it.")
         if self.twin is not None:
             parts.append(_verdict(self))
         if self.untraced is not None:
@@ -140,7 +150,7 @@ def outcome(fit: Fit) -> Outcome:
     """Collapse a copy of a trained net, without its masks, and measure it before and after."""
     model = remove(copy.deepcopy(fit.model)).eval()
     images, labels = fit.data.test_images, fit.data.test_labels
-    threshold = COLLAPSE_AT.get(fit.config.method, 0.0)
+    threshold = zero_threshold(fit.config)
     before, accuracy_before = sparsity_report(model, threshold), evaluate(model, images, labels)[1]
     if threshold:
         collapse(model, threshold)
@@ -163,8 +173,8 @@ def _title(config: TrainConfig) -> str:
 
 
 def _sparsity(net: Outcome) -> str:
-    threshold = COLLAPSE_AT.get(net.config.method)
-    if threshold is None:
+    threshold = zero_threshold(net.config)
+    if not threshold:
         return str(net.after)
     return f"Before the collapse:\n{net.before}\n\nAfter the collapse (|w| ≤ {threshold:.3g} is exactly 0):\n{net.after}"
 

@@ -35,9 +35,12 @@ TWIN = "twin"
 def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = True, images: ImageData | None = None) -> Result:
     r"""Train a sparse network as ``sparsenn train`` does.
 
+    The default method, ``dwf``, minimises by SGD with momentum
+
     .. math:: \min_{\omega} \; L(\omega_1 \odot \dots \odot \omega_D) + \frac{\lambda}{D} \sum_d \|\omega_d\|_2^2
 
-    with every weight and bias factorized, by SGD with momentum; then |w| ≤ 1.19e-7 (float32's epsilon) becomes exactly 0.
+    with every weight factorized, and every bias unless ``penalize_biases`` is false; then |w| ≤ 1.19e-7 (float32's epsilon)
+    becomes exactly 0. What the other methods do stands in the attribute ``method`` of :class:`~sparsenn.training.TrainConfig`.
 
     Args:
         config: the run, from :func:`~sparsenn.training.configure`.
@@ -57,7 +60,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = T
         TrainingInterrupted: after SIGINT or SIGTERM, once the state is written (without ``out``: KeyboardInterrupt).
 
     Source:
-        Deep Weight Factorization (arXiv 2502.02496), Algorithm 2.
+        Deep Weight Factorization (arXiv 2502.02496), Algorithm 2, for ``dwf``.
 
     Example:
         >>> from sparsenn.training import configure, train

@@ -61,7 +61,7 @@ def make_scheduler(optimizer: Optimizer, name: str, steps: int, warmup: int = 0)
         [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
     if name not in SCHEDULES:
-        raise ValueError(f"schedule: unknown name {name!r}; known are {', '.join(SCHEDULES)}")
+        raise ValueError(f"make_scheduler: unknown name {name!r}; known are {', '.join(SCHEDULES)}")
     if steps < 1:
         raise ValueError(f"make_scheduler: steps is {steps}; it takes 1 or more")
     if not 0 <= warmup < steps:

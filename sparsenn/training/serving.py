@@ -8,7 +8,8 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,10 @@ def bench_model(
             calls = {name: _bound(way, x) for name, way in ways.items()}
             for name, call in calls.items():
                 off = float(np.abs(np.asarray(call()) - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
-                assert off <= _TOLERANCE, f"{name} is off by {off:.1e} of the largest output"
+                if not off <= _TOLERANCE:  # nor not a number
+                    raise AssertionError(
+                        f"bench_model: {name} is off by {off:.1e} of the largest output; it takes at most {_TOLERANCE:g}"
+                    )
             for name, median in _interleaved(calls, seconds).items():
                 found[name].append(median)
         contents = net.state_dict().values()
@@ -163,20 +167,21 @@ def summary(path: Path, *, batches: tuple[int, int] = (1, 256), seconds: float =
     )
 
 
-class _one_thread:  # noqa: N801
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ways(
-    net: nn.Module, sample: tuple[int, ...], folder: Path, compiled: bool, eager: nn.Module | None = None
+    net: nn.Module, sample: tuple[int, ...], folder: Path, compiled: bool, eager: nn.Module
 ) -> tuple[dict[str, Any], dict[str, str]]:
     example = torch.zeros(2, *sample)
-    ways: dict[str, Any] = {"torch": _torch(net if eager is None else eager)}
+    ways: dict[str, Any] = {"torch": _torch(eager)}
     skipped: dict[str, str] = {}
     makers: dict[str, Callable[[], Any]] = {
         "ONNX Runtime": lambda: _onnx(net, folder, example),

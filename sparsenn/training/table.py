@@ -52,6 +52,11 @@ class Table:
         there = {self.name_of(row) for row in self.rows}
         return (row for row in wanted if self.name_of(row) not in there)
 
+    def rows_of(self, keys: Iterable[Row]) -> list[Row]:
+        """The rows of ``keys`` that are in the table, in the order of ``keys``."""
+        there = {self.name_of(row): row for row in self.rows}
+        return [there[name] for key in keys if (name := self.name_of(key)) in there]
+
     def add(self, row: Row) -> None:
         """Append a row; it is on the disk when this returns."""
         line = json.dumps(row, allow_nan=False)

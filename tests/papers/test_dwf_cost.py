@@ -6,8 +6,10 @@ import csv
 import sys
 
 import pytest
+from torch import nn
 
 from sparsenn import papers
+from sparsenn.papers.dwf import cost
 from sparsenn.papers.dwf.cost import Cell, make_step
 from sparsenn.training.errors import ConfigError
 
@@ -23,6 +25,23 @@ def test_the_step_is_the_same_whoever_multiplies_the_factors(model, depth):
     assert balanced == ours
     assert eager == pytest.approx(ours, rel=1e-4)
     assert ours[-1] < ours[0]
+
+
+@pytest.mark.parametrize(("model", "classes"), [(MODEL, 10), ("vgg-19", 100)])
+def test_labels_are_of_all_classes(monkeypatch, model, classes):
+    seen = []
+
+    def small(name, classes, in_channels, image_size):
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, classes))
+
+    def listening(logits, labels):
+        seen.extend(labels.tolist())
+        return logits.sum()
+
+    monkeypatch.setattr(cost.models, "build", small)
+    monkeypatch.setattr(cost, "loss_of", listening)
+    make_step(Cell(model, "dense", 1, 2000, "cpu"))()
+    assert set(seen) == set(range(classes))
 
 
 def test_one_factor_is_the_dense_net():

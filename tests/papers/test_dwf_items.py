@@ -1,8 +1,11 @@
 import json
 import math
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sparsenn import data as datasets
 from sparsenn.cli import main
@@ -10,10 +13,10 @@ from sparsenn.data import ImageData
 from sparsenn.metrics import misalignment
 from sparsenn.optim import FactorizedSGD
 from sparsenn.papers import ITEMS, reproduce
-from sparsenn.papers.dwf import items, runs
+from sparsenn.papers.dwf import figures, items, runs
 from sparsenn.papers.dwf.compare import Ours, accuracies, published, ratios, verdict
 from sparsenn.papers.dwf.curves import accuracy_at, band, compression_at, front, sparsest
-from sparsenn.papers.dwf.runs import Place, kept_state, rows_of, train
+from sparsenn.papers.dwf.runs import Place, keep_state, kept_state, train
 from sparsenn.papers.dwf.settings import COMPRESSIONS, IMAGES, KEY, LAMS, Given, fine_tuned, log_spaced, onset, source_of
 from sparsenn.papers.dwf.tables import starts as starts_table
 from sparsenn.papers.dwf.tables import table1, table2
@@ -143,6 +146,48 @@ def test_tables_follow_from_their_rows():
     assert [verdict(Ours(3, mean, 0.1), theirs) for mean in (86.4, 87.4, 87.6)] == ["lower", "alike", "higher"]
 
 
+def test_a_depth_that_the_paper_has_not_is_in_the_tables():
+    dense = row(FASHION.key("dense"), 1.0, 0.90)
+    rows = [dense, *curve(depth=4), *curve(depth=5, points=((10, 0.9), (100, 0.89), (1000, 0.86)))]
+    first, second = (make(rows, "fashion-mnist", "lenet-300-100", 8) for make in (table1, table2))
+    for depth in (2, 3, 4, 5):
+        assert first.count(f"| D = {depth} | ") == 2
+        assert sum(line.startswith(f"| D = {depth} | ") for line in second.splitlines()) == 1
+    assert "| D = 5 | 5 | ≥ 1000 | ≥ 99.90 | 1000 | – | – |" in first
+    assert "| D = 5 | 90.00 | " in second
+    others = [row(FASHION.key(method, prune_to=10.0), 10.0, 0.8) for method in ("random", "synflow", "snip", "magnitude")]
+    told = table2([*others, *rows, *curve(depth=10)], "fashion-mnist", "lenet-300-100", 99).splitlines()
+    names = [line.split(":")[0] for line in told if line.startswith("- ")]
+    assert names == ["- Dense", "- D = 4", "- D = 5", "- D = 10", "- GMP", "- SNIP", "- SynFlow", "- Random"]
+    assert "| highest | D = 4 (SNIP) | D = 5 (GMP) | D = 5 (D = 4) |" in second
+
+
+def test_pictures_of_any_depth_can_be_drawn(tmp_path):
+    points = ((10, 0.9), (100, 0.88), (1000, 0.8))
+    for item in ("table1", "table2", "fig1", "fig4", "fig8", "fig10", "fig13", "fig14"):
+        own, given = items.ITEMS[item], {"seeds": 1, "points": 3, "lams": (1e-4, 1e-2)}
+        for depths in ((10, 20), (1,)):
+            folder = tmp_path / f"{item}-{depths[0]}"
+            folder.mkdir()
+            keys = own.keys(Given(own.dataset, own.model, **given), items.Choice(depths, own.methods))
+            lines = [json.dumps(row(key, *points[i % 3])) for i, key in enumerate(keys)]
+            (folder / "nets.jsonl").write_text("\n".join([*lines, ""]))
+            path = reproduce("dwf", item, out=folder, depths=depths, no_train=True, **given)
+            if path.suffix == ".md":
+                assert all(f"| D = {depth} | " in path.read_text() for depth in depths)
+
+
+def test_a_picture_beside_l1_shows_the_depths_that_were_asked_for(monkeypatch):
+    drawn, honest = [], figures.tradeoff
+    monkeypatch.setattr(
+        figures, "tradeoff", lambda axes, rows, label, color: drawn.append(label) or honest(axes, rows, label, color)
+    )
+    rows = [r for depth in (2, 6) for r in curve(depth=depth)]
+    figures.fig1(rows, "")
+    assert drawn == ["vanilla L1", "proximal L1", "D = 2", "D = 6"]
+    assert len({figures.color_of(("dwf", depth)) for depth in range(2, 9)}) == 7
+
+
 def test_a_weight_without_gradients_is_at_the_threshold_at_the_onset():
     lr, steps = 0.2, 6000
     for depth in (2, 3):
@@ -182,6 +227,8 @@ def test_grids_begin_at_the_onset_of_their_own_learning_rate():
     whole = {lr: [key["lam"] for key in given.sweep(4, **({"lr": lr} if lr else {}))] for lr in (None, 0.3)}
     assert whole[None] == pytest.approx([share * onset(0.15, steps) for share in (0.7, 16)], rel=1e-3)
     assert whole[0.3] == pytest.approx([share * onset(0.3, steps) for share in LAMS[4]], rel=1e-3)
+    asked = [key["lam"] for key in Given("mnist", "lenet-300-100", points=2, seeds=1, lr=0.3).sweep(4)]
+    assert asked == whole[0.3]
     assert [key["lam"] for key in given.l1_sweep("prox")] == [key["lam"] for key in given.sweep(2)]
 
 
@@ -400,7 +447,44 @@ def test_interrupted_runs_end_in_the_same_table_and_nothing_is_trained_twice(pla
         assert {k: v for k, v in made.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
     assert train(keys, broken) == rows
     assert len(steps) == 2 * 5 * 4 + 2
-    assert rows_of(broken.table, keys[2:]) == rows[2:]
+    assert broken.table.rows_of(keys[2:]) == rows[2:]
+
+
+def test_rows_that_another_process_wrote_before_it_let_go_are_not_trained_again(place, monkeypatch):
+    key = SMALL.key("dense")
+    (there,) = train([key], place)
+    line = place.table.path.read_text()
+    place.table.path.write_text("")
+
+    @contextmanager
+    def later(folder):
+        place.table.path.write_text(line)
+        yield
+
+    monkeypatch.setattr(runs, "alone_in", later)
+    monkeypatch.setattr(runs, "train_net", lambda *_, **__: pytest.fail("it is there"))
+    assert train([key], place) == [there]
+    assert place.table.path.read_text() == line
+
+
+def test_the_runs_of_the_first_seed_come_first_and_rows_in_the_order_that_was_asked_for(place):
+    given = replace(SMALL, seeds=2, epochs=1)
+    keys = [given.key("dense", 1), given.key("snip", 0, prune_to=8.0), given.key("dense", 0)]
+    rows = train(keys, place)
+    assert [(r["method"], r["seed"]) for r in place.table.rows] == [("snip", 0), ("dense", 0), ("dense", 1)]
+    assert [(r["method"], r["seed"]) for r in rows] == [("dense", 1), ("snip", 0), ("dense", 0)]
+
+
+def test_a_net_that_is_mostly_zeros_is_kept_as_what_is_left_of_it(tmp_path):
+    state = {"few": torch.zeros(30, 40), "half": torch.ones(8), "none": torch.zeros(3, 2), "count": torch.tensor(7)}
+    state["few"][3, 5], state["few"][29, 39], state["half"][:4] = -1.5, 2.0, 0.0
+    keep_state(tmp_path / "net", state)
+    names = set(load_file(tmp_path / "net"))
+    parts = {f"{name}:{part}" for name in ("few", "none") for part in ("places", "values", "shape")}
+    assert names == {"half", "count", *parts}
+    assert (tmp_path / "net").stat().st_size < 30 * 40 * 4
+    kept = kept_state(tmp_path / "net")
+    assert all(torch.equal(kept[name], tensor) and kept[name].dtype == tensor.dtype for name, tensor in state.items())
 
 
 def test_a_signal_is_answered_with_how_to_go_on(place, monkeypatch):

@@ -13,8 +13,9 @@ from sparsenn.papers import reproduce
 from sparsenn.papers.dwf import path, runs
 from sparsenn.papers.dwf.runs import kept_state
 from sparsenn.papers.dwf.settings import Given
-from sparsenn.training import ConfigError
+from sparsenn.training import ConfigError, RunFolderError
 from sparsenn.training.batches import epoch_order
+from sparsenn.training.folder import alone_in
 
 EPSILON = torch.finfo(torch.float32).eps
 OPTIONS = {"depths": [3], "seeds": 1, "epochs": 20, "batch_size": 10, "points": 3, "lams": [0.05, 3.0], "lr": 0.1}
@@ -65,6 +66,18 @@ def test_a_path_goes_on_where_rows_are_and_ends_in_the_same_table(place, monkeyp
     monkeypatch.setattr(path, "Fit", None)  # nothing is left to train
     monkeypatch.setattr(runs, "train_net", None)
     assert reproduce("dwf", "path", out=place.folder, **OPTIONS, no_train=True).read_text() == made
+
+
+def test_a_path_of_any_depth_is_a_line_of_the_table(place):
+    text = reproduce("dwf", "path", out=place.folder, **{**OPTIONS, "depths": [20]}).read_text()
+    assert [line.split(" |")[0] for line in text.splitlines() if line.startswith("| D")] == ["| D = 20"] * 2
+
+
+def test_a_folder_is_for_one_path_at_a_time(place, monkeypatch):
+    monkeypatch.setattr(path, "train", lambda keys, place: [])  # the nets beside it are there
+    monkeypatch.setattr(path, "_follow", lambda *_: pytest.fail("another process is there"))
+    with alone_in(place.folder), pytest.raises(RunFolderError, match="another process trains here"):
+        reproduce("dwf", "path", out=place.folder, **OPTIONS)
 
 
 def test_a_path_that_diverges_says_where_and_has_no_later_points(place):

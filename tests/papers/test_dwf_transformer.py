@@ -135,7 +135,11 @@ def test_the_penalties_are_those_of_the_text():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"methods": ["snip"]}, r"methods are \['snip'\]; it takes some of dense, magnitude"), ({"seeds": 0}, "1 or more seeds")],
+    [
+        ({"methods": ["snip"]}, r"methods are \['snip'\]; it takes some of dense, magnitude"),
+        ({"seeds": 0}, "seeds is 0; it takes 1 or more"),
+        ({"epochs": -1}, "epochs is -1; it takes 1 or more"),
+    ],
 )
 def test_a_setting_that_does_not_fit_is_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

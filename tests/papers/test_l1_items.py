@@ -1,6 +1,8 @@
 import csv
 import dataclasses
+import errno
 import json
+from contextlib import contextmanager
 from importlib import resources
 
 import pytest
@@ -12,7 +14,7 @@ from sparsenn.data import taught
 from sparsenn.models import build_student, teacher
 from sparsenn.ops import permutation
 from sparsenn.papers import ITEMS, reproduce
-from sparsenn.papers.l1 import items, runs
+from sparsenn.papers.l1 import courses, items, runs
 from sparsenn.papers.l1.compare import comparison, reference
 from sparsenn.papers.l1.runs import kept_weights
 from sparsenn.papers.l1.settings import EXPERIMENTS, KEY, PAIRS, grid, jobs_of
@@ -70,6 +72,18 @@ def test_a_cell_agrees_by_its_spread():
     assert comparison([row(3.6, pair=pair, size=64)], 2) == []
     assert comparison([row(3.6, pair=pair, status="diverged")], 2) == []
     assert comparison([row(0.2, pair=("tanh", "relu"))], 2) == []  # published runs with random teachers
+
+
+def test_a_sparsity_agrees_within_a_percentage_point_of_the_range():
+    pair = ("relu", "relu")
+    (cell,) = (c for c in reference() if (c.experiment, c.method, c.scale, c.teacher, c.student) == (2, "l1", 1.0, *pair))
+    assert cell.sparsity == 81.25
+    for beyond, agrees in ((0.99, True), (1.01, False)):
+        for side in (-1, 1):
+            near, far = (cell.sparsity + side * (beyond + extra) for extra in (0, 3))
+            rows = [row(1e-4, scale=1.0, pair=pair, seed=s, sparsity=p / 100) for s, p in ((1, near), (2, far))]
+            (entry,) = comparison(rows, 2)
+            assert entry["sparsity_agrees"] is agrees
 
 
 def test_tables_show_means_deviations_bands_and_the_papers_numbers():
@@ -177,6 +191,25 @@ def test_courses_say_since_when_a_run_has_the_weights_that_it_ends_with(tmp_path
     assert (out / "courses.jsonl").read_bytes() == before
 
 
+def test_courses_that_another_process_wrote_before_it_let_go_are_not_taken_again(tmp_path, monkeypatch):
+    keys = grid(2, methods=["prox"], scales=[0.2], pairs=[("relu", "relu")], seeds=1, size=32, epochs=2)
+    courses.train(keys, tmp_path)
+    path = courses.table_in(tmp_path).path
+    line = path.read_text()
+    path.write_text("")
+
+    @contextmanager
+    def later(folder):
+        folder.mkdir()
+        path.write_text(line)
+        yield
+
+    monkeypatch.setattr(courses, "alone_in", later)
+    monkeypatch.setattr(courses, "_rows", lambda group: pytest.fail("it is there"))
+    courses.train(keys, tmp_path)
+    assert path.read_text() == line
+
+
 def test_killed_runs_go_on_and_rows_from_elsewhere_count(tmp_path, monkeypatch):
     keys = grid(1, methods=["l1"], scales=[0.2], seeds=1, size=32, epochs=3)
     whole = runs.train(keys, tmp_path / "whole")
@@ -273,15 +306,33 @@ def test_a_folder_of_others_or_one_that_cannot_be_written_is_refused(tmp_path, m
         reproduce("l1", "exp1", out=tmp_path, **few)
     assert [entry.name for entry in tmp_path.iterdir()] == ["letter.txt"]
     for out in (tmp_path / "letter.txt" / "below", tmp_path / ("x" * 300)):
-        with pytest.raises(RunFolderError, match="cannot be written: "):
+        with pytest.raises(RunFolderError, match=r"cannot be written \(.*\); name another folder with --out"):
             reproduce("l1", "exp1", out=out, **few)
 
     def fail(*_):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(items, "write_atomic", fail)
-    with pytest.raises(RunFolderError, match="cannot be written: Permission denied"):
+    with pytest.raises(RunFolderError, match=r"new: cannot be written \(Permission denied\); name another folder with --out"):
         reproduce("l1", "exp1", out=tmp_path / "new", no_train=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/elsewhere/data"),
+        PermissionError(errno.EACCES, "Permission denied", "/elsewhere/data"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    ],
+)
+def test_an_error_that_is_not_about_the_folder_stays_what_it_is(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(items, "train", fail)
+    with pytest.raises(type(error)) as caught:
+        reproduce("l1", "exp1", out=tmp_path)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("item", ["table1", "table2", "table5", "table11", "fig3", "fig4"])

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from sparsenn.cli import main
 from sparsenn.data import taught
 from sparsenn.metrics import teacher_distance
 from sparsenn.models import build_student, teacher
+from sparsenn.papers.l1 import teacher_student
 from sparsenn.papers.l1.study_config import packaged, read_study_config, study_config
 from sparsenn.papers.l1.teacher_student import published_state, run_study
 from sparsenn.training.errors import ConfigError, RunFolderError
@@ -227,8 +229,21 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     with pytest.raises(RunFolderError, match="holds runs of another mode, pairs, seed, name, optimizer, config"):
         run_study("multiple", config, **kinds)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="cannot be written"):
+    with pytest.raises(RunFolderError, match=r"cannot be written \(.*\); name another folder with save_path"):
         run_study("multiple", write(tmp_path, save_path=str(tmp_path / "file")), **kinds)
+
+
+def test_an_error_that_is_not_about_the_folder_stays_what_it_is(tmp_path, monkeypatch):
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "/elsewhere/data")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(teacher_student, "write_json", fail)
+    models = {"teacher_model": "baselineCNN_relu", "student_model": "baselineCNN_relu"}
+    with pytest.raises(FileNotFoundError) as caught:
+        run_study("single", write(tmp_path), **models)
+    assert caught.value is error
 
 
 def test_a_study_that_another_process_trains_is_left_alone(tmp_path):

@@ -99,5 +99,6 @@ def test_wrong_settings(tmp_path):
         reproduce(tmp_path, methods=["dropout"])
     with pytest.raises(ValueError, match=r"tolerance is 0\.9"):
         reproduce(tmp_path, tolerance=0.9)
-    with pytest.raises(ValueError, match="1 or more seeds, neurons and epochs"):
-        reproduce(tmp_path, seeds=0)
+    for name in ("seeds", "width", "epochs"):
+        with pytest.raises(ValueError, match=f"beyond: {name} is 0; it takes 1 or more"):
+            reproduce(tmp_path, **{name: 0})

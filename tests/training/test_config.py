@@ -13,8 +13,10 @@ from sparsenn.training.config import KEYS, resumed
 
 
 def test_the_names_of_the_torch_free_table_are_those_of_the_rooms():
+    from sparsenn.ops import stacked_steps
     from sparsenn.training.schedules import SCHEDULES
 
+    assert (presets.OPTIMIZERS, presets.PENALTIES) == (stacked_steps.OPTIMIZERS, stacked_steps.PENALTIES)
     assert data.names() == presets.DATASETS
     assert models.names() == presets.MODELS
     assert tuple(SCHEDULES) == presets.SCHEDULES
@@ -221,6 +223,23 @@ def test_settings_that_a_method_cannot_use_are_refused(method, given):
     whole = configure(method=method).to_dict()
     with pytest.raises(ConfigError, match=f"method {method} takes"):
         TrainConfig(**{**whole, **given})
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "sentence"),
+    [
+        ("dwf-adam", {"balanced": "auto"}, "has no root for balanced factors; drop balanced, or take method dwf"),
+        ("prox", {"balanced": "auto"}, "has no factors; drop balanced, or take method dwf"),
+        ("snip", {"lam": 0.1}, "has no penalty; drop lam, or take method dwf"),
+        ("snip", {"depth": 3}, "has no factors; drop depth, or take method dwf"),
+        ("dense", {"twin": True}, "has no twin; drop twin, or take method dwf"),
+        ("dense", {"lam": 0.1, "depth": 3}, "has no factors and no penalty; drop depth, lam, or take method dwf"),
+        ("prox", {"prune_epoch": 2, "depth": 3}, "has no masks; drop prune-epoch, or take one of magnitude, snip, "),
+    ],
+)
+def test_what_a_method_lacks_is_what_was_asked_for(method, given, sentence):
+    with pytest.raises(ConfigError, match=f"^method {method} {sentence}"):
+        configure(method=method, **given)
 
 
 @pytest.mark.parametrize("given", [{"lam_schedule": "cosine"}, {"lam": 0.0}])

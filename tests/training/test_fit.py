@@ -10,7 +10,7 @@ from sparsenn import models
 from sparsenn.training import Fit, configure
 from sparsenn.training.batches import epoch_order
 from sparsenn.training.evaluate import evaluate
-from sparsenn.training.methods import make_optimizer
+from sparsenn.training.methods import make_control, make_optimizer
 
 RUNS = {
     "dwf2": {"depth": 2},
@@ -289,3 +289,28 @@ def test_drawn_factors_leave_the_scales_of_normalization_alone():
     torch.testing.assert_close(net[1].weight.detach(), torch.ones(6))
     assert not torch.allclose(net[0].weight, drawn)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in net.parameters()}
+
+
+def test_normalization_that_is_not_penalised_has_one_factor_wherever_the_others_are_drawn():
+    config = configure(
+        dataset="mnist", model="lenet-5", method="dwf", depth=3, factor_init="dwf", lam=0.1, penalize_biases=False
+    )
+    net = models.build("lenet-5")
+    named = dict(net.named_parameters())
+    drawn, free = make_optimizer(config, net).param_groups
+    weights = [name for name, p in named.items() if any(p is own for own in drawn["params"])]
+    assert weights == [name for name, p in named.items() if p.dim() > 1]
+    assert (drawn["depth"], drawn["lam"], free["depth"], free["lam"]) == (3, 0.1, 1, 0.0)
+    assert len(free["params"]) == len(named) - len(weights)
+
+
+def test_the_last_fifth_of_a_run_is_at_the_final_threshold(shapes):
+    """By then the threshold has come down to the one that decides what is a zero."""
+    fit = make(shapes, method="prox", target_sparsity=0.5)
+    control = make_control(fit.config, fit.optimizer, 10)
+    seen = []
+    for _ in range(10):
+        control.step()
+        seen.append(control.threshold)
+    assert seen[6] > 2 * torch.finfo(torch.float32).eps
+    assert seen[-3:] == pytest.approx([torch.finfo(torch.float32).eps] * 3, rel=1e-6)

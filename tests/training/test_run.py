@@ -23,7 +23,7 @@ from sparsenn.training import (
     train,
 )
 from sparsenn.training.checkpoint import load_checkpoint
-from sparsenn.training.folder import alone_in, fresh_name
+from sparsenn.training.folder import alone_in, fresh_name, open_new
 from sparsenn.training.result import Result
 
 FILES = {
@@ -253,9 +253,16 @@ def test_a_full_disk_is_a_sentence(shapes, tmp_path, no_pictures, monkeypatch):
         BrokenPipeError(errno.EPIPE, "Broken pipe"),
     ],
 )
-def test_an_error_of_something_else_than_the_folder_stays_what_it_is(tmp_path, error):
+def test_an_error_of_something_else_than_the_folder_stays_what_it_is(tmp_path, error, monkeypatch):
     with pytest.raises(type(error)), alone_in(tmp_path):
         raise error
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("sparsenn.training.folder.write_json", fail)
+    with pytest.raises(type(error)):
+        open_new(tmp_path, config())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -281,6 +288,22 @@ def test_a_signal_leaves_a_folder_that_resumes_to_the_same_bits(shapes, tmp_path
     assert again.net.history == whole.net.history
     for name in ("model.safetensors", "metrics.jsonl", "twin/model.safetensors", "twin/metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+
+
+def test_a_target_that_was_missed_is_said(shapes):
+    aim = config(epochs=3, target_sparsity=0.999)
+    result = train(aim, images=shapes)
+    assert result.net.off_target == pytest.approx(1 - result.net.weights / result.net.total - 0.999)
+    assert f"The target was missed by {abs(100 * result.net.off_target):.1f} points: more --epochs" in str(result)
+    met = dataclasses.replace(aim, target_sparsity=1 - result.net.weights / result.net.total)
+    assert "was missed" not in str(dataclasses.replace(result, net=dataclasses.replace(result.net, config=met)))
+    assert train(config(epochs=1), images=shapes).net.off_target is None
+
+
+def test_divergence_of_a_search_names_the_strength_that_it_was_at(shapes, monkeypatch):
+    monkeypatch.setitem(schedules.SCHEDULES, "constant", lambda step, steps: 1.0 if step < 16 else 1e30)
+    with pytest.raises(TrainingDiverged, match=r"or take more --epochs \(it is 10; the search for the target was at λ = "):
+        train(config(epochs=10, schedule="constant", target_sparsity=0.5), images=shapes)
 
 
 def test_divergence_names_epoch_checkpoint_and_hint(shapes, tmp_path, monkeypatch):

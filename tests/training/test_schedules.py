@@ -73,7 +73,7 @@ def test_every_schedule_starts_at_one_and_never_rises(name, steps, step):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown name 'linear'; known are cosine, constant, step"):
+    with pytest.raises(ValueError, match="make_scheduler: unknown name 'linear'; known are cosine, constant, step"):
         rates("linear", 3)
 
 

@@ -42,6 +42,29 @@ def test_a_way_that_computes_something_else_is_not_timed(monkeypatch):
         serving.bench_model(net(), (1, 6, 6), (2,), seconds=0.01)
 
 
+def test_that_is_refused_where_python_drops_assertions_too():
+    code = (
+        "import torch; from sparsenn.training import serving\n"
+        "serving._ways = lambda *_: ({'torch': lambda x: x.sum((1, 2))[:, None] * float('nan')}, {})\n"
+        "try: serving.bench_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1)), (2, 2), (2,), seconds=0.01)\n"
+        "except AssertionError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, check=True)
+    assert b"bench_model: torch is off by nan of the largest output" in done.stdout
+
+
+def test_threads_are_what_they_were(monkeypatch):
+    monkeypatch.setattr(serving, "_ways", lambda *_: pytest.fail(f"{torch.get_num_threads()} threads"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(pytest.fail.Exception, match="1 threads"):
+            serving.bench_model(net(), (1, 6, 6), (2,))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_summary_of_a_run_names_both_sizes(tmp_path):
     path = sparsenn.save(net(), tmp_path / "net", about={"sample": [1, 6, 6]})
     text = serving.summary(path, batches=(1, 3), seconds=0.01)

@@ -33,6 +33,15 @@ class Failing(nn.Linear):
         raise self.error
 
 
+class FromTwo(nn.Linear):
+    """Takes batches of two samples and more."""
+
+    def forward(self, x):
+        if len(x) < 2:
+            raise ValueError("a batch of one")
+        return super().forward(x)
+
+
 _one_at_a_time = nn.Sequential(nn.Unflatten(0, (1, 1)), nn.Flatten(0, 1), nn.Linear(12, 1))
 
 
@@ -108,6 +117,7 @@ _one_at_a_time = nn.Sequential(nn.Unflatten(0, (1, 1)), nn.Flatten(0, 1), nn.Lin
         ({"modules": [Failing(KeyError("key"))] * 2}, "a step of Failing fails under torch.func.vmap: 'key'$"),
         ({"modules": [Failing(AssertionError())] * 2}, "a step of Failing fails under torch.func.vmap: AssertionError$"),
         ({"modules": [_one_at_a_time] * 2}, "a step of Sequential fails under torch.func.vmap: .*unflatten"),
+        ({"modules": [FromTwo(12, 1)] * 2, "batch_size": 2}, "a step of FromTwo fails under torch.func.vmap: a batch of one$"),
         ({"modules": [Residual()] * 2, "engine": "fused"}, "does not cover a Residual; it covers chains of Linear"),
     ],
 )
@@ -146,6 +156,15 @@ def test_what_is_no_stack_is_refused_in_a_sentence(given, message):
 def test_a_run_with_a_wrong_setting_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         Run(**given)
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU]
+)
+def test_a_layer_that_draws_is_refused(kind):
+    net = nn.Sequential(nn.Linear(12, 1), kind())
+    with pytest.raises(ValueError, match=r"Stack: module 0 has random layers \(1\); a stack takes none"):
+        Stack([net], [Run()], data_sets()[:1], max_epochs=1)
 
 
 def task(inputs: int, outputs: int) -> Task:

@@ -15,7 +15,7 @@ from sparsenn.training.folder import alone_in
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Run, Stack, figures, runner
 from sparsenn.training.stacked.progress import Bar, Lines, Nobody, watch_for
-from sparsenn.training.stacked.runner import Job, by_key, run_jobs
+from sparsenn.training.stacked.runner import Job, run_jobs
 from sparsenn.training.table import Table
 
 KEY = ("job", "index")
@@ -68,8 +68,6 @@ def test_runs_become_rows_when_they_end(whole):
     assert [row["epochs"] for row in rows] == [3, 6, 9, 1, 5]
     assert [row["status"] for row in rows] == ["finished"] * 3 + ["diverged", "finished"]
     assert not (whole / NAME).exists()
-    found = by_key(rows, [*jobs()[1].keys, {"job": "third", "index": 0}, *jobs()[0].keys], KEY)
-    assert [(row["job"], row["index"]) for row in found] == [("second", 0), ("second", 1), *(("first", i) for i in range(3))]
 
 
 class Killed(Exception):  # noqa: N818
@@ -112,6 +110,14 @@ def test_rows_beyond_the_checkpoint_are_not_written_twice(whole, tmp_path, one_s
     (tmp_path / NAME).write_bytes(old)
     run_jobs(jobs(), table_in(tmp_path), tmp_path)
     assert without_time(tmp_path) == without_time(whole)
+
+
+def test_a_stack_that_goes_on_has_the_seconds_from_before(tmp_path, one_step_a_visit):
+    with pytest.raises(Killed):
+        run_jobs(jobs(), table_in(tmp_path), tmp_path, watch=Killer(3))
+    save_checkpoint(tmp_path / NAME, {**load_checkpoint(tmp_path / NAME), "seconds": 1000.0})
+    run_jobs(jobs(), table_in(tmp_path), tmp_path)
+    assert {(row["job"], row["seconds"] >= 1000) for row in table_in(tmp_path).rows} == {("first", True), ("second", False)}
 
 
 def test_a_kill_after_the_last_row_leaves_no_checkpoint_for_ever(whole, tmp_path):

@@ -18,7 +18,7 @@ from sparsenn.data import taught
 from sparsenn.models import build_student, teacher
 from sparsenn.training import ConfigError, RunFolderError, SweepConfig, configure_sweep, read_sweep, sweep
 from sparsenn.training.folder import alone_in
-from sparsenn.training.grid.config import ACTIVATIONS, ENGINES, OPTIMIZERS, PENALTIES, STUDENTS, TEACHERS
+from sparsenn.training.grid.config import ACTIVATIONS, STUDENTS, TEACHERS
 from sparsenn.training.stacked import Run, Stack, train
 
 GRID = {
@@ -40,11 +40,9 @@ GRID = {
 
 def test_the_names_of_the_settings_are_those_of_the_rooms_behind_them():
     from sparsenn.models import students, teachers
-    from sparsenn.training.stacked import engine, run
 
     assert (STUDENTS, TEACHERS) == (students.STUDENTS, teachers.TEACHERS)
     assert set(ACTIVATIONS) == set(students.ACTIVATIONS)
-    assert (OPTIMIZERS, PENALTIES, ENGINES) == (run.OPTIMIZERS, run.PENALTIES, engine.ENGINES)
 
 
 def test_a_grid_is_every_combination_once():
@@ -317,7 +315,7 @@ def test_folders_that_hold_something_else_are_refused(done, tmp_path, monkeypatc
     with pytest.raises(RunFolderError, match="holds no sweep to resume"):
         sweep(config, tmp_path, resume=True)
     for out in (tmp_path / "letter.txt" / "below", tmp_path / ("x" * 300)):
-        with pytest.raises(RunFolderError, match="cannot be written: "):
+        with pytest.raises(RunFolderError, match=r"cannot be written \(.*\); --out takes a new or an empty folder"):
             sweep(config, out)
     with pytest.raises(RunFolderError, match="cannot be read: File name too long"):
         sweep(config, tmp_path / ("x" * 300), resume=True)

@@ -19,6 +19,14 @@ def test_rows_survive_and_are_not_asked_for_again(tmp_path):
     assert list(again.missing(rows("a", "c", "b"))) == rows("c")
 
 
+def test_rows_come_in_the_order_of_their_keys(tmp_path):
+    table = Table(tmp_path / "t.jsonl", ("name", "seed"))
+    for number, row in enumerate(rows("a", "b", "c")):
+        table.add({**row, "figure": number})
+    found = table.rows_of(key for key in [*rows("c", "d", "a"), {"name": "b", "seed": 1}])
+    assert [(row["name"], row["figure"]) for row in found] == [("c", 2), ("a", 0)]
+
+
 def test_a_line_that_a_kill_has_cut_is_dropped_and_computed_anew(tmp_path):
     path = tmp_path / "t.jsonl"
     table = Table(path, ("name",))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from sparsenn.papers.dwf.curves import PRUNING, accuracy_at, compression_at, kind, living, mean_std, seeds_in, select, sparsest
+from sparsenn.papers.dwf.curves import PRUNING, accuracy_at, compression_at, kind, living, seeds_in, select, sparsest
 from sparsenn.papers.dwf.settings import SPARSITIES
+from sparsenn.papers.spread import mean_std
 from sparsenn.training.table import Row
 
 _SLACK = 0.1  # points of accuracy by which two means agree in any case

@@ -24,7 +24,7 @@ from torch.optim import SGD, Optimizer
 
 from sparsenn import models
 from sparsenn.optim import FactorizedSGD
-from sparsenn.papers.dwf.figures import COLORS, panels
+from sparsenn.papers.dwf.figures import color_of, panels
 from sparsenn.training.checks import DEVICE
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.evaluate import loss_of
@@ -194,11 +194,11 @@ def make_step(cell: Cell) -> Callable[[], Tensor]:
     channels, size, classes = _IMAGES.get(cell.model, _CIFAR)
     torch.manual_seed(0)
     net = models.build(cell.model, classes, in_channels=channels, image_size=size).to(cell.device)
-    return _step(cell, net, torch.randn(cell.batch_size, channels, size, size).to(cell.device))
+    return _step(cell, net, torch.randn(cell.batch_size, channels, size, size).to(cell.device), classes)
 
 
-def _step(cell: Cell, net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    labels = torch.randint(10, (len(images),)).to(cell.device)
+def _step(cell: Cell, net: nn.Module, images: Tensor, classes: int) -> Callable[[], Tensor]:
+    labels = torch.randint(classes, (len(images),)).to(cell.device)
     optimizer = _optimizer(cell, net)
 
     def step() -> Tensor:
@@ -319,8 +319,8 @@ def _peak_of_process(cell: Cell, threads: int) -> int:
 
 
 def _small_step(cell: Cell) -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 10)).to(cell.device)
-    _step(cell, net, torch.zeros(2, 1, 4, 4, device=cell.device))()
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)).to(cell.device)
+    _step(cell, net, torch.zeros(2, 1, 4, 4, device=cell.device), classes=2)()
 
 
 def _resident(field: str) -> int:
@@ -371,7 +371,8 @@ def _draw(item: str, costs: Sequence[Cost]) -> bytes:
     dense = {cost.cell.batch_size: cost for cost in costs if cost.cell.way == "dense"}
     for way, depth in dict.fromkeys((cost.cell.way, cost.cell.depth) for cost in costs):
         own = {c.cell.batch_size: c for c in costs if (c.cell.way, c.cell.depth) == (way, depth)}
-        style = {"color": COLORS.get(("dwf", depth), "black"), "ls": _STYLES[way], "marker": "o", "ms": 3, "lw": 1.2}
+        color = color_of(("dense" if way == "dense" else "dwf", depth))
+        style = {"color": color, "ls": _STYLES[way], "marker": "o", "ms": 3, "lw": 1.2}
         shares = [1 / size if item == "fig26" else 1.0 for size in own]
         left.plot([*own], [scale * cost.median * share for cost, share in zip(own.values(), shares, strict=True)], **style)
         right.plot([*own], [cost.over(dense[size]) for size, cost in own.items()], label=_label(way, depth), **style)

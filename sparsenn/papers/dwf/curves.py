@@ -12,23 +12,46 @@ from sparsenn.papers.dwf.settings import KEY
 from sparsenn.training.table import Row
 
 Point = tuple[float, float]  # compression, accuracy in [0, 1]
-NAMES = {
-    ("dense", 1): "Dense",
-    **{("dwf", depth): f"D = {depth}" for depth in range(1, 17)},
-    ("magnitude", 1): "GMP",
-    ("snip", 1): "SNIP",
-    ("synflow", 1): "SynFlow",
-    ("random", 1): "Random",
-    ("l1-subgradient", 1): "vanilla L1",
-    ("prox", 1): "proximal L1",
+_NAMES = {
+    "dense": "Dense",
+    "dwf": "D",
+    "magnitude": "GMP",
+    "snip": "SNIP",
+    "synflow": "SynFlow",
+    "random": "Random",
+    "l1-subgradient": "vanilla L1",
+    "prox": "proximal L1",
 }
 _ROUNDING = 0.01  # a pruning method keeps whole weights, of which some become 0 in training
 PRUNING = (("magnitude", 1), ("snip", 1), ("synflow", 1), ("random", 1))
 
 
 def kind(row: Row) -> tuple[str, int]:
-    """Method and depth of a run, a key of ``NAMES``."""
+    """Method and depth of a run."""
     return row["method"], row["depth"]
+
+
+def name_of(which: tuple[str, int]) -> str:
+    """What tables and pictures call a method, or a depth of factors.
+
+    Example:
+        >>> from sparsenn.papers.dwf.curves import name_of
+        >>> name_of(("dwf", 20)), name_of(("magnitude", 1))
+        ('D = 20', 'GMP')
+    """
+    method, depth = which
+    return f"{_NAMES[method]} = {depth}" if method == "dwf" else _NAMES[method]
+
+
+def kinds_in(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """The kinds of the rows, each once: the dense net, factors by their depth, then the other methods."""
+    order = [*_NAMES]
+    return sorted({kind(row) for row in rows}, key=lambda which: (order.index(which[0]), which[1]))
+
+
+def factorized_in(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """Those of them that have factors."""
+    return [which for which in kinds_in(rows) if which[0] == "dwf"]
 
 
 def select(rows: Iterable[Row], **values: Any) -> list[Row]:
@@ -135,9 +158,3 @@ def front(points: Iterable[Any]) -> list[Point]:
         if not best or accuracy > best[-1][1]:
             best.append((compression, accuracy))
     return best
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and population standard deviation of one value or more."""
-    mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))

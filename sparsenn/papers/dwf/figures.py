@@ -6,27 +6,28 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sparsenn.data import require_extra
-from sparsenn.papers.dwf.curves import NAMES, PRUNING, band, front, kind, living, mean_std, seeds_in, select
+from sparsenn.papers.dwf.curves import PRUNING, band, factorized_in, front, kind, living, name_of, seeds_in, select
+from sparsenn.papers.spread import mean_std
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.table import Row
 
 _SHOWN = 0.25  # of the accuracy, below the best
-COLORS = {
-    ("dense", 1): "black",
-    ("dwf", 2): "#1f5fa8",
-    ("dwf", 3): "#8c2d5a",
-    ("dwf", 4): "#2d8c6a",
-    ("dwf", 5): "#c2701c",
-    ("dwf", 6): "#6a51a3",
-    ("dwf", 7): "#a6761d",
-    ("dwf", 8): "#d73027",
-    ("magnitude", 1): "#d08a1d",
-    ("snip", 1): "#7a9a3a",
-    ("synflow", 1): "#5b9bd0",
-    ("random", 1): "#9a9a9a",
-    ("l1-subgradient", 1): "#9a9a9a",
-    ("prox", 1): "#d08a1d",
+_DEPTHS = ("#1f5fa8", "#8c2d5a", "#2d8c6a", "#c2701c", "#6a51a3", "#a6761d", "#d73027")  # of 2 to 8
+_COLORS = {
+    "dense": "black",
+    "magnitude": "#d08a1d",
+    "snip": "#7a9a3a",
+    "synflow": "#5b9bd0",
+    "random": "#9a9a9a",
+    "l1-subgradient": "#9a9a9a",
+    "prox": "#d08a1d",
 }
+
+
+def color_of(which: tuple[str, int]) -> str:
+    """The colour of a method, or of a depth of factors; beyond 8 the colours of the depths come again."""
+    method, depth = which
+    return _DEPTHS[(depth - 2) % len(_DEPTHS)] if method == "dwf" else _COLORS[method]
 
 
 def panels(titles: Sequence[str], title: str, xlabel: str, ylabel: str, rows: int = 1) -> tuple[Any, list[Any]]:
@@ -66,11 +67,11 @@ def tradeoff(axes: Any, rows: Sequence[Row], label: str, color: Any, ls: str = "
 def fig1(rows: Sequence[Row], title: str) -> bytes:
     """Figure 1: left what the methods leave, right the best that pruning any of their nets leads to at a compression."""
     figure, axes = panels(["as trained", "after pruning the smallest weights"], title, "compression", "test accuracy (%)")
-    for which in (("l1-subgradient", 1), ("prox", 1), ("dwf", 2), ("dwf", 3)):
+    for which in (("l1-subgradient", 1), ("prox", 1), *factorized_in(rows)):
         own = [row for row in select(rows) if kind(row) == which]
-        tradeoff(axes[0], own, NAMES[which], COLORS[which])
+        tradeoff(axes[0], own, name_of(which), color_of(which))
         best = front(point for row in own for point in [*row["pruned"], *living([row])])
-        axes[1].plot([c for c, _ in best], [a for _, a in best], color=COLORS[which], lw=1.3, label=NAMES[which])
+        axes[1].plot([c for c, _ in best], [a for _, a in best], color=color_of(which), lw=1.3, label=name_of(which))
     for pair in axes:
         accuracy_axes(pair, rows)
     axes[1].set_xlim(axes[0].get_xlim())
@@ -85,9 +86,9 @@ def methods(rows: Sequence[Row], title: str) -> bytes:
         own = [row for row in rows if kind(row) == which]
         if which == ("dense", 1):
             if dense := [row["accuracy"] for row in select(own)]:
-                axes[0].axhline(mean_std(dense)[0], color="black", ls=":", lw=1, label=NAMES[which])
+                axes[0].axhline(mean_std(dense)[0], color="black", ls=":", lw=1, label=name_of(which))
         else:
-            tradeoff(axes[0], own, NAMES[which], COLORS[which])
+            tradeoff(axes[0], own, name_of(which), color_of(which))
     accuracy_axes(axes[0], rows)
     axes[0].legend(frameon=False, loc="lower left", fontsize=8)
     return png(figure)
@@ -132,7 +133,7 @@ def strengths(rows: Sequence[Row], title: str) -> bytes:
             for seed in seeds_in(own):
                 points = sorted((row[x], row[y]) for row in select(own, seed=seed))
                 label = f"D = {depth}" if seed == seeds_in(own)[0] else None
-                style = {"color": COLORS["dwf", depth], "ms": 3, "lw": 1, "label": label}
+                style = {"color": color_of(("dwf", depth)), "ms": 3, "lw": 1, "label": label}
                 axis.plot([p for p, _ in points], [q for _, q in points], "o-", **style)
     axes[0].legend(frameon=False, fontsize=8)
     return png(figure)
@@ -142,7 +143,7 @@ def allocation(rows: Sequence[Row], title: str, compressions: Sequence[float]) -
     """Figure 10: the share of weights left in each layer, for the net of each method nearest to a compression."""
     titles = [f"compression near {c:g}" for c in compressions]
     figure, axes = panels(titles, title, "layer", "weights left", rows=len(compressions))
-    order = [*PRUNING, *(("dwf", depth) for depth in values_of(select(rows, method="dwf"), "depth"))]
+    order = [*PRUNING, *factorized_in(rows)]
     for pair, compression in zip(axes, compressions, strict=True):
         found = [(which, nearest(rows, which, compression)) for which in order]
         shown = [(which, row) for which, row in found if row is not None]
@@ -150,7 +151,7 @@ def allocation(rows: Sequence[Row], title: str, compressions: Sequence[float]) -
         for i, (which, row) in enumerate(shown):
             shares = [kept / size for kept, size in zip(row["kept"], row["sizes"], strict=True)]
             places = [x + (i - len(shown) / 2) * width for x in range(len(shares))]
-            pair.bar(places, shares, width, color=COLORS[which], label=f"{NAMES[which]} ({row['compression']:.0f})")
+            pair.bar(places, shares, width, color=color_of(which), label=f"{name_of(which)} ({row['compression']:.0f})")
             pair.set_xticks(range(len(shares)), row["layers"], fontsize=7, rotation=90 if len(shares) > 6 else 0)
         pair.set_yscale("log")
         pair.legend(frameon=False, fontsize=7)

@@ -10,7 +10,7 @@ from pathlib import Path
 from sparsenn.data import require_extra
 from sparsenn.papers.dwf import figures, starts, tables, trajectories
 from sparsenn.papers.dwf.curves import select
-from sparsenn.papers.dwf.runs import Place, rows_of, train
+from sparsenn.papers.dwf.runs import Place, train
 from sparsenn.papers.dwf.settings import POINTS, SEEDS, Given, fine_tuned, tuning_epochs
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.files import write_atomic
@@ -302,6 +302,7 @@ def reproduce(
         ConfigError: for a setting out of range, or one that the item has no use for, before anything is read or written; and
             for a figure without a finished run.
         DataError: if a data file is missing or damaged.
+        RunFolderError: if another process trains in the folder, or something can't be written.
         TrainingInterrupted: after a signal, once the state is written.
 
     Source:
@@ -339,7 +340,7 @@ def reproduce(
 
 
 def _rows(keys: Sequence[Row], place: Place, no_train: bool) -> list[Row]:
-    return rows_of(place.table, keys) if no_train else train(keys, place)
+    return place.table.rows_of(keys) if no_train else train(keys, place)
 
 
 def _file_name(item: str, given: Given) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from sparsenn.optim import regularization_path
 from sparsenn.papers.dwf.compare import accuracies, ratios
-from sparsenn.papers.dwf.curves import NAMES, kind, seeds_in, select
-from sparsenn.papers.dwf.runs import Place, config_of, line_of, rows_of, train, trained_state
+from sparsenn.papers.dwf.curves import kind, name_of, seeds_in, select
+from sparsenn.papers.dwf.runs import Place, config_of, line_of, train, trained_state
 from sparsenn.papers.dwf.settings import KEY, POINTS, SEEDS, SPARSITIES, TOLERANCES, Given, tuning_epochs
 from sparsenn.papers.dwf.tables import mean_of
 from sparsenn.training.errors import ConfigError, TrainingInterrupted
 from sparsenn.training.files import write_atomic
 from sparsenn.training.fit import Fit
+from sparsenn.training.folder import alone_in
 from sparsenn.training.logging import progress_for
 from sparsenn.training.result import outcome
 from sparsenn.training.session import StopSignal, session
@@ -76,6 +78,7 @@ def reproduce(
     Raises:
         ConfigError: for a setting out of range, before anything is read or written.
         DataError: if a data file is missing or damaged.
+        RunFolderError: if another process trains in the folder, or something can't be written.
         TrainingInterrupted: after a signal.
     """
     given = Given(
@@ -93,17 +96,17 @@ def reproduce(
     if points < 2:
         raise ConfigError(f"path: points is {points}; it takes 2 or more")
     place = Place(Path(out), data_root, device, threads, quiet)
-    table = Table(place.folder / "path.jsonl", (*KEY, *_STAGE))
     curves = [given.sweep(depth, [seed]) for seed in range(seeds) for depth in depths]
     keys = [key for curve in curves for key in curve]
-    alone = rows_of(place.table, keys) if no_train else train(keys, place)
-    for curve in [] if no_train else curves:
-        _follow(curve, place, table)
-    stages = {table.name_of(row): row for row in table.rows}
-    path = rows_of(place.table, [curve[0] for curve in curves])
-    path += [stages[name] for curve in curves for stage in _stages(curve) if (name := table.name_of(stage)) in stages]
+    alone = place.table.rows_of(keys) if no_train else train(keys, place)
+    with nullcontext() if no_train else alone_in(place.folder):
+        table = Table(place.folder / "path.jsonl", (*KEY, *_STAGE))
+        for curve in [] if no_train else curves:
+            _follow(curve, place, table)
+    path = place.table.rows_of(curve[0] for curve in curves)
+    path += table.rows_of(stage for curve in curves for stage in _stages(curve))
     file = place.folder / f"path-{model}-{dataset}.md"
-    write_atomic(file, _summary(given, alone, path, rows_of(place.table, given.dense()), len(keys)).encode())
+    write_atomic(file, _summary(given, alone, path, place.table.rows_of(given.dense()), len(keys)).encode())
     return file
 
 
@@ -169,5 +172,5 @@ def _summary(given: Given, alone: Sequence[Row], path: Sequence[Row], dense: Seq
             cells = [mean_of(at[s], 2) for s in SPARSITIES]
             cells += [mean_of(ratio.at if ratio is not None else None, 0) for ratio in within]
             epochs = sum(row["stage_epochs"] if "stage_epochs" in row else row["epochs"] for row in own) / len(seeds_in(own))
-            lines.append(f"| {NAMES[which]} | {name} | {epochs:.0f} | {' | '.join(cells)} |")
+            lines.append(f"| {name_of(which)} | {name} | {epochs:.0f} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

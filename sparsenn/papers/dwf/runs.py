@@ -115,12 +115,6 @@ def config_of(key: Row, place: Place) -> TrainConfig:
     )
 
 
-def rows_of(table: Table, keys: Sequence[Row]) -> list[Row]:
-    """The rows of these runs that are there, in the order of ``keys``."""
-    found = {table.name_of(row): row for row in table.rows}
-    return [found[name] for key in keys if (name := table.name_of(key)) in found]
-
-
 def train(keys: Sequence[Row], place: Place) -> list[Row]:
     """Train what the table lacks of these runs, and return the rows of all, in the order of ``keys``.
 
@@ -135,10 +129,10 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
     wanted = sorted({json.dumps(key): key for key in _with_sources(keys)}.values(), key=lambda key: key["seed"])
     for key in wanted:
         config_of(key, place)
-    table = place.table
-    todo = list(table.missing(wanted))
-    began = time.monotonic()
     with alone_in(place.folder), StopSignal() as stop, progress_for(quiet=place.quiet) as progress:
+        table = place.table  # read where no other process adds to it
+        todo = list(table.missing(wanted))
+        began = time.monotonic()
         for number, key in enumerate(todo, start=1):
             row = _row(key, place, progress, stop)
             table.add(row)
@@ -146,7 +140,7 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
             if not place.quiet:
                 left = _left(todo, number, time.monotonic() - began)
                 print(f"{number}/{len(todo)}  {line_of(row)}{left}", file=sys.stderr, flush=True)
-    return rows_of(table, keys)
+    return table.rows_of(keys)
 
 
 def _left(todo: Sequence[Row], done: int, seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,27 +12,14 @@ from torch import nn
 
 from sparsenn import models
 from sparsenn.prune import compression_limit
-from sparsenn.training.config import configure
+from sparsenn.training.config import TrainConfig, configure
 from sparsenn.training.errors import ConfigError
 from sparsenn.training.presets import FACTOR_INITS, PRUNERS
 from sparsenn.training.table import Row
 
-KEY = (
-    "dataset",
-    "model",
-    "method",
-    "depth",
-    "lam",
-    "lr",
-    "factor_init",
-    "schedule",
-    "epochs",
-    "batch_size",
-    "prune_to",
-    "after_epochs",
-    "after_lr",
-    "seed",
-)
+# What a net is trained with, by the names of ``TrainConfig``.
+_TRAINED = ("dataset", "model", "method", "depth", "lam", "lr", "factor_init", "schedule", "epochs", "batch_size")
+KEY = (*_TRAINED, "prune_to", "after_epochs", "after_lr", "seed")
 SEEDS = 3
 SPARSITIES = (90.0, 95.0, 98.0, 99.0, 99.5, 99.75, 99.875, 99.9)  # percent: the columns of Table 2
 TOLERANCES = (5, 10)  # points of accuracy below the dense net: the rows of Table 1
@@ -111,22 +98,24 @@ class Given:
         Raises:
             ConfigError: for a setting that training does not take.
         """
-        depth = changes.get("depth", 2) if method == "dwf" else 1
-        given = {"dataset": self.dataset, "model": self.model, "method": method, "seed": seed}
-        given |= {name: value for name in ("epochs", "batch_size") if (value := getattr(self, name)) is not None}
-        if method == "magnitude":
-            given["method"] = "dense"  # the net that is pruned, and its epochs
+        if method == "magnitude":  # what is pruned is a dense net, which is trained on for as long
+            dense = self._config("dense", {})
+            after = {"method": method, "prune_to": None, "after_epochs": dense.epochs, "after_lr": dense.lr}
+            return {**_trained(dense), **after, **changes, "seed": seed}
+        config = self._config(method, changes)
+        return {**_trained(config), "prune_to": None, "after_epochs": 0, "after_lr": None, **changes, "seed": seed}
+
+    def _config(self, method: str, changes: Mapping[str, Any]) -> TrainConfig:
+        """What a net is trained with where ``changes`` are written over the defaults; they may name more than that."""
+        given: dict[str, Any] = {"dataset": self.dataset, "model": self.model, "method": method}
+        given |= {"epochs": self.epochs, "batch_size": self.batch_size}
+        if method == "dwf":
+            depth = changes.get("depth", 2)
+            given |= {"depth": depth, "lr": self._factor_lr(depth), "factor_init": self.factor_init}
         elif method in PRUNERS:
             given |= {"compression": changes["prune_to"], "prune_biases": method != "random"}
-        elif method == "dwf":
-            given |= {"depth": depth, "lr": self._factor_lr(depth), "factor_init": self.factor_init}
-        known = KEY[:-4]
-        given |= {name: value for name, value in changes.items() if name in known and method != "magnitude"}
-        config = configure(**{name: value for name, value in given.items() if value is not None})
-        key = {name: getattr(config, name) for name in known} | {"prune_to": None, "after_epochs": 0, "after_lr": None}
-        if method == "magnitude":
-            key |= {"method": method, "after_epochs": config.epochs, "after_lr": config.lr}
-        return {**key, **changes, "seed": seed}
+        given |= {name: value for name, value in changes.items() if name in _TRAINED}
+        return configure(**{name: value for name, value in given.items() if value is not None})
 
     def _factor_lr(self, depth: Any) -> float | None:
         if self.lr is not None:
@@ -181,6 +170,10 @@ class Given:
 
     def _seeds(self, seeds: Iterable[int] | None = None) -> Iterable[int]:
         return range(self.seeds) if seeds is None else seeds
+
+
+def _trained(config: TrainConfig) -> Row:
+    return {name: getattr(config, name) for name in _TRAINED}
 
 
 def parameters_of(dataset: str, model: str) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsenn import init
 from sparsenn.data import require_extra
-from sparsenn.papers.dwf.figures import COLORS, accuracy_axes, panels, ramp, tradeoff, values_of
+from sparsenn.papers.dwf.figures import accuracy_axes, color_of, panels, ramp, tradeoff, values_of
 from sparsenn.training.figures import png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.table import Row
@@ -77,7 +77,7 @@ def trained(rows: Sequence[Row], title: str) -> bytes:
         for name, style in (("variance_matching", ":"), ("dwf", "-")):
             drawn = _drawn(name, depth, _STD, _DRAWS)
             label = f"D = {depth}" if name == "dwf" else None
-            _density(left, drawn[0], (-1.5, 1.5), color=COLORS["dwf", depth], ls=style, label=label)
+            _density(left, drawn[0], (-1.5, 1.5), color=color_of(("dwf", depth)), ls=style, label=label)
             spread[name] = torch.stack(drawn).prod(0)  # of the last depth, _MADE
     for (name, product), color in zip(spread.items(), ("#d08a1d", "#8c2d5a"), strict=True):
         kurtosis = float(product.pow(4).mean() / product.square().mean() ** 2)

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsenn.papers.dwf.compare import Ours, Published, accuracies, published, ratios, verdict
-from sparsenn.papers.dwf.curves import NAMES, PRUNING, kind, seeds_in
+from sparsenn.papers.dwf.curves import PRUNING, factorized_in, kind, kinds_in, name_of, seeds_in
 from sparsenn.papers.dwf.settings import LAMS, SPARSITIES, TOLERANCES
 from sparsenn.training.table import Row
 
 NOTHING = "–"
-_FACTORIZED = tuple(("dwf", depth) for depth in LAMS)
-_METHODS = (*_FACTORIZED, *PRUNING)
 _SHOWN = (90.0, 95.0, 98.0, 99.0, 99.5)  # percent of sparsity, of the table of starts
 
 
 def census(rows: Sequence[Row], wanted: int) -> str:
     """How many runs the item is made of."""
     text = f"{len(rows)} of {wanted} runs, {len(seeds_in(rows))} seeds; {_diverged(rows)} diverged."
-    how = [f"{NAMES[which]}: {_settings([row for row in rows if kind(row) == which])}" for which in _kinds(rows)]
+    how = [f"{name_of(which)}: {_settings([row for row in rows if kind(row) == which])}" for which in kinds_in(rows)]
     return "\n".join([text, "", *(f"- {line}" for line in how), ""])
 
 
@@ -26,9 +24,9 @@ def _diverged(rows: Sequence[Row]) -> int:
     return sum(row["status"] == "diverged" for row in rows)
 
 
-def _kinds(rows: Sequence[Row]) -> list[tuple[str, int]]:
-    found = {kind(row) for row in rows}
-    return [which for which in NAMES if which in found]
+def _factorized(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """The depths of the paper's tables, which have a line whether there are rows or not, and those of the rows."""
+    return sorted({*(("dwf", depth) for depth in LAMS), *factorized_in(rows)})
 
 
 def _settings(rows: Sequence[Row]) -> str:
@@ -51,7 +49,7 @@ def table1(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
         "| method | points below | compression, ours | sparsity % | sparsest trained net | published | ours / published |",
         "|---|---|---|---|---|---|---|",
     ]
-    for which in (*_FACTORIZED, *PRUNING):
+    for which in (*_factorized(rows), *PRUNING):
         for tolerance in TOLERANCES:
             ratio = ratios(rows, which, tolerance)
             cell = theirs.get((*which, float(tolerance)))
@@ -64,7 +62,7 @@ def table1(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
                 NOTHING if cell is None else f"{cell.value:.0f}",
                 NOTHING if cell is None or at is None else f"{least}{at.mean / cell.value:.2f}",
             ]
-            lines.append(f"| {NAMES[which]} | {tolerance} | {' | '.join(shown)} |")
+            lines.append(f"| {name_of(which)} | {tolerance} | {' | '.join(shown)} |")
     return "\n".join([*lines, ""])
 
 
@@ -77,25 +75,29 @@ def table2(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
     lines += [f"Dense: {_beside(dense, theirs.get(('dense', 1, 0.0)))}. In brackets what the paper prints.\n"]
     lines += [f"| method | {head} |", f"|---|{'---|' * len(SPARSITIES)}"]
     verdicts: list[str] = []
-    for which in _METHODS:
+    methods = [*_factorized(rows), *PRUNING]
+    for which in methods:
         own = accuracies(rows, which)
         cells = [(own[s], theirs.get((*which, s))) for s in SPARSITIES]
-        verdicts += [
-            verdict(ours, cell) for ours, cell in cells if ours is not None and cell is not None and which in _FACTORIZED
-        ]
-        lines.append(f"| {NAMES[which]} | {' | '.join(_beside(*cell) for cell in cells)} |")
-    lines.append(f"| highest | {' | '.join(_highest(rows, theirs, s) for s in SPARSITIES)} |")
+        verdicts += [verdict(ours, cell) for ours, cell in cells if ours is not None and cell is not None and which[0] == "dwf"]
+        lines.append(f"| {name_of(which)} | {' | '.join(_beside(*cell) for cell in cells)} |")
+    lines.append(f"| highest | {' | '.join(_highest(methods, rows, theirs, s) for s in SPARSITIES)} |")
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("higher", "alike", "lower"))
     if verdicts:
         lines += ["", f"Of the {len(verdicts)} accuracies of factorized nets that are in both tables ours are: {counts}."]
     return "\n".join([*lines, ""])
 
 
-def _highest(rows: Sequence[Row], theirs: dict[tuple[str, int, float], Published], sparsity: float) -> str:
+def _highest(
+    methods: Sequence[tuple[str, int]],
+    rows: Sequence[Row],
+    theirs: dict[tuple[str, int, float], Published],
+    sparsity: float,
+) -> str:
     """The method with the highest mean accuracy, and in brackets the paper's."""
-    ours = {which: own.mean for which in _METHODS if (own := accuracies(rows, which)[sparsity]) is not None}
-    printed = {which: cell.value for which in _METHODS if (cell := theirs.get((*which, sparsity))) is not None}
-    text, published_best = (NAMES[max(found, key=found.__getitem__)] if found else NOTHING for found in (ours, printed))
+    ours = {which: own.mean for which in methods if (own := accuracies(rows, which)[sparsity]) is not None}
+    printed = {which: cell.value for which in methods if (cell := theirs.get((*which, sparsity))) is not None}
+    text, published_best = (name_of(max(found, key=found.__getitem__)) if found else NOTHING for found in (ours, printed))
     return f"{text} ({published_best})" if printed else text
 
 
@@ -113,7 +115,7 @@ def starts(rows: Sequence[Row], dataset: str, model: str, wanted: int) -> str:
     for (after, depth, start), which in sorted(groups.items()):
         own = [row for row in rows if kind(row) == which and (row["after_epochs"], row["factor_init"]) == (after, start)]
         at, ratio = accuracies(own, which), ratios([*dense, *own], which, TOLERANCES[0])
-        name = NAMES[which] if which == ("magnitude", 1) else f"D = {depth}, {start}"
+        name = name_of(which) if which == ("magnitude", 1) else f"D = {depth}, {start}"
         head = f"a trained net | {after}" if after else f"a random net | {own[0]['epochs']}"
         cells = [*(mean_of(at[s], 2) for s in _SHOWN), mean_of(ratio.at if ratio is not None else None, 0)]
         lines.append(f"| {head} | {name} | {' | '.join(cells)} |")

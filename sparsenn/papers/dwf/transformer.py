@@ -26,8 +26,9 @@ from sparsenn.nn.convert import collapse, factorize
 from sparsenn.nn.spectral import SpectralLayer
 from sparsenn.nn.spectralize import spectralize
 from sparsenn.optim import FactorizedSGD, ProxSGD, ridge_proximal
-from sparsenn.papers.dwf.curves import Point, accuracy_at, compression_at, living, mean_std
+from sparsenn.papers.dwf.curves import Point, accuracy_at, compression_at, living
 from sparsenn.papers.dwf.figures import accuracy_axes, panels
+from sparsenn.papers.spread import mean_std
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.errors import TrainingDiverged
 from sparsenn.training.evaluate import evaluate, loss_of
@@ -173,8 +174,9 @@ def reproduce(
     """
     if not methods or not set(methods) <= METHODS.keys():
         raise ValueError(f"transformer: methods are {list(methods)}; it takes some of {', '.join(METHODS)}")
-    if seeds < 1 or epochs < 1:
-        raise ValueError("transformer: it takes 1 or more seeds and epochs")
+    for name, value in (("seeds", seeds), ("epochs", epochs)):
+        if value < 1:
+            raise ValueError(f"transformer: {name} is {value}; it takes 1 or more")
     require_extra("matplotlib", "drawing pictures")
     table = Table(Path(out) / "transformer.jsonl", _KEY)
     wanted: list[Row] = [
@@ -186,8 +188,7 @@ def reproduce(
     ]
     if not no_train:
         _fill(table, wanted, data_root, quiet)
-    names = {table.name_of(row) for row in wanted}
-    rows = [row for row in table.rows if table.name_of(row) in names]
+    rows = table.rows_of(wanted)
     write_atomic(Path(out) / "transformer.md", _summary(rows, len(wanted)).encode())
     picture = Path(out) / "transformer.png"
     write_atomic(picture, _draw(rows))

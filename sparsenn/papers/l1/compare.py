@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from sparsenn.papers.l1.settings import EXPERIMENTS, PAIRS, SEEDS
+from sparsenn.papers.spread import mean_std
 from sparsenn.training.table import Row
 
 BANDS = (1e-3, 0.25)  # the paper's: below the first green, up to the second orange, above red
@@ -110,9 +110,7 @@ def spread(values: Sequence[float]) -> Spread:
         >>> spread([1.0, 3.0])
         Spread(count=2, mean=2.0, std=1.0, low=1.0, high=3.0)
     """
-    mean = math.fsum(values) / len(values)
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
-    return Spread(len(values), mean, std, min(values), max(values))
+    return Spread(len(values), *mean_std(values), min(values), max(values))
 
 
 def band(loss: float) -> str:
@@ -140,8 +138,8 @@ def _as_published(row: Row) -> bool:
 def comparison(rows: Sequence[Row], experiment: int) -> list[dict[str, Any]]:
     """One entry for each usable published cell of an experiment for which there are finished runs of its size.
 
-    ``loss_agrees``: the intervals mean ± 2 standard deviations overlap (each widened by 1e-4, the last printed digit), or one
-    mean lies within the range of the other's runs. ``sparsity_agrees``: the published mean lies within the range of our runs,
+    ``loss_agrees``: the intervals mean ± 2 standard deviations overlap (each widened by 1e-4, the last printed digit), or the
+    published mean lies within the range of ours. ``sparsity_agrees``: the published mean lies within the range of our runs,
     widened by one percentage point. Where a published cell has one run, it is a value and no distribution.
     """
     entries = []

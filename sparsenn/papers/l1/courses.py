@@ -35,11 +35,11 @@ def train(keys: Sequence[Row], folder: Path) -> None:
     Raises:
         RunFolderError: if another process trains there.
     """
-    table = table_in(folder)
     groups: dict[tuple[object, ...], list[Row]] = {}
-    for key in table.missing(keys):
-        groups.setdefault((key["teacher_activation"], key["student_activation"], key["scale"]), []).append(key)
     with alone_in(folder / "courses.state"):
+        table = table_in(folder)
+        for key in table.missing(keys):
+            groups.setdefault((key["teacher_activation"], key["student_activation"], key["scale"]), []).append(key)
         for group in groups.values():
             for row in _rows(group):
                 table.add(row)

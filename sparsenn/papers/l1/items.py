@@ -11,10 +11,11 @@ from pathlib import Path
 from sparsenn.data import require_extra
 from sparsenn.papers.l1 import courses, figures, tables
 from sparsenn.papers.l1.compare import comparison_markdown, spread
-from sparsenn.papers.l1.runs import kept_weights, rows_of, table_of, train, weight_file, without_weights
+from sparsenn.papers.l1.runs import kept_weights, table_of, train, weight_file, without_weights
 from sparsenn.papers.l1.settings import ACTIVATIONS, EXPERIMENTS, PAIRS, PUBLISHED, SCALES, SEEDS, grid
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import write_atomic
+from sparsenn.training.folder import writing_in
 from sparsenn.training.table import Row
 
 # What a folder may hold.
@@ -174,7 +175,7 @@ def reproduce(
         elif not no_train:
             train(keys, folder, weights=shows_weights, quiet=quiet)
         table = courses.table_in(folder) if of_courses else table_of(number, folder)
-        rows = rows_of(table, keys)
+        rows = table.rows_of(keys)
         if item.startswith("fig") and not rows:
             raise ConfigError(f"{item}: none of its {len(keys)} runs is in {folder}; without no-train they are trained")
         if shows_weights:
@@ -194,15 +195,10 @@ def _opened(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: if it holds other files, or can't be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing_in(folder, "name another folder with --out"):
         if not all(any(fnmatch(entry.name, pattern) for pattern in _OWN) for entry in folder.iterdir()):
             raise RunFolderError(f"{folder} holds other files; name another folder with --out")
         yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{folder}: cannot be written: {error.strerror or error}; name another folder with --out"
-        ) from error
 
 
 def _require_weights(rows: Sequence[Row], folder: Path) -> None:

@@ -30,6 +30,7 @@ from sparsenn.training.table import Row, Table
 
 Data = tuple[Tensor, Tensor]
 _KEYS = "keys.json"
+_AT_ONCE = 8192  # samples: 8 MB of signals in the widest layer of a student, where 100,000 are 100 MB
 _KEPT = 1000  # a student with no more weights has them in its row; a larger one in a file beside the table
 
 
@@ -58,12 +59,12 @@ def train(keys: Sequence[Row], folder: Path, *, weights: bool = False, quiet: bo
                 with alone_in(states):
                     table = table_of(experiment, folder)
                     if weights:
-                        _drop(without_weights(rows_of(table, own), folder), table)
+                        _drop(without_weights(table.rows_of(own), folder), table)
                     for part, state in _parts(own, table, states):
                         jobs = [_job(group, folder) for group in jobs_of(part)]
                         run_jobs(jobs, table, state, watch=watch, stop=stop)
                         shutil.rmtree(state)
-                rows += rows_of(table, own)
+                rows += table.rows_of(own)
     finally:
         watch.close()
     return rows
@@ -96,12 +97,6 @@ def _drop(rows: Sequence[Row], table: Table) -> None:
 def without_weights(rows: Sequence[Row], folder: Path) -> list[Row]:
     """Those of the finished runs whose weights are neither in their row nor in a file: a table was copied without the files."""
     return [row for row in rows if row["status"] != DIVERGED and "values" not in row and not weight_file(row, folder).exists()]
-
-
-def rows_of(table: Table, keys: Sequence[Row]) -> list[Row]:
-    """The rows of these runs that are there, in the order of ``keys``."""
-    found = {tuple(row[column] for column in KEY): row for row in table.rows}
-    return [found[name] for key in keys if (name := tuple(key[column] for column in KEY)) in found]
 
 
 def _job(keys: list[Row], folder: Path) -> Job:
@@ -187,10 +182,8 @@ def _figures(key: Row, stack: Stack, index: int, data: Data, folder: Path) -> Ro
 def mean_square(net: nn.Module, data: Data) -> float:
     """The mean squared error of a network over all samples."""
     x, y = data
-    parts = (
-        (net(x_part) - y_part).double().square().sum() for x_part, y_part in zip(x.split(8192), y.split(8192), strict=True)
-    )
-    return float(sum(parts)) / y.numel()
+    parts = zip(x.split(_AT_ONCE), y.split(_AT_ONCE), strict=True)
+    return float(sum((net(x_part) - y_part).double().square().sum() for x_part, y_part in parts)) / y.numel()
 
 
 def weight_figures(net: nn.Module, perfect: tuple[int, ...]) -> Row:

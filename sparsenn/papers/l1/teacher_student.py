@@ -26,7 +26,7 @@ from sparsenn.papers.l1.study_config import StudyConfig, read_study_config
 from sparsenn.training.checks import SEED, shown
 from sparsenn.training.errors import ConfigError, RunFolderError
 from sparsenn.training.files import parse_json, remove_parts, write_atomic, write_json
-from sparsenn.training.folder import alone_in
+from sparsenn.training.folder import alone_in, writing_in
 from sparsenn.training.session import StopSignal
 from sparsenn.training.stacked import Run, Stack
 from sparsenn.training.stacked.progress import watch_for
@@ -210,8 +210,7 @@ class _Study:
         names = [self.folder.name, self._text_name, *map(self._file_name, range(len(self.wanted)))]
         if (longest := max(len(name.encode()) for name in names)) > _LONGEST:
             raise ConfigError(f"name makes a file's name of {longest} bytes; it takes one that is {longest - _LONGEST} shorter")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with writing_in(self.folder, "name another folder with save_path"):
             if path.exists():
                 self._compare(path, settings)
                 with alone_in(self.folder):
@@ -220,10 +219,6 @@ class _Study:
                 raise RunFolderError(f"{self.folder} holds other files; name another folder with --name or save_path")
             else:
                 write_json(path, settings)
-        except OSError as error:
-            raise RunFolderError(
-                f"{self.folder}: cannot be written: {error.strerror or error}; name another folder with save_path"
-            ) from error
 
     @staticmethod
     def _compare(path: Path, settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from sparsenn.metrics.spectrum import exact_zeros
 from sparsenn.nn import RidgeNet
 from sparsenn.nn.convert import collapse
 from sparsenn.optim import FactorizedSGD, ProxSGD, param_groups, ridge_proximal
+from sparsenn.papers.spread import mean_std
 from sparsenn.prune import compact
 from sparsenn.training.batches import batch_count, batches, epoch_order
 from sparsenn.training.errors import TrainingDiverged
@@ -140,8 +141,9 @@ def reproduce(
     for option, given, known in (("tasks", tasks, TASKS), ("methods", methods, METHODS)):
         if not given or not set(given) <= known.keys():
             raise ValueError(f"beyond: {option} are {list(given)}; it takes some of {', '.join(known)}")
-    if seeds < 1 or width < 1 or (epochs is not None and epochs < 1):
-        raise ValueError("beyond: it takes 1 or more seeds, neurons and epochs")
+    for option, value in (("seeds", seeds), ("width", width), ("epochs", epochs)):
+        if value is not None and value < 1:
+            raise ValueError(f"beyond: {option} is {value}; it takes 1 or more")
     if not tolerance >= 1:
         raise ValueError(f"beyond: tolerance is {tolerance!r}; it takes a number >= 1")
     require_extra("matplotlib", "drawing pictures")
@@ -159,8 +161,7 @@ def reproduce(
         table.add({**row, **_measure(TASKS[row["task"]], load(row["task"]), row)})
         if not quiet:
             print(_line(table.rows[-1]), file=sys.stderr, flush=True)
-    names = {table.name_of(row) for row in wanted}
-    rows = [row for row in table.rows if table.name_of(row) in names]
+    rows = table.rows_of(wanted)
     speeds = Table(Path(out) / "beyond_speed.jsonl", _KEY)
     for row in speeds.missing(_to_be_served(rows, tolerance)):
         speeds.add({**{column: row[column] for column in _KEY}, **_serve(TASKS[row["task"]], load(row["task"]), row)})
@@ -271,8 +272,7 @@ def _cells(rows: Sequence[Row]) -> Iterator[tuple[str, str, float, list[Row]]]:
 
 
 def _mean_std(rows: Sequence[Row], figure: str) -> tuple[float, float]:
-    values = torch.tensor([_FIGURES[figure](row) for row in rows], dtype=torch.float64)
-    return float(values.mean()), float(values.std(correction=0))
+    return mean_std([_FIGURES[figure](row) for row in rows])
 
 
 def _summary(rows: Sequence[Row], speeds: Table) -> bytes:
@@ -282,10 +282,10 @@ def _summary(rows: Sequence[Row], speeds: Table) -> bytes:
     head = [f"{name}_{kind}" for name in _FIGURES for kind in ("mean", "std")]
     gains = [f"{what}_faster_batch_{batch}" for what in ("compact", "runtime") for batch in SERVED]
     writer.writerow(["task", "method", "lam", "seeds", *head, *gains])
-    measured = {speeds.name_of(row): [*row["compact_faster"], *row["runtime_faster"]] for row in speeds.rows}
     for task, method, lam, own in _cells(rows):
         figures = [f"{value:.4g}" for name in _FIGURES for value in _mean_std(own, name)]
-        found = next((measured[name] for row in own if (name := speeds.name_of(row)) in measured), [""] * len(gains))
+        served = ([*row["compact_faster"], *row["runtime_faster"]] for row in speeds.rows_of(own))
+        found = next(served, [""] * len(gains))
         writer.writerow([task, method, lam, len(own), *figures, *found])
     return text.getvalue().encode()
 

@@ -34,8 +34,7 @@ def collect(folder: Path, wanted: list[Row], choices: Choices, *, quiet: bool) -
                 figures = f"MSE {row['mse']:.2g}, {row['above']:.3f} above 1e-3, rank {row['rank']}"
                 print(f"{describe(row)}: {figures}", file=sys.stderr, flush=True)
         _checkpoint(folder, group).unlink(missing_ok=True)
-    found_rows = {table.name_of(row): row for row in table.rows}
-    return [found_rows[table.name_of(row)] for row in named]
+    return table.rows_of(named)
 
 
 def _train(folder: Path, group: list[Row], choices: Choices, *, quiet: bool) -> list[Row]:

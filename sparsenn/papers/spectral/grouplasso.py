@@ -15,7 +15,8 @@ import torch
 from sparsenn.data import TabularData
 from sparsenn.optim import Proximal
 from sparsenn.papers.spectral.experiments import ALPHA_LAMBDA, ALPHA_PHI, BATCH_SIZE, EXPERIMENTS, LR, Experiment, loss_of
-from sparsenn.papers.spectral.trials import collect, core_sizes, mean_std, measure, select
+from sparsenn.papers.spectral.trials import collect, core_sizes, measure, select
+from sparsenn.papers.spread import mean_std
 from sparsenn.penalties import GroupL1
 from sparsenn.training.batches import batches, epoch_order
 from sparsenn.training.files import write_atomic
@@ -66,9 +67,8 @@ def reproduce(
                 f"grouplasso, h = {row['h']}, trial {row['trial']}: test loss {table.rows[-1]['test_loss']:.4f}",
                 file=sys.stderr,
             )
-    names = {table.name_of(row) for row in wanted}
     path = Path(out) / "grouplasso.csv"
-    write_atomic(path, _summary([*rows, *(row for row in table.rows if table.name_of(row) in names)]))
+    write_atomic(path, _summary([*rows, *table.rows_of(wanted)]))
     return path
 
 

@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sparsenn.papers.spectral.trials import CUT, core_sizes, mean_std, select
+from sparsenn.papers.spectral.trials import CUT, core_sizes, select
+from sparsenn.papers.spread import mean_std
 from sparsenn.training.figures import new_figure, png
 from sparsenn.training.table import Row
 

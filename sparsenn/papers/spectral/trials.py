@@ -82,8 +82,7 @@ def collect(
             loss = sum(row["test_loss"] for row in own) / len(own)
             done = f"{len(wanted) - len(todo)}/{len(wanted)}"
             print(f"{done}  {name}, {own[0]['net']}, h = {own[0]['h']}: mean test loss {loss:.4f}", file=sys.stderr, flush=True)
-    names = {table.name_of(row) for row in wanted}
-    return [row for row in table.rows if table.name_of(row) in names]
+    return table.rows_of(wanted)
 
 
 def _train(name: str, experiment: Experiment, data: TabularData, group: list[Row], checkpoint: Path, quiet: bool) -> list[Row]:
@@ -172,9 +171,3 @@ def core_sizes(rows: Sequence[Row]) -> list[int]:
 def select(rows: Sequence[Row], **values: Any) -> list[Row]:
     """The rows that have these values."""
     return [row for row in rows if all(row[column] == value for column, value in values.items())]
-
-
-def mean_std(values: Sequence[float] | Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation over trials."""
-    wide = torch.as_tensor(values, dtype=torch.float64)
-    return float(wide.mean()), float(wide.std(correction=0))

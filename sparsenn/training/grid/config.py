@@ -26,15 +26,13 @@ from sparsenn.training.checks import (
 )
 from sparsenn.training.config import read_settings
 from sparsenn.training.errors import ConfigError
+from sparsenn.training.presets import ENGINES, OPTIMIZERS, PENALTIES
 
 Key = dict[str, Any]
 
 STUDENTS = ("baselineCNN", "splitFilterCNN", "multiChannelCNN", "fcn_256_32", "fcn_128_128", "fcn_1024_128")
 TEACHERS = ("baselineCNN", "splitFilterCNN", "multiChannelCNN")
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu")
-OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
-PENALTIES = ("none", "l1", "l2")
-ENGINES = ("auto", "fused", "torch")
 DTYPES = ("float32", "float64")
 
 # What a setting means nothing to, by optimizer; and to sgd and adam λ means nothing without a penalty.

@@ -22,7 +22,7 @@ from sparsenn.training.grid.config import SWEPT, Key, SweepConfig, read_sweep
 from sparsenn.training.session import StopSignal, session
 from sparsenn.training.stacked.progress import watch_for
 from sparsenn.training.stacked.run import Run
-from sparsenn.training.stacked.runner import Job, by_key, figures, run_jobs
+from sparsenn.training.stacked.runner import Job, figures, run_jobs
 from sparsenn.training.stacked.stack import Stack
 from sparsenn.training.table import Row, Table
 
@@ -83,7 +83,7 @@ def sweep(config: SweepConfig, out: str | Path, *, resume: bool = False, format:
                 run_jobs([_job(own, config) for own in groups], table, folder, watch=watch, stop=stop, again=_go_on(out))
         finally:
             watch.close()
-    rows = by_key(table.rows, list(config.runs()), SWEPT)
+    rows = table.rows_of(config.runs())
     if format != "jsonl":
         path = folder / f"runs.{format}"
         try:

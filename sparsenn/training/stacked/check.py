@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from sparsenn.training.checks import COUNT, DEVICE, Check, first_line, one_of, shown
 from sparsenn.training.errors import ConfigError
+from sparsenn.training.presets import ENGINES
 from sparsenn.training.session import check_device
-from sparsenn.training.stacked.engine import ENGINES
 from sparsenn.training.stacked.rows import Task
 from sparsenn.training.stacked.run import Run
 
 LOSSES = ("mse", "cross_entropy")
 DTYPES = (torch.float32, torch.float64)
 
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 
 
 def check_options(**given: Any) -> None:

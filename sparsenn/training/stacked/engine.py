@@ -11,7 +11,6 @@ from sparsenn.training.stacked.rows import Engine, Task
 from sparsenn.training.stacked.run import Run
 from sparsenn.training.stacked.torch_engine import TorchEngine
 
-ENGINES = ("auto", "fused", "torch")
 COVERS = (
     "chains of Linear and PatchConv1d layers with one of ReLU, tanh, sigmoid and GELU between them, vectors in and out, any "
     "optimizer of a run"

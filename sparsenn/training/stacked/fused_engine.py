@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from sparsenn import _extension
 from sparsenn.nn.patch_conv import PatchConv1d
 from sparsenn.ops import PatchLayer, RunSettings, stacked_steps_, stacked_tables
 from sparsenn.ops.stacked_steps import MAX_DEPTH
@@ -70,7 +71,7 @@ class FusedEngine:
 
 def has_kernel(device: torch.device) -> bool:
     """Whether a compiled library serves the operator there."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("sparsenn::stacked_steps_", device.type.upper())
+    return _extension.loaded(device.type)
 
 
 def _settings(run: Run, activation: str, last: str) -> RunSettings:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sparsenn.ops.stacked_steps import state_rows
 from sparsenn.optim import FactorizedSGD
 from sparsenn.training.stacked.run import Run
 
@@ -70,7 +71,7 @@ class Engine(Protocol):
 
 def slots(run: Run) -> int:
     """How many tensors of the weights' size the optimizer of a run remembers."""
-    return {"sgd": 1, "prox": 1, "adam": 2, "factorized": 2 * run.depth}[run.optimizer]
+    return state_rows(run.optimizer, run.depth)
 
 
 def first_state(run: Run, module: nn.Module, out: Tensor) -> None:

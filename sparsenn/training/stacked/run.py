@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from sparsenn.training.checks import ABOVE_0, BELOW_1, DEPTH, NOT_NEGATIVE, SEED, Check, is_int, one_of, shown
 from sparsenn.training.errors import ConfigError
+from sparsenn.training.presets import OPTIMIZERS, PENALTIES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
-PENALTIES = ("none", "l1", "l2")
 STATUS = ACTIVE, FINISHED, DIVERGED = "active", "finished", "diverged"
 
 

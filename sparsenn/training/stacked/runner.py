@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ def _run_jobs(jobs: Sequence[Job], table: Table, folder: Path, watch: Watch, sto
     for job in open_jobs:
         later -= job.work
         session = _Session(job, table, folder, later, shares)
-        watch.say(f"{job.name}: {len(job.keys)} runs, {session.stack.reason}")
+        count = f"{len(job.keys)} run{'' if len(job.keys) == 1 else 's'}"
+        watch.say(f"{job.name}: {count}, {session.stack.reason}")
         session.write_rows()
         try:
             while session.stack.active:
@@ -272,10 +273,3 @@ def figures(stack: Stack, index: int, threshold: float = 1e-4) -> Row:
     if outcome.status == DIVERGED:
         row = dict.fromkeys(row)
     return {"status": outcome.status, "epochs": outcome.epochs, **row}
-
-
-def by_key(rows: Iterable[Row], keys: Sequence[Row], columns: Sequence[str]) -> list[Row]:
-    """Those rows that belong to ``keys``, in their order."""
-    found = {tuple(row[column] for column in columns): row for row in rows}
-    names = (tuple(key[column] for column in columns) for key in keys)
-    return [found[name] for name in names if name in found]
