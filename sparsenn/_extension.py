@@ -48,8 +48,8 @@ def load_kernels(schemas: str) -> None:
 
 
 def loaded(name: str) -> bool:
-    """Whether a library's kernels serve the operators."""
-    return _libraries[name].loaded
+    """Whether compiled kernels serve the operators on a type of device; of devices other than "cpu" and "cuda" none do."""
+    return name in _libraries and _libraries[name].loaded
 
 
 def warn_once(name: str) -> None:

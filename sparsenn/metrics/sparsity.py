@@ -190,12 +190,13 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in model.named_modules():
         if module in inside:
             continue
-        found: list[tuple[str, tuple[int, ...]]] = [(name, (id(p),)) for name, p in module._parameters.items() if p is not None]
+        own = module.named_parameters(recurse=False, remove_duplicate=False)
+        found: list[tuple[str, tuple[int, ...]]] = [(name, (id(p),)) for name, p in own]
         if parametrize.is_parametrized(module):
             parametrizations: Any = module.parametrizations
             inside.update(parametrizations.modules())
             for name, parametrization in parametrizations.items():
-                originals = tuple(id(p) for p in parametrization._parameters.values() if p is not None)
+                originals = tuple(id(p) for _, p in parametrization.named_parameters(recurse=False, remove_duplicate=False))
                 if originals:
                     found.append((name, originals))
         if isinstance(module, SpectralLayer):

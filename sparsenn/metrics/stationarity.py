@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsenn.nn.selection import check_module
+from sparsenn.nn.selection import Selector, check_module
 from sparsenn.optim import Proximal, ProxSGD
 from sparsenn.optim.factorized import Factorized
 from sparsenn.optim.gradients import gradients
-from sparsenn.optim.groups import NamedParameter, Selector, assign, named_parameters
+from sparsenn.optim.groups import NamedParameter, assign, named_parameters
 from sparsenn.optim.ridge import OnSpheres, radial_part
 from sparsenn.penalties import L0_5, L1, L2_3, ElasticNet, Penalty
 
@@ -182,7 +182,7 @@ def _penalised(model: nn.Module, penalty: Penalty | float | Mapping[Selector, Pe
         raise ValueError(
             f"kkt_residual: penalty is {penalty!r}; it takes a penalty, a number, a mapping or an optimizer of ours"
         )
-    chosen, _ = assign(parameters, penalty)
+    chosen, _ = assign(parameters, penalty, "kkt_residual: penalty")
     mine = {id(p.tensor): own for own, found in chosen for p in found}
     return [_Row(p, mine.get(id(p.tensor))) for p in parameters]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from sparsenn.nn.parametrizations import (
     own_class,
     parametrizations_of,
 )
-from sparsenn.nn.selection import Rule, check_module, join, matches, rules, walk
+from sparsenn.nn.selection import Selector, Selectors, check_module, join, names_parameter, selected, walk
 from sparsenn.nn.spectral import SPECTRUM, SpectralGate, SpectralLayer
 from sparsenn.ops.reference import DTYPES
 
@@ -36,8 +36,8 @@ def factorize(
     depth: int,
     factor_init: str = "preserve",
     *,
-    include: Rule | Sequence[Rule] | None = None,
-    exclude: Rule | Sequence[Rule] | None = None,
+    include: Selectors | None = None,
+    exclude: Selectors = (),
     groups: str | None = None,
 ) -> ModuleT:
     r"""Replace every parameter of a model, in place, by the product of D factors.
@@ -70,10 +70,11 @@ def factorize(
             the function of the model (``"preserve"`` but for a floor of 1e-4 on |w| at D ≥ 2, so that zeros can learn); for the
             others each weight becomes the product of what was drawn. After a balanced start (``"root"``) a zero stays zero
             and, at even D, a weight keeps its sign.
-        include: What to factorize: a pattern as in ``fnmatch`` for the qualified name of a parameter (``"encoder.*"``,
-            ``"*.bias"``), a module type (everything inside a module of that type), or a sequence of these. None means all but
-            frozen parameters (``requires_grad=False``), which are factorized only where ``include`` selects them. Only floating
-            parameters are ever factorized; buffers never.
+        include: What to factorize: a selector or several of them. One is a kind or a pattern as for
+            :func:`sparsenn.optim.param_groups` (``"bias"``, ``"norm"``, ``"embedding"``; ``"encoder.*"``, ``"*.weight"``), or a
+            module type: everything *inside* a module of that type, where ``param_groups`` takes what it owns itself. None means
+            all but frozen parameters (``requires_grad=False``), which are factorized only where ``include`` selects them. Only
+            floating parameters are ever factorized; buffers never.
         exclude: What to leave as it is, in the same form; it wins over ``include``.
         groups: None for factors of the weight's shape; ``"rows"``, ``"columns"``, ``"filters"`` or ``"channels"`` for factors
             that these share. ``"preserve"`` and ``"root"`` are the inits then, and both keep zeros.
@@ -83,19 +84,19 @@ def factorize(
 
     Raises:
         ValueError: for a depth that is not an int ≥ 1; an unknown ``factor_init``, or one that groups do not take; unknown
-            groups, or a model without a weight that has such; a rule that is neither a pattern nor a module type; an
-            ``include`` that selects nothing; a tied parameter of which only some names are selected; a selected parameter that
-            is already factorized or parametrized otherwise, is not initialized yet (lazy modules), has another dtype than
-            float64, float32, bfloat16 and float16, belongs to an embedding with ``sparse`` or ``max_norm`` (which need the
-            stored weight itself) or to a scripted module, or has a name that a parametrization cannot carry; a weight that
-            ``factor_init`` refuses, such as one that holds NaN.
+            groups, or a model without a weight that has such; a selector that is neither a string nor a module type; a pattern
+            that means no parameter; an ``include`` that selects nothing; a tied parameter of which only some names are
+            selected; a selected parameter that is already factorized or parametrized otherwise, is not initialized yet (lazy
+            modules), has another dtype than float64, float32, bfloat16 and float16, belongs to an embedding with ``sparse`` or
+            ``max_norm`` (which need the stored weight itself) or to a scripted module, or has a name that a parametrization
+            cannot carry; a weight that ``factor_init`` refuses, such as one that holds NaN.
 
     Source: Kolb et al. 2025, Definition 2.
 
     Example:
         >>> import torch, sparsenn
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-        >>> net = sparsenn.factorize(net, depth=3, exclude="*.bias")
+        >>> net = sparsenn.factorize(net, depth=3, exclude="bias")
         >>> [name for name, _ in net[2].named_parameters()]  # doctest: +NORMALIZE_WHITESPACE
         ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1',
          'parametrizations.weight.original2']
@@ -104,15 +105,15 @@ def factorize(
     check_module("factorize", model)
     make = functools.partial(_product_of, depth, factor_init, groups)
     make()
-    slots = [slot for slot in _slots(model) if slot.may_have(groups)]
-    if groups is not None and not slots:
+    slots = _slots(model)
+    if groups is not None and not any(slot.may_have(groups) for slot in slots):
         dims = " or ".join(map(str, GROUPS[groups][0]))
         raise ValueError(f"factorize: the model has no weight with {groups}; these take {dims} dimensions")
-    selected = _select(slots, rules("factorize", "include", include), rules("factorize", "exclude", exclude) or ())
-    for slot in selected:
+    chosen = _select(slots, include, exclude, groups)
+    for slot in chosen:
         if reason := _refusal(slot):
             raise ValueError(f"factorize: {slot.title!r} {reason}, or leave it out with exclude={slot.title!r}")
-    _all_or_nothing(_ties(slots, selected), make)
+    _all_or_nothing(_ties(slots, chosen), make)
     return model
 
 
@@ -247,17 +248,17 @@ def _refuse_masks(path: str, module: nn.Module) -> None:
 
 @dataclass
 class _Slot:
-    """A parameter's place: a module and a name in it, with every path that leads there."""
+    """A parameter's place: a module and a name in it."""
 
     module: nn.Module
     name: str
     parameter: nn.Parameter | None  # None where a parametrization stands in its place
-    paths: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # by every path that leads there
     inside: list[nn.Module] = field(default_factory=list)
 
     @property
     def title(self) -> str:
-        return self.paths[0]
+        return self.names[0]
 
     @property
     def parametrization(self) -> parametrize.ParametrizationList | None:
@@ -271,45 +272,56 @@ class _Slot:
         return [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
 
     def may_have(self, groups: str | None) -> bool:
-        """Whether the tensor has such groups, or may have them once it is initialized; the first factor has its shape."""
-        first = self.stored[0]
+        """Whether it is floating and has such groups, or may have them once it is initialized."""
+        if not self.stored:
+            return False
+        first = self.stored[0]  # of factors, which has the shape of the product
         return groups is None or nn.parameter.is_lazy(first) or first.dim() in GROUPS[groups][0]
 
-    def matches(self, rule: Rule) -> bool:
-        return matches(rule, self.paths, self.inside)
+    def matches(self, selector: Selector) -> bool:
+        if isinstance(selector, type):
+            return any(isinstance(module, selector) for module in self.inside)
+        return names_parameter(selector, self.names, (self.module,))
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
-def _slots(model: nn.Module) -> Iterator[_Slot]:
+def _slots(model: nn.Module) -> list[_Slot]:
     slots: dict[tuple[int, str], _Slot] = {}
     for path, module, inside in walk(model):
         own = _own(module)
         for name in [*dict(parametrizations_of(module)), *own]:
             slot = slots.setdefault((id(module), name), _Slot(module, name, own.get(name)))
-            slot.paths.append(join(path, name))
+            slot.names.append(join(path, name))
             slot.inside.extend(inside)
-    return (slot for slot in slots.values() if slot.stored)
+    return list(slots.values())
 
 
-def _select(slots: list[_Slot], include: tuple[Rule, ...] | None, exclude: tuple[Rule, ...]) -> list[_Slot]:
-    selected = [slot for slot in slots if _is_selected(slot, include, exclude)]
-    if include is not None and not selected:
-        names = ", ".join(slot.title for slot in slots[:8]) + (", …" if len(slots) > 8 else "")
+def _select(slots: list[_Slot], include: Selectors | None, exclude: Selectors, groups: str | None) -> list[_Slot]:
+    """What to factorize. A selector may name any parameter of the model, be it one without groups or of integers."""
+    out = selected(slots, exclude, "factorize: exclude")
+    if include is None:
+        wanted = {i for i, slot in enumerate(slots) if any(tensor.requires_grad for tensor in slot.stored)}
+    else:
+        wanted = selected(slots, include, "factorize: include")
+    chosen = [slot for i, slot in enumerate(slots) if i in wanted and i not in out and slot.may_have(groups)]
+    if include is not None and not chosen:
+        able = [slot.title for slot in slots if slot.may_have(groups)]
+        names = ", ".join(able[:8]) + (", …" if len(able) > 8 else "")
         rules = f"include={include!r} with exclude={exclude!r}"
         raise ValueError(f"factorize: {rules} selects no parameter; the model has {names or 'none'}")
-    return selected
+    return chosen
 
 
-def _ties(slots: list[_Slot], selected: list[_Slot]) -> list[list[_Slot]]:
+def _ties(slots: list[_Slot], wanted: list[_Slot]) -> list[list[_Slot]]:
     """The selected slots, those of one parameter together; refuses a parameter of which only some slots are selected."""
     ties: dict[int, list[_Slot]] = {}
     for slot in slots:
         if slot.parameter is not None:
             ties.setdefault(id(slot.parameter), []).append(slot)
-    chosen = {id(slot) for slot in selected}
+    chosen = {id(slot) for slot in wanted}
     groups = []
     for tie in ties.values():
         inside = [slot for slot in tie if id(slot) in chosen]
@@ -322,14 +334,6 @@ def _ties(slots: list[_Slot], selected: list[_Slot]) -> list[list[_Slot]]:
         if inside:
             groups.append(inside)
     return groups
-
-
-def _is_selected(slot: _Slot, include: tuple[Rule, ...] | None, exclude: tuple[Rule, ...]) -> bool:
-    if any(slot.matches(rule) for rule in exclude):
-        return False
-    if include is None:
-        return any(tensor.requires_grad for tensor in slot.stored)
-    return any(slot.matches(rule) for rule in include)
 
 
 def _refusal(slot: _Slot) -> str | None:

@@ -244,7 +244,7 @@ def check_scales(caller: str, net: nn.Module) -> None:
     users = Counter(
         id(p)
         for module in (*(layer for _, layer in rescaled), *(m for m in net.modules() if id(m) not in known))
-        for p in module._parameters.values()
+        for _, p in module.named_parameters(recurse=False, remove_duplicate=False)
     )
     for block in ridge_blocks(net):
         _check_rescalable(caller, block)

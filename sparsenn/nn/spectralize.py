@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparsenn.nn.selection import Rule, check_module, matches, rules, walk
+from sparsenn.nn.selection import Selector, Selectors, check_module, is_named, selected, walk
 from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralLayer, SpectralLinear
 from sparsenn.ops.reference import DTYPES
 
@@ -19,9 +19,7 @@ _SPECTRAL: dict[type[nn.Module], type[SpectralLayer]] = {
 }
 
 
-def spectralize(
-    model: ModuleT, *, include: Rule | Sequence[Rule] | None = None, exclude: Rule | Sequence[Rule] | None = None
-) -> ModuleT:
+def spectralize(model: ModuleT, *, include: Selectors | None = None, exclude: Selectors = ()) -> ModuleT:
     r"""Give the linear layers and convolutions of a model, in place, their spectral form; the function stays the same.
 
     .. math:: \varphi = -w, \quad \lambda^{in} = 0, \quad \lambda^{out} = 1
@@ -33,20 +31,20 @@ def spectralize(
 
     Args:
         model: The model, changed in place (the objects stay and change their class). Left untouched when an error is raised.
-        include: Which layers: a pattern as in ``fnmatch`` for a layer's qualified name (``"encoder.*"``), a module type
-            (everything inside a module of that type), or a sequence of these. None means all but those whose weight is frozen
-            (``requires_grad=False``), which are taken only where ``include`` selects them; their φ stays frozen. Classes that
-            inherit from the three layers are left alone: they may compute in another way.
+        include: Which layers: a selector or several of them. One is a pattern as in ``fnmatch`` for a layer's qualified name
+            (``"encoder.*"``), or a module type (everything inside a module of that type). None means all but those whose weight
+            is frozen (``requires_grad=False``), which are taken only where ``include`` selects them; their φ stays frozen.
+            Classes that inherit from the three layers are left alone: they may compute in another way.
         exclude: What to leave as it is, in the same form; it wins over ``include``.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: for a rule that is neither a pattern nor a module type; an ``include`` that selects nothing; a selected
-            layer whose weight is parametrized (factorized, for example), made by a hook (a mask of ``torch.nn.utils.prune``),
-            tied to another parameter, not initialized yet (lazy modules), or of another dtype than float64, float32, bfloat16
-            and float16.
+        ValueError: for a selector that is neither a pattern nor a module type; a pattern that means no module; an ``include``
+            that selects nothing; a selected layer whose weight is parametrized (factorized, for example), made by a hook (a
+            mask of ``torch.nn.utils.prune``), tied to another parameter, not initialized yet (lazy modules), or of another
+            dtype than float64, float32, bfloat16 and float16.
 
     Source: Giambagli et al. 2023, Section 3 (the students S and S_λ start with the same links).
 
@@ -61,42 +59,54 @@ def spectralize(
         True
     """
     check_module("spectralize", model)
-    selected = _select(model, rules("spectralize", "include", include), rules("spectralize", "exclude", exclude) or ())
+    chosen = _select(model, include, exclude)
     owners: dict[int, set[tuple[int, str]]] = {}
     for _, module, _ in walk(model):
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             owners.setdefault(id(parameter), set()).add((id(module), name))
-    for title, layer in selected:
+    for title, layer in chosen:
         if reason := _refusal(layer, owners):
             raise ValueError(f"spectralize: the weight of {title!r} {reason}, or leave the layer out with exclude={title!r}")
-    for _, layer in selected:
+    for _, layer in chosen:
         _transform(layer)
     return model
 
 
-def _select(model: nn.Module, include: tuple[Rule, ...] | None, exclude: tuple[Rule, ...]) -> list[tuple[str, nn.Module]]:
-    """The layers to change, each with the first path that leads to it."""
-    found: dict[int, tuple[list[str], nn.Module, list[nn.Module]]] = {}
+@dataclass
+class _Found:
+    """A module, with every path that leads to it and all that it lies in."""
+
+    module: nn.Module
+    names: list[str] = field(default_factory=list)
+    inside: list[nn.Module] = field(default_factory=list)
+
+    def matches(self, selector: Selector) -> bool:
+        if isinstance(selector, type):
+            return any(isinstance(module, selector) for module in self.inside)
+        return is_named(selector, self.names)
+
+    @property
+    def is_trained(self) -> bool:
+        """Of a parametrized weight, whether what it is composed of is; what that may be is said where it is refused."""
+        return any(p.requires_grad for name, p in self.module.named_parameters() if "bias" not in name)
+
+
+def _select(model: nn.Module, include: Selectors | None, exclude: Selectors) -> list[tuple[str, nn.Module]]:
+    """The layers to change, each with the first path that leads to it. A selector may name any module of the model."""
+    found: dict[int, _Found] = {}
     for path, module, inside in walk(model):
-        if _spectral_class(module) is not None:
-            paths, _, above = found.setdefault(id(module), ([], module, []))
-            paths.append(path)
-            above.extend(inside)
-    selected = []
-    for paths, module, above in found.values():
-        if any(matches(rule, paths, above) for rule in exclude):
-            continue
-        if include is None:
-            # a parametrized weight is composed of parameters; what they are is said where the layer is refused
-            chosen = any(p.requires_grad for name, p in module.named_parameters() if "bias" not in name)
-        else:
-            chosen = any(matches(rule, paths, above) for rule in include)
-        if chosen:
-            selected.append((paths[0], module))
-    if include is not None and not selected:
-        names = ", ".join(repr(paths[0]) for paths, _, _ in found.values()) or "none"
+        own = found.setdefault(id(module), _Found(module))
+        own.names.append(path)
+        own.inside.extend(inside)
+    modules = list(found.values())
+    out = selected(modules, exclude, "spectralize: exclude", kinds=())
+    wanted = None if include is None else selected(modules, include, "spectralize: include", kinds=())
+    layers = [(i, own) for i, own in enumerate(modules) if _spectral_class(own.module) is not None]
+    chosen = [own for i, own in layers if i not in out and (own.is_trained if wanted is None else i in wanted)]
+    if include is not None and not chosen:
+        names = ", ".join(repr(own.names[0]) for _, own in layers) or "none"
         raise ValueError(f"spectralize: include={include!r} with exclude={exclude!r} selects no layer; the model has {names}")
-    return selected
+    return [(own.names[0], own.module) for own in chosen]
 
 
 def _spectral_class(module: nn.Module) -> type[SpectralLayer] | None:

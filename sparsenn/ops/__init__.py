@@ -1,9 +1,5 @@
 """Operators: a schema, a reference in plain PyTorch, and fused kernels over it."""
 
-from sparsenn.ops import balanced_sgd as _balanced_sgd  # noqa: F401  (registers its fake)
-from sparsenn.ops import factorized_adam as _factorized_adam  # noqa: F401
-from sparsenn.ops import factorized_sgd as _factorized_sgd  # noqa: F401
-from sparsenn.ops import prox_sgd as _prox_sgd  # noqa: F401
 from sparsenn.ops.hadamard import hadamard_product
 from sparsenn.ops.library import backend
 from sparsenn.ops.permutation import permutation

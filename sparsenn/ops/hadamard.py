@@ -150,17 +150,9 @@ def _register() -> None:
     def _(factors: Sequence[Tensor]) -> Tensor:
         return torch.empty_like(factors[0])
 
-    @torch.library.register_fake(f"{NAMESPACE}::hadamard_out")
-    def _(factors: Sequence[Tensor], out: Tensor) -> None:
-        return None
-
     @torch.library.register_fake(f"{NAMESPACE}::hadamard_backward")
     def _(grad: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
         return [torch.empty_like(factor) for factor in factors]
-
-    @torch.library.register_fake(f"{NAMESPACE}::hadamard_backward_out")
-    def _(grad: Tensor, factors: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-        return None
 
     @torch.library.register_vmap(f"{NAMESPACE}::hadamard")
     def _(info: Any, in_dims: Any, factors: Sequence[Tensor]) -> Any:

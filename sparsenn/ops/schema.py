@@ -75,7 +75,7 @@ SCHEMAS = {
     # Steps first, ..., first + steps - 1 of one epoch of many small networks, in place. weights (R, P): each network's
     # parameters in the order of its layers, six numbers of `layers` each; state (R, K, P) of their optimizers; losses (R, 2),
     # float64: the sums over steps of data loss and penalty are added there. x (S, N, in); y (S, N, out) or int64 labels (S, N).
-    # codes (R, 7), int64, and rates (R, 7), float64, are what runs differ in; active, int64, lists the runs that move; these
+    # codes (R, 7), int64, and rates (R, 8), float64, are what runs differ in; active, int64, lists the runs that move; these
     # three lie on the CPU. See ops/stacked_steps.py.
     "stacked_steps_": (
         "(Tensor(a!) weights, Tensor(b!) state, Tensor(c!) losses, Tensor x, Tensor y, Tensor codes, Tensor rates, "

@@ -126,10 +126,6 @@ def _register() -> None:
         d_phi = torch.empty_like(phi) if wanted & 1 else phi.new_empty(0)
         return d_phi, phi.new_empty(phi.shape[1] if wanted & 2 else 0), phi.new_empty(phi.shape[0] if wanted & 4 else 0)
 
-    @torch.library.register_fake(f"{NAMESPACE}::spectral_weight_backward_")
-    def _(*arguments: Any) -> None:
-        return None
-
     @torch.library.register_vmap(f"{NAMESPACE}::spectral_weight")
     def _(info: Any, in_dims: Any, *arguments: Any) -> Any:
         return one_by_one(info, in_dims, _ops.spectral_weight, arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,13 +12,10 @@ from torch import Tensor
 
 from sparsenn.ops import library  # noqa: F401  (registers the operators)
 from sparsenn.ops.permutation import MAX_SIZE
-from sparsenn.ops.schema import NAMESPACE
+from sparsenn.ops.reference.stacked import ACTIVATIONS, OPTIMIZERS, PENALTIES
 
 _ops = torch.ops.sparsenn
 
-ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid", "gelu")
-OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
-PENALTIES = ("none", "l1", "l2")
 MAX_DEPTH = 8
 _COLUMNS = {"codes": 7, "rates": 8}
 
@@ -53,6 +50,14 @@ class PatchLayer(NamedTuple):
         return self.filters * self.out_channels * (self.in_channels * self.kernel + bool(self.bias))
 
 
+def state_rows(optimizer: str, depth: int) -> int:
+    """How many numbers one of `OPTIMIZERS` keeps for a weight: a momentum, two moments, or its factors and their momenta."""
+    return {"factorized": 2 * depth, "adam": 2}.get(optimizer, 1)
+
+
+_STATE_ROWS = np.array([[state_rows(optimizer, depth) for depth in range(MAX_DEPTH + 1)] for optimizer in OPTIMIZERS])
+
+
 class RunSettings(NamedTuple):
     """What may differ between the runs of a stack; see `stacked_steps_`."""
 
@@ -75,7 +80,7 @@ class RunSettings(NamedTuple):
     @property
     def state_rows(self) -> int:
         """How many numbers the optimizer keeps for a weight."""
-        return {"factorized": 2 * self.depth, "adam": 2}.get(self.optimizer, 1)
+        return state_rows(self.optimizer, self.depth)
 
 
 def stacked_tables(runs: Sequence[RunSettings]) -> tuple[Tensor, Tensor]:
@@ -295,11 +300,6 @@ def _check_tables(weights: Tensor, state: Tensor, x: Tensor, codes: Tensor, rate
     _, sets, _, _, optimizers, _, depths = codes.numpy()[found].T
     if found and sets.max() >= len(x):
         raise ValueError(f"stacked_steps_: a run learns data set {sets.max()}; x has {len(x)}")
-    rows = np.where(optimizers == 2, 2 * depths, np.where(optimizers == 3, 2, 1))
+    rows = _STATE_ROWS[optimizers.clip(0, len(OPTIMIZERS) - 1), depths.clip(0, MAX_DEPTH)]  # the operator refuses other codes
     if found and rows.max() > state.shape[1]:
         raise ValueError(f"stacked_steps_: state has {state.shape[1]} rows for a run; an optimizer here keeps {rows.max()}")
-
-
-@torch.library.register_fake(f"{NAMESPACE}::stacked_steps_")
-def _(*args: Any) -> None:
-    return None

@@ -32,7 +32,7 @@ class Scalars:
             return torch.scalar_tensor(value, dtype=torch.float64)
         scalar = self._made.get(value)
         if scalar is None:
-            if len(self._made) > 64:  # a schedule that changes at every step
+            if len(self._made) > 64:  # a schedule makes one at every step; the constants of any real groups are fewer
                 self._made.clear()
             scalar = self._made[value] = torch.scalar_tensor(value, dtype=torch.float64)
         return scalar
@@ -44,29 +44,49 @@ def state_dtype(p: Tensor) -> torch.dtype:
 
 
 def checked_number(owner: str, name: str, value: Any, *, may_be_tensor: bool = False) -> Any:
-    """A finite number >= 0 as Python has it; lr and lam also as a float32 or float64 tensor of one element.
-
-    A learning rate may be below 0 by a rounding, which is then 0: torch's LinearLR ends so on its way to 0.
-    """
-    if isinstance(value, Tensor) and (
-        not may_be_tensor or value.numel() != 1 or value.dtype not in (torch.float32, torch.float64)
-    ):
+    """A finite number >= 0 as Python has it; lr and lam also as a float32 or float64 tensor of one element."""
+    if isinstance(value, Tensor) and not (may_be_tensor and _is_scalar(value)):
         raise ValueError(
             f"{owner}: {name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it takes a number"
             " (lr and lam also a 0-d float32 or float64 tensor)"
         )
     number = value if isinstance(value, Tensor) else plain(value)
-    if name == "lr" and number is not None and -_ROUNDING < number < 0:
-        number = number.zero_() if isinstance(number, Tensor) else 0.0
     if number is None or not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{owner}: {name} is {value!r}; it takes a finite number >= 0")
     return number
 
 
+def checked_rate(owner: str, value: Any) -> Any:
+    """A learning rate, as `checked_number` takes it or below 0 by a rounding, which is 0: torch's LinearLR ends so.
+
+    A tensor is set to 0 in place, for it is the caller's tensor that steps, compiled ones too, and schedules read.
+    """
+    if isinstance(value, Tensor):
+        if _is_scalar(value) and -_ROUNDING < value < 0:
+            value.zero_()
+    elif (number := plain(value)) is not None and -_ROUNDING < number < 0:
+        value = 0.0
+    return checked_number(owner, "lr", value, may_be_tensor=True)
+
+
+def checked_flag(owner: str, name: str, value: Any) -> bool:
+    """A bool as Python has it, of NumPy's and of 0 and 1 too, which torch takes."""
+    plainly = value.item() if getattr(value, "ndim", None) == 0 and not isinstance(value, Tensor) else value
+    if not isinstance(plainly, int) or plainly not in (0, 1):
+        raise ValueError(f"{owner}: {name} is {value!r}; it takes True or False")
+    return bool(plainly)
+
+
+def _is_scalar(x: Tensor) -> bool:
+    return x.numel() == 1 and x.dtype in (torch.float32, torch.float64)
+
+
 def check_momentum(owner: str, group: dict[str, Any]) -> None:
-    """The options of momentum and weight decay, as torch.optim.SGD has them; numbers become Python's."""
+    """The options that torch.optim.SGD has but for lr; numbers and flags become Python's."""
     for name in ("momentum", "dampening", "weight_decay"):
         group[name] = checked_number(owner, name, group[name])
+    for name in ("nesterov", "maximize"):
+        group[name] = checked_flag(owner, name, group[name])
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError(f"{owner}: nesterov needs momentum > 0 and dampening 0")
 

@@ -91,7 +91,7 @@ class FactorizedSGD(Factorized):
 
     options = (
         *Factorized.options,
-        *("momentum", "dampening", "nesterov", "weight_decay", "balanced", "balance_tolerance"),
+        *("momentum", "dampening", "nesterov", "weight_decay", "maximize", "balanced", "balance_tolerance"),
     )
     identified_by = ("depth", "seed", "momentum")
     moments = ("momentum",)

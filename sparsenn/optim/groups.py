@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from sparsenn.nn.selection import Selector, Selectors, check_selector, join, names_parameter, selected
 from sparsenn.penalties import Penalty
-
-Selector = str | type[nn.Module]
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: batch and instance normalization
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_KINDS = ("bias", "norm", "embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +29,7 @@ class NamedParameter:
         """Whether a kind, a name pattern or a module type means this parameter, under any of its names."""
         if isinstance(selector, type):
             return any(isinstance(owner, selector) for owner in self.owners)
-        if selector == "bias":
-            return any(_is_bias(name) for name in self.names)
-        if selector == "norm":
-            return any(isinstance(owner, _NORMS) for owner in self.owners)
-        if selector == "embedding":
-            return any(isinstance(owner, _EMBEDDINGS) for owner in self.owners)
-        return any(fnmatchcase(name, selector) for name in self.names)
+        return names_parameter(selector, self.names, self.owners)
 
 
 def param_groups(
@@ -49,7 +37,7 @@ def param_groups(
     *,
     lam: float | Tensor | None = None,
     penalties: Penalty | Mapping[Selector, Penalty] | None = None,
-    exclude: Iterable[Selector] = ("bias", "norm"),
+    exclude: Selectors = ("bias", "norm"),
 ) -> list[dict[str, Any]]:
     """Parameter groups that say who is penalised: biases and normalization layers are not, unless asked for.
 
@@ -61,8 +49,10 @@ def param_groups(
 
     - a kind: ``"bias"`` (named bias, bias_*, or *_bias), ``"norm"`` (all parameters of batch, instance, layer, group and RMS
       normalization), ``"embedding"`` (of ``nn.Embedding`` and ``nn.EmbeddingBag``);
-    - a pattern for the whole name with the wildcards of the shell, such as ``"fc1.weight"`` or ``"layers.*"``;
-    - a module type, such as ``nn.Conv2d``: the parameters that modules of this type own themselves.
+    - a pattern for the whole name with the wildcards of the shell, such as ``"fc1.weight"`` or ``"layers.*"``; ``"*.bias"``
+      means a bias of the model itself too;
+    - a module type, such as ``nn.Conv2d``: the parameters that modules of this type own themselves (`sparsenn.factorize` takes
+      all that lies inside).
 
     A parameter that several modules share comes once, and a selector means it if it means any of its names. Frozen parameters
     are listed as ``model.parameters()`` lists them. Empty groups are left out.
@@ -72,15 +62,15 @@ def param_groups(
         lam: λ of the penalised parameters. Give this or ``penalties``.
         penalties: One penalty for all, or one for each selector, of which the first that means a parameter counts; parameters
             that none means are not penalised.
-        exclude: Selectors of parameters that are not penalised, whatever ``penalties`` says.
+        exclude: The selector or selectors of parameters that are not penalised, whatever ``penalties`` says.
 
     Returns:
         Groups for an optimizer, in the order of ``penalties``, the unpenalised last.
 
     Raises:
-        ValueError: for a name that means no parameter (all names are listed), for a penalty that none is left for, if nothing
-            is left to penalise, for a penalty that doesn't fit its parameter, and unless one of ``lam`` and ``penalties`` is
-            given.
+        ValueError: for a pattern that means no parameter (all names are listed), for a penalty that none is left for, if
+            nothing is left to penalise, for a penalty that doesn't fit its parameter, and unless one of ``lam`` and
+            ``penalties`` is given.
 
     Example:
         >>> import sparsenn
@@ -96,7 +86,7 @@ def param_groups(
     if (lam is None) == (penalties is None):
         raise ValueError("param_groups: give either lam or penalties")
     parameters = named_parameters(model)
-    excluded = selected(parameters, exclude, "exclude")
+    excluded = selected(parameters, exclude, "param_groups: exclude")
     free = [p.tensor for i, p in enumerate(parameters) if i in excluded]
     left = [p for i, p in enumerate(parameters) if i not in excluded]
     if not left:
@@ -104,26 +94,26 @@ def param_groups(
     if penalties is None:
         groups: list[dict[str, Any]] = [{"params": [p.tensor for p in left], "lam": lam}, {"params": free, "lam": 0.0}]
     else:
-        chosen, rest = assign(left, penalties)
+        chosen, rest = assign(left, penalties, "param_groups: penalties")
         groups = [{"params": [p.tensor for p in own], "penalty": penalty, "lam": penalty.lam} for penalty, own in chosen]
         groups.append({"params": [*free, *(p.tensor for p in rest)], "penalty": None, "lam": 0.0})
     return [group for group in groups if group["params"]]
 
 
 def assign(
-    parameters: list[NamedParameter], penalties: Penalty | Mapping[Selector, Penalty]
+    parameters: list[NamedParameter], penalties: Penalty | Mapping[Selector, Penalty], where: str
 ) -> tuple[list[tuple[Penalty, list[NamedParameter]]], list[NamedParameter]]:
-    """Each penalty with the parameters that it is for, and the parameters that none is for."""
+    """Each penalty with the parameters that it is for, and the parameters that none is for; ``where`` is for errors."""
     table = {"*": penalties} if isinstance(penalties, Penalty) else dict(penalties)
     chosen: list[tuple[Penalty, list[NamedParameter]]] = []
     rest = parameters
     for selector, penalty in table.items():
         if not isinstance(penalty, Penalty):
-            raise ValueError(f"penalties: the one for {_shown(selector)} is {penalty!r}; it takes a sparsenn.penalties.Penalty")
-        _check_selector(selector, "penalties")
+            raise ValueError(f"{where} has {penalty!r} for {_shown(selector)}; it takes a sparsenn.penalties.Penalty")
+        check_selector(selector, where)
         own = [p for p in rest if p.matches(selector)]
         if not own:
-            raise ValueError(f"penalties: {_shown(selector)} means no parameter that is left of {_listed(parameters)}")
+            raise ValueError(f"{where} has {_shown(selector)}, which means no parameter that is left of {_listed(parameters)}")
         for p in own:
             penalty.check_fits(p.tensor, p.name)
         rest = [p for p in rest if not p.matches(selector)]
@@ -135,11 +125,10 @@ def named_parameters(model: nn.Module) -> list[NamedParameter]:
     """Every parameter of a model once, in the model's order."""
     found: dict[int, tuple[Tensor, list[str], list[nn.Module]]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, p in module._parameters.items():
-            if p is not None:
-                _, names, owners = found.setdefault(id(p), (p, [], []))
-                names.append(f"{prefix}.{name}" if prefix else name)
-                owners.append(_owner(model, prefix, module))
+        for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            _, names, owners = found.setdefault(id(p), (p, [], []))
+            names.append(join(prefix, name))
+            owners.append(_owner(model, prefix, module))
     return [NamedParameter(p, tuple(names), tuple(owners)) for p, names, owners in found.values()]
 
 
@@ -149,41 +138,8 @@ def _owner(model: nn.Module, prefix: str, module: nn.Module) -> nn.Module:
     return model.get_submodule(outside.strip(".")) if inside else module
 
 
-def _is_bias(name: str) -> bool:
-    *path, last = name.split(".")
-    if len(path) > 1 and path[-2] == "parametrizations":  # of which the originals are called original, original0, …
-        last = path[-1]
-    return last == "bias" or last.startswith("bias_") or last.endswith("_bias")
-
-
-def selected(
-    parameters: list[NamedParameter], selectors: Iterable[Selector], argument: str, caller: str = "param_groups"
-) -> set[int]:
-    """Positions of the parameters that any of the selectors means; a name that means none is an error."""
-    if isinstance(selectors, str):
-        raise ValueError(f"{caller}: {argument} is the string {selectors!r}; it takes a tuple of selectors")
-    found: set[int] = set()
-    for selector in selectors:
-        _check_selector(selector, argument, caller)
-        own = {i for i, p in enumerate(parameters) if p.matches(selector)}
-        if not own and isinstance(selector, str) and selector not in _KINDS:
-            raise ValueError(
-                f"{caller}: {argument} has {selector!r}, which is no kind ({', '.join(_KINDS)}) and the name of no"
-                f" parameter; there are {_listed(parameters)}"
-            )
-        found |= own
-    return found
-
-
-def _check_selector(selector: Any, argument: str, caller: str = "param_groups") -> None:
-    if not isinstance(selector, str) and not (isinstance(selector, type) and issubclass(selector, nn.Module)):
-        raise ValueError(
-            f"{caller}: {argument} has {selector!r}; it takes kinds ({', '.join(_KINDS)}), name patterns and module types"
-        )
-
-
 def _shown(selector: Selector) -> str:
-    return repr(selector) if isinstance(selector, str) else selector.__name__
+    return selector.__name__ if isinstance(selector, type) else repr(selector)
 
 
 def _listed(parameters: list[NamedParameter]) -> str:

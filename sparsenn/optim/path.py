@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsenn._numbers import whole
+from sparsenn.nn.selection import Selector, Selectors
 from sparsenn.optim.gradients import gradients
-from sparsenn.optim.groups import Selector, param_groups
+from sparsenn.optim.groups import param_groups
 from sparsenn.optim.strength import Strength
 from sparsenn.penalties import L1, Penalty
 
@@ -31,7 +32,7 @@ def lambda_max(
     closure: Callable[[], Tensor],
     penalties: Penalty | Mapping[Selector, Penalty] | None = None,
     *,
-    exclude: Iterable[Selector] = ("bias", "norm"),
+    exclude: Selectors = ("bias", "norm"),
     at: str = "zero",
     step: float = 1.0,
 ) -> float:
@@ -49,7 +50,7 @@ def lambda_max(
         model: The model; it is as before afterwards.
         closure: Computes the loss on the full data set and returns it, without calling backward.
         penalties: As for `param_groups`; their own λ is not looked at. Default: `L1`.
-        exclude: Selectors of parameters that are not penalised.
+        exclude: The selector or selectors of parameters that are not penalised.
         at: "zero" for the gradient with all penalised weights at 0, "here" for that at the weights as they are.
         step: For L0, L_1/2 and L_2/3, for which zero always is a local minimum: the smallest λ for which a proximal gradient
             step of this size from 0 stays there.
@@ -128,13 +129,13 @@ def regularization_path(
 
     The optimizer's penalised groups (those with ``lam`` above 0) are set before each call of ``fit``: the largest to the value
     of the path, the others in proportion. The state of the optimizer, its momentum for one, goes on as well. `ProxSGD` and
-    `Proximal` may go down a path, where weights come alive, as well as up. `FactorizedSGD` should go up: a weight whose
-    factors have died does not come back by itself.
+    `Proximal` may go down a path, where weights come alive, as well as up. `FactorizedSGD` and `FactorizedAdam` should go up:
+    a weight whose factors have died does not come back by itself.
 
     Args:
         fit: Trains at the given λ and returns what is to be kept, such as a loss and a sparsity.
         lams: The strengths in order, finite and ≥ 0.
-        optimizer: `ProxSGD`, `FactorizedSGD` or `Proximal`; without one ``fit`` sets the λ itself.
+        optimizer: `ProxSGD`, `FactorizedSGD`, `FactorizedAdam` or `Proximal`; without one ``fit`` sets the λ itself.
 
     Returns:
         A `PathPoint` for each λ, in order.

@@ -392,7 +392,7 @@ def _check_options(group: dict[str, Any], old: _Setting | None) -> None:
     known = dict(zip(map(id, old.tensors), old.versions, strict=True)) if old else {}
     old_lr, old_lam = old.options[:2] if old else (_UNCHECKED, _UNCHECKED)
     if _changed(lr, old_lr, known.get(id(lr))):
-        group["lr"] = common.checked_number(_NAME, "lr", lr, may_be_tensor=True)
+        group["lr"] = common.checked_rate(_NAME, lr)
     if _changed(lam, old_lam, known.get(id(lam))):
         group["lam"] = lam = _checked_lam(lam, group["params"])
     common.check_momentum(_NAME, group)

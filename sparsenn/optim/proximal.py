@@ -198,7 +198,7 @@ class Proximal(Optimizer):
                 continue
             lr = group.get("lr")
             if isinstance(lr, float) and lr < 0:
-                group["lr"] = common.checked_number("Proximal", "lr", lr)
+                group["lr"] = common.checked_rate("Proximal", lr)
             if group["lam"] is not penalty.lam:
                 self._penalties[index] = fitted = _fitted(penalty, group, index)
                 group["lam"] = fitted.lam  # NumPy's number is Python's now

@@ -73,7 +73,7 @@ def root_mean_square(p: Tensor) -> float:
 
 def shared_seed(generator: torch.Generator | None) -> int:
     """A seed from the generator; without one from torch's default generator on rank 0, for all ranks."""
-    seed = new_seed(generator, 2**62)
+    seed = new_seed(generator, 2**62)  # another bound would draw other factors from the generators of earlier runs
     if generator is None and torch.distributed.is_available() and torch.distributed.is_initialized():
         seeds = [seed]
         torch.distributed.broadcast_object_list(seeds, src=0)

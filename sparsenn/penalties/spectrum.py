@@ -46,8 +46,8 @@ def spectral(
         A 0-d tensor (float32 for half types) through which autograd flows.
 
     Raises:
-        ValueError: for a strength that is negative, not finite or no single number, a name that is no such layer, and a model
-            without any.
+        ValueError: for a strength that is negative, not finite or no single number, a name that is no such layer, a model
+            without any, and strengths none of which counts anything (eigenvalues in a net without spectral layers).
 
     Source: Giambagli et al. 2023, Equations 7 and 8. The equations penalise both hidden layers, the public code the first
     alone (``layers=["0"]``).
@@ -80,6 +80,9 @@ def spectral(
         for name, kind in _kinds(layer)
         if kind in active and (tensor := getattr(layer, name, None)) is not None
     }
+    if active and not counted and layers is None:
+        names = " and ".join(f"alpha_{kind}" for kind in active)
+        raise ValueError(f"spectral: no layer has what {names} would count; spectralize makes spectral layers of plain ones")
     terms = [active[kind] * accumulator(tensor).square().sum() for kind, tensor in counted.values()]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from sparsenn.prune.calls import Tracer
 from sparsenn.prune.layers import Site
+from sparsenn.prune.masks import Mask
 from sparsenn.prune.rules import FUNCTIONS, LAYERS, METHODS, MODULES, mixing, opaque, read_width, reshape, units_in
 from sparsenn.prune.units import Trace, Units, map_nested
 
@@ -106,9 +107,9 @@ class Analysis(fx.Interpreter):
         kind = type(module)
         site = Site(self._title(n), module, result)
         if parametrize.is_parametrized(module):
-            raise site.error(
-                "carries a parametrization; remove it first with torch.nn.utils.parametrize.remove_parametrizations"
-            )
+            masked = any(isinstance(own, Mask) for own in module.parametrizations.modules())
+            cure = "sparsenn.prune.remove" if masked else "torch.nn.utils.parametrize.remove_parametrizations"
+            raise site.error(f"carries a parametrization; remove it first with {cure}")
         if kind in LAYERS and module in self.trace.whole:
             return mixing(self.trace, site, *args, **kwargs)
         return self._apply(n, MODULES.get(kind), site, args, kwargs)
@@ -146,12 +147,13 @@ class Analysis(fx.Interpreter):
 def _used_twice(model: nn.Module, graph: fx.Graph) -> set[nn.Module]:
     """Modules that are called twice, or whose parameters are read elsewhere too."""
     calls = Counter(id(model.get_submodule(str(n.target))) for n in graph.nodes if n.op == "call_module")
-    readers = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    readers = Counter(id(p) for module in model.modules() for p in _places(module))
     for n in graph.nodes:
         if n.op == "get_attr":
             readers[id(operator.attrgetter(str(n.target))(model))] += 1
-    return {
-        module
-        for module in model.modules()
-        if calls[id(module)] > 1 or any(readers[id(p)] > 1 for p in module._parameters.values() if p is not None)
-    }
+    return {module for module in model.modules() if calls[id(module)] > 1 or any(readers[id(p)] > 1 for p in _places(module))}
+
+
+def _places(module: nn.Module) -> list[nn.Parameter]:
+    """A module's own parameters, one under two names twice."""
+    return [p for _, p in module.named_parameters(recurse=False, remove_duplicate=False)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from sparsenn.optim.groups import Selector, selected
+from sparsenn.nn.selection import Selectors, selected
 from sparsenn.prune.budgets import largest
 from sparsenn.prune.masks import entries, remove
 
@@ -18,7 +18,7 @@ def pruning_curve(
     metric: Callable[[nn.Module], float],
     *,
     compressions: Sequence[float] | None = None,
-    exclude: Iterable[Selector] = (),
+    exclude: Selectors = (),
 ) -> list[tuple[float, float]]:
     """A metric against the compression ratio, by global magnitude pruning of a trained model without any training after it.
 
@@ -34,7 +34,7 @@ def pruning_curve(
         reached under ``exclude``, or that the zeros of the model surpass by themselves, are left out.
 
     Raises:
-        ValueError: for a compression below 1, a selector that means nothing, or a parameter that can't be pruned (see
+        ValueError: for a compression below 1, a pattern that means nothing, or a parameter that can't be pruned (see
             :func:`magnitude`).
 
     Source: Kolb et al. 2025, Figure 1, right.
@@ -48,7 +48,7 @@ def pruning_curve(
     """
     pruned = remove(copy.deepcopy(model))
     found = entries(pruned)
-    protected = selected([entry.named for entry in found], exclude, "exclude", "pruning_curve")
+    protected = selected([entry.named for entry in found], exclude, "pruning_curve: exclude")
     chosen = [entry for i, entry in enumerate(found) if i not in protected and entry.stored.is_floating_point()]
     for entry in chosen:
         if entry.obstacle:

@@ -128,7 +128,7 @@ def entries(model: nn.Module) -> list[Entry]:
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module._parameters.items() if p is not None}
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def _tensors(module: nn.Module, name: str, parametrization: parametrize.ParametrizationList | None) -> tuple[Tensor, ...]:

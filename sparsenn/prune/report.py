@@ -126,7 +126,7 @@ def _numel(model: nn.Module) -> int:
     for module in model.modules():
         if module in inside:
             continue
-        found.update((id(p), p.numel()) for p in module._parameters.values() if p is not None)
+        found.update((id(p), p.numel()) for p in module.parameters(recurse=False))
         if parametrize.is_parametrized(module):
             parametrizations: Any = module.parametrizations
             inside.update(parametrizations.modules())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sparsenn._numbers import plain, whole
-from sparsenn.nn.selection import check_module
-from sparsenn.optim.groups import NamedParameter, Selector, selected
+from sparsenn.nn.selection import Selectors, check_module, selected
+from sparsenn.optim.groups import NamedParameter
 from sparsenn.prune.budgets import BUDGETS, allocate, erdos_renyi_kernel, largest, uniform
 from sparsenn.prune.masks import Entry, entries, remove, set_masks
 
@@ -95,7 +95,7 @@ def magnitude(
     *,
     compression: float,
     scope: str = "global",
-    exclude: Iterable[Selector] = _NOT_PRUNED,
+    exclude: Selectors = _NOT_PRUNED,
     on_collapse: str = "warn",
 ) -> Pruning:
     r"""Put masks on all weights but the largest.
@@ -123,7 +123,7 @@ def magnitude(
 
     Raises:
         ValueError: for a compression below 1 or out of reach, that is, below what the masks of the model give already or above
-            what is possible without pruning what ``exclude`` protects; an unknown ``scope`` or ``on_collapse``; a selector that
+            what is possible without pruning what ``exclude`` protects; an unknown ``scope`` or ``on_collapse``; a pattern that
             means nothing; a parameter to prune that can't have a mask (a product of factors, a spectrum, a sharded one) or that
             holds NaN. Nothing is changed then.
 
@@ -146,7 +146,7 @@ def random(
     *,
     compression: float,
     budget: str = "uniform",
-    exclude: Iterable[Selector] = _NOT_PRUNED,
+    exclude: Selectors = _NOT_PRUNED,
     generator: torch.Generator | None = None,
     on_collapse: str = "warn",
 ) -> Pruning:
@@ -187,7 +187,7 @@ def snip(
     compression: float,
     batch: tuple[Any, Any],
     loss_fn: Callable[[Any, Any], Tensor],
-    exclude: Iterable[Selector] = _NOT_PRUNED,
+    exclude: Selectors = _NOT_PRUNED,
     on_collapse: str = "warn",
 ) -> Pruning:
     r"""Put masks on the weights to which the loss of a batch is least sensitive, before training.
@@ -235,7 +235,11 @@ def snip(
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     wanted = [by_id[id(entry.stored)] for entry in plan.candidates]
     with torch.enable_grad():
-        loss = loss_fn(torch.func.functional_call(model, {**leaves, **buffers}, (inputs,)), targets)
+        outputs = torch.func.functional_call(model, {**leaves, **buffers}, (inputs,))
+        try:
+            loss = loss_fn(outputs, targets)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(f"snip: loss_fn does not take the model's outputs and the batch's targets: {error}") from error
     if not isinstance(loss, Tensor):
         raise ValueError(f"snip: loss_fn gives a {type(loss).__name__}; it takes one that gives a tensor")
     if loss.numel() != 1 or not bool(torch.isfinite(loss.detach()).all()):
@@ -260,7 +264,7 @@ def synflow(
     compression: float,
     input_shape: Sequence[int],
     iterations: int = 100,
-    exclude: Iterable[Selector] = _NOT_PRUNED,
+    exclude: Selectors = _NOT_PRUNED,
     on_collapse: str = "warn",
 ) -> Pruning:
     r"""Put masks on the weights through which the least synaptic flow passes, step by step, before training and without data.
@@ -364,7 +368,7 @@ def _flow(network: nn.Module, ones: Tensor, weights: list[Tensor], masks: list[T
     return [score.masked_fill(~mask, -1) for score, mask in zip(scores, masks, strict=True)]
 
 
-def compression_limit(model: nn.Module, *, exclude: Iterable[Selector] = _NOT_PRUNED) -> float:
+def compression_limit(model: nn.Module, *, exclude: Selectors = _NOT_PRUNED) -> float:
     """The largest compression that the pruning functions can reach on a model: all parameters over those never pruned.
 
     Args:
@@ -375,7 +379,7 @@ def compression_limit(model: nn.Module, *, exclude: Iterable[Selector] = _NOT_PR
         A float ≥ 1; inf where every parameter may be pruned.
 
     Raises:
-        ValueError: for a selector that means nothing.
+        ValueError: for a pattern that means nothing.
 
     Example:
         >>> import torch, sparsenn
@@ -387,8 +391,8 @@ def compression_limit(model: nn.Module, *, exclude: Iterable[Selector] = _NOT_PR
     return _numel(found) / free if free else math.inf
 
 
-def _candidates(caller: str, found: list[Entry], exclude: Iterable[Selector]) -> list[Entry]:
-    protected = selected([entry.named for entry in found], exclude, "exclude", caller)
+def _candidates(caller: str, found: list[Entry], exclude: Selectors) -> list[Entry]:
+    protected = selected([entry.named for entry in found], exclude, f"{caller}: exclude")
     trained = [entry for i, entry in enumerate(found) if i not in protected and entry.stored.requires_grad]
     return [entry for entry in trained if entry.stored.is_floating_point()]
 
@@ -411,7 +415,7 @@ class _Plan:
     on_collapse: str
 
 
-def _plan(caller: str, model: nn.Module, compression: float, exclude: Iterable[Selector], on_collapse: str) -> _Plan:
+def _plan(caller: str, model: nn.Module, compression: float, exclude: Selectors, on_collapse: str) -> _Plan:
     ratio = plain(compression)
     if ratio is None or not 1 <= ratio < math.inf:
         raise ValueError(f"{caller}: compression is {compression!r}; it takes a number >= 1")

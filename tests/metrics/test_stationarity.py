@@ -151,6 +151,8 @@ def test_what_is_wrong_is_one_sentence():
         kkt_residual(model, lambda: 3.0, 0.1)
     with pytest.raises(ValueError, match="penalty is 'l1'; it takes a penalty, a number, a mapping or an optimizer"):
         kkt_residual(model, closure, "l1")
+    with pytest.raises(ValueError, match=r"^kkt_residual: penalty has 'head', which means no parameter that is left of "):
+        kkt_residual(model, closure, {"head": L1(0.1)})
     with pytest.raises(ValueError, match="penalty is a SGD, which has none"):
         kkt_residual(model, closure, torch.optim.SGD(model.parameters(), 0.1))
     with pytest.raises(ValueError, match=r"bias has shape \(1,\); groups='rows' takes 2 dimensions"):

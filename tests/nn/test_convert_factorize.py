@@ -116,6 +116,9 @@ def test_after_a_drawing_init_the_net_computes_with_the_product_of_the_draw():
     [
         ({}, {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}),
         ({"exclude": "*.bias"}, {"0.weight", "1.weight", "3.weight"}),
+        ({"exclude": ("bias", "norm")}, {"0.weight", "3.weight"}),
+        ({"include": "norm"}, {"1.weight", "1.bias"}),
+        ({"exclude": ["embedding", "1.*"]}, {"0.weight", "0.bias", "3.weight", "3.bias"}),
         ({"exclude": nn.BatchNorm1d}, {"0.weight", "0.bias", "3.weight", "3.bias"}),
         ({"exclude": [nn.BatchNorm1d, "*.bias"]}, {"0.weight", "3.weight"}),
         ({"include": nn.Linear}, {"0.weight", "0.bias", "3.weight", "3.bias"}),
@@ -276,11 +279,19 @@ def test_what_cannot_be_factorized_is_named_with_a_cure(build, message):
         ({"depth": 0}, "depth is 0; it takes an int >= 1"),
         ({"depth": 2.0}, "depth is 2.0"),
         ({"depth": 2, "factor_init": "none"}, "factor_init is 'none'; it takes one of 'preserve'"),
-        ({"depth": 2, "include": 3}, "include holds 3; it takes name patterns"),
-        ({"depth": 2, "exclude": [int]}, "exclude holds <class 'int'>"),
+        ({"depth": 2, "include": 3}, "include has 3; it takes kinds"),
+        ({"depth": 2, "exclude": [int]}, "exclude has <class 'int'>"),
+        *(
+            (
+                {"depth": 2, where: ("bias", "fc1.*")},
+                rf"factorize: {where} has 'fc1.\*', which is no kind \(bias, norm, embedding\) and the name of no parameter;"
+                r" there are 0.weight, 0.bias, 1.weight",
+            )
+            for where in ("include", "exclude")
+        ),
         (
-            {"depth": 2, "include": "fc1.*"},
-            r"include=\('fc1.\*',\) with exclude=\(\) selects no parameter; the model has 0.weight",
+            {"depth": 2, "include": nn.Conv2d},
+            r"include=<class '.*Conv2d'> with exclude=\(\) selects no parameter; the model has 0.weight",
         ),
         ({"depth": 2, "include": [nn.Linear], "exclude": ["*.bias", "*.weight"]}, "selects no parameter"),
     ],

@@ -274,6 +274,7 @@ def parametrized_names(model):
     [
         ("rows", {}, {"4.weight", "5.weight"}),
         ("rows", {"exclude": "5.*"}, {"4.weight"}),
+        ("rows", {"exclude": ["*.bias", "0.weight", "5.*"]}, {"4.weight"}),  # what has no such groups may be named
         ("columns", {"include": "5.*"}, {"5.weight"}),
         ("filters", {}, {"0.weight"}),
         ("channels", {"include": "*"}, {"0.weight"}),

@@ -52,6 +52,17 @@ def test_unknown_backend_is_refused():
         pass
 
 
+def test_the_kernels_are_not_to_be_had_inside_a_block_of_the_reference(kernels):
+    with (
+        sparsenn.ops.backend("reference"),
+        pytest.raises(RuntimeError, match="'compiled' can't run inside a block of 'reference'"),
+        sparsenn.ops.backend("compiled"),
+    ):
+        pytest.fail("the block was entered")
+    with sparsenn.ops.backend("compiled"), sparsenn.ops.backend("reference"):
+        assert sparsenn.ops.hadamard_product([torch.ones(1)] * 2) == 1
+
+
 def test_missing_kernels_are_an_error_with_the_cure(monkeypatch):
     broken = _extension.Library("cpu", None, "the cpu library was not built")
     monkeypatch.setitem(_extension._libraries, "cpu", broken)
@@ -92,11 +103,14 @@ torch.version.cuda = "13.0"
 import sparsenn.ops
 from sparsenn.ops import library, reference
 assert all(torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsenn::{name}", "CUDA") for name in library.SCHEMAS)
+from sparsenn.training.stacked.fused_engine import has_kernel
+print("kernel:", has_kernel(torch.device("cuda")), has_kernel(torch.device("mps")))
 print("loaded")
 definition = library._with_warning(reference.hadamard)
 print(definition([torch.full((2,), 3.0)] * 2).tolist(), definition([torch.ones(1)]).tolist())
 """)
     before, after = said.split("loaded", 1)
+    assert "kernel: False False" in before  # the reference's loop over runs and steps is no fused engine
     assert "on CUDA tensors" not in before
     assert "[9.0, 9.0] [1.0]" in after
     assert after.count("UserWarning: sparsenn runs on its slower PyTorch reference on CUDA tensors: the cuda library") == 1

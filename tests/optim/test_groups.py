@@ -46,6 +46,9 @@ def names(model: nn.Module, group: dict) -> set[str]:
         (("bias",), BIASES | {n for n in NORMS if n.endswith("bias")}),
         (("norm",), NORMS),
         (("embedding",), {"embed.weight"}),
+        ("norm", NORMS),
+        (nn.Conv1d, {"conv.weight", "conv.bias"}),
+        ("*.scale", {"scale"}),
         (("head.*",), {"embed.weight", "head.bias"}),  # shared: any of its names counts
         (("rnn.weight_?h_l0", "scale"), {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "scale"}),
         ((nn.Conv1d, nn.LayerNorm), {"conv.weight", "conv.bias", "norms.1.weight", "norms.1.bias"}),
@@ -110,16 +113,23 @@ def test_every_optimizer_takes_them():
     [
         (
             {"lam": 0.1, "exclude": ("bais",)},
-            r"exclude has 'bais', which is no kind \(bias, norm, embedding\).* 0.weight, 0.bias",
+            r"param_groups: exclude has 'bais', which is no kind \(bias, norm, embedding\).* 0.weight, 0.bias",
         ),
-        ({"lam": 0.1, "exclude": "bias"}, "exclude is the string 'bias'; it takes a tuple"),
+        ({"lam": 0.1, "exclude": "bais"}, "exclude has 'bais', which is no kind"),
         ({"lam": 0.1, "exclude": (3,)}, "exclude has 3; it takes kinds"),
         ({"lam": 0.1, "exclude": ("*",)}, "exclude leaves nothing to penalise of 0.weight"),
         ({}, "give either lam or penalties"),
         ({"lam": 0.1, "penalties": L1(0.1)}, "give either lam or penalties"),
-        ({"penalties": {"1.*": L1(0.1)}}, r"'1.\*' means no parameter that is left of 0.weight$"),
-        ({"penalties": {nn.Conv2d: L1(0.1)}}, "Conv2d means no parameter"),
-        ({"penalties": {"*": 0.1}}, r"the one for '\*' is 0.1; it takes a sparsenn.penalties.Penalty"),
+        (
+            {"penalties": {"1.*": L1(0.1)}},
+            r"^param_groups: penalties has '1.\*', which means no parameter that is left of 0.weight$",
+        ),
+        ({"penalties": {nn.Conv2d: L1(0.1)}}, "Conv2d, which means no parameter"),
+        (
+            {"penalties": {3: L1(0.1)}},
+            r"^param_groups: penalties has 3; it takes kinds \(bias, norm, embedding\), name patterns",
+        ),
+        ({"penalties": {"*": 0.1}}, r"^param_groups: penalties has 0.1 for '\*'; it takes a sparsenn.penalties.Penalty"),
         ({"penalties": GroupL1(0.1, "filters")}, r"0.weight has shape \(2, 3\); groups='filters'"),
         ({"penalties": L1(torch.ones(5))}, r"lam has shape \(5,\), which does not broadcast to 0.weight"),
     ],

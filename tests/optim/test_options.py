@@ -73,6 +73,39 @@ def test_options_of_one_optimizer_are_checked_too(maker, name, value):
     refused(maker, name, value, f"{maker}: {name} is ")
 
 
+FLAGS = [("FactorizedSGD", "nesterov"), ("ProxSGD", "nesterov"), ("FactorizedAdam", "amsgrad"), ("FactorizedAdam", "decoupled")]
+FLAGS += [(maker, "maximize") for maker in MAKERS]
+
+
+@pytest.mark.parametrize("value", ["no", None, 2, 1.0, torch.tensor(True), [True]], ids=repr)
+@pytest.mark.parametrize(("maker", "name"), FLAGS)
+def test_a_flag_is_a_bool(maker, name, value):
+    match = rf"{maker}: {name} is .*; it takes True or False"
+    refused(maker, name, value, match)
+    w = weights()
+    before = w.detach().clone()
+    with pytest.raises(ValueError, match=match):
+        MAKERS[maker]([w], **{name: value})
+    assert torch.equal(w.detach(), before)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1, np.int64(1), np.array(True)], ids=repr)
+@pytest.mark.parametrize(("maker", "name"), FLAGS)
+def test_a_flag_may_be_numpy_s_or_a_number_as_in_torch(maker, name, value):
+    ends = []
+    for given in (True, value, False):
+        torch.manual_seed(0)  # of the factors
+        w = weights()
+        optimizer = MAKERS[maker]([w], **{name: given})
+        for k in range(3):  # with gradients that fall, as AMSGrad is for
+            w.grad = 0.1**k * (w.detach() + k).sin()
+            optimizer.step()
+        assert optimizer.param_groups[0][name] is bool(given)
+        ends.append(w.detach())
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("name", ["lr", "lam"])
 def test_a_tensor_that_is_changed_in_place_is_checked_again(maker, name):
@@ -278,6 +311,23 @@ def test_a_schedule_may_end_below_zero_by_a_rounding(maker):
     with pytest.raises(ValueError, match="lr is -1e-09; it takes a finite number >= 0"):
         step(w, optimizer)
     assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_rate_below_zero_by_a_rounding_is_zero_in_the_caller_s_tensor(maker):
+    w, lr, lam = weights(), torch.tensor(-1e-13), torch.tensor(-1e-13)
+    optimizer = MAKERS[maker]([w], lr=lr)
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr == 0
+    before = w.detach().clone()
+    lr.fill_(-1e-13)
+    step(w, optimizer)
+    assert lr == 0
+    assert torch.equal(w.detach(), before)
+    for given in (lam, -1e-13):
+        with pytest.raises(ValueError, match="lam is"):
+            MAKERS[maker]([weights()], lam=given)
+    assert lam != 0
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")

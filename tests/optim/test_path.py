@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from sparsenn.metrics import kkt_residual
-from sparsenn.optim import FactorizedSGD, Proximal, ProxSGD, lambda_max, lambda_path, param_groups, regularization_path
+from sparsenn.optim import (
+    FactorizedAdam,
+    FactorizedSGD,
+    Proximal,
+    ProxSGD,
+    lambda_max,
+    lambda_path,
+    param_groups,
+    regularization_path,
+)
 from sparsenn.penalties import L0_5, L1, ElasticNet, GroupL1, SparseGroupL1
 
 
@@ -159,9 +168,10 @@ def test_groups_keep_their_proportions_and_tensors_their_identity():
         regularization_path(lambda lam: None, [0.5], optimizer)
 
 
-def test_factors_go_up_a_path():
+@pytest.mark.parametrize(("kind", "lr"), [(FactorizedSGD, 0.1), (FactorizedAdam, 0.01)])
+def test_factors_go_up_a_path(kind, lr):
     model, _, _, closure = setup()
-    optimizer = FactorizedSGD(model.parameters(), 0.1, lam=1e-4, generator=torch.Generator().manual_seed(0))
+    optimizer = kind(model.parameters(), lr, lam=1e-4, generator=torch.Generator().manual_seed(0))
 
     def one(lam):
         fit(model, optimizer, closure, 1500)

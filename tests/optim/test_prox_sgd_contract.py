@@ -165,6 +165,19 @@ def test_a_compiled_step_counts_zeros_and_takes_a_lam_for_each_element(kernels, 
     assert counter.frame_count == 1
 
 
+def test_zeros_are_those_of_the_last_step_be_it_compiled_or_not():
+    torch._dynamo.reset()
+    p = nn.Parameter(torch.tensor([0.5, 1.0, 1.5]))
+    optimizer = ProxSGD([p], lr=1.0, lam=0.5)
+    p.grad = torch.zeros(3)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for count, step in enumerate((optimizer.step, compiled, optimizer.step), 1):
+        step()
+        assert int((p == 0).sum()) == count
+        assert int(optimizer.zeros(p)) == count
+        assert optimizer.sparsity() == pytest.approx(count / 3)
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_parameters_without_gradient_are_not_shrunk(backend, set_to_none):
     model = net()

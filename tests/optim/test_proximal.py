@@ -139,6 +139,32 @@ def test_equals_the_definition_of_prox_sgd(options):
         torch.testing.assert_close(w.detach(), theirs, rtol=1e-12, atol=1e-14)
 
 
+EXACT = {
+    "sgd": lambda p: SGD(p, 0.1),
+    "adagrad": lambda p: Adagrad(p, 0.1, lr_decay=0.5),
+    "rmsprop": lambda p: RMSprop(p, 0.01, alpha=0.6),
+    "rmsprop_centered": lambda p: RMSprop(p, 0.01, alpha=0.6, centered=True),
+}
+
+
+@pytest.mark.parametrize("base", EXACT)
+def test_without_momentum_a_unit_of_the_gradient_goes_as_far_as_in_the_base_s_own_step(base):
+    """With gradients that change, so that no mean is the gradient itself."""
+    w, theirs = (nn.Parameter(torch.full((8,), 5.0, dtype=torch.float64)) for _ in range(2))
+    optimizer, alone = Proximal(EXACT[base]([w]), L1(LAM)), EXACT[base]([theirs])
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(4):
+        before = w.detach().clone()
+        g = torch.randn(8, generator=generator, dtype=torch.float64)
+        w.grad, theirs.grad = g, g.clone()
+        with torch.no_grad():
+            theirs.copy_(w)
+        optimizer.step()
+        alone.step()
+        step = (before - theirs.detach()) / g
+        torch.testing.assert_close(w.detach(), L1(LAM).prox(theirs.detach(), step), rtol=1e-11, atol=1e-13)
+
+
 def test_a_step_size_of_the_user_makes_any_optimizer_right():
     x, y = problem()
     w = nn.Parameter(torch.full((8,), 0.5, dtype=torch.float64))
@@ -231,6 +257,17 @@ def test_schedulers_and_hooks_see_one_optimizer():
         schedule.step()
     assert seen == [0.1, 0.05, 0.025]
     assert optimizer.base_optimizer.param_groups is optimizer.param_groups
+
+
+def test_what_a_hook_makes_of_the_state_dict_is_what_is_saved():
+    optimizer = Proximal(Adam(net().parameters(), 0.01), L1(0.1))
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda opt: seen.append(opt))
+    optimizer.register_state_dict_post_hook(lambda opt, state: {**state, "note": "saved"})
+    optimizer.register_state_dict_post_hook(lambda opt, state: seen.append(state["note"]))  # gives none of its own
+    state = optimizer.state_dict()
+    assert seen == [optimizer, "saved"]
+    assert state.keys() == {"state", "param_groups", "note"}
 
 
 @pytest.mark.parametrize("base", [Adam, Adagrad, RMSprop])

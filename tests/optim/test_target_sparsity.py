@@ -39,9 +39,9 @@ def test_reaches_95_percent_on_the_digits(kind, lam):
     total = epochs * BATCHES
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
     control = TargetSparsity(optimizer, 0.95, updates=int(0.8 * total / 5), threshold=threshold)
-    step = 0
+    step, generator = 0, torch.Generator().manual_seed(0)
     for _ in range(epochs):
-        for batch in torch.randperm(len(data.train_images)).split(64):
+        for batch in torch.randperm(len(data.train_images), generator=generator).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(data.train_images[batch]), data.train_labels[batch]).backward()
             optimizer.step()
@@ -92,6 +92,16 @@ def test_the_threshold_falls_from_the_target_s_magnitude_to_the_final_one():
     ratios = [b / a for a, b in itertools.pairwise(seen[:100])]
     assert ratios == pytest.approx([(1e-4 / 0.8) ** 0.01] * 99, rel=1e-3)
     assert seen[99:] == pytest.approx([1e-4] * 21, rel=1e-9)
+
+
+@pytest.mark.parametrize(("weight", "ratio"), [(1.0, 3 / 2), (0.0, 2 / 3)])
+def test_a_call_changes_the_strength_by_half_at_most(weight, ratio):
+    w, _, control = small(gain=100.0)
+    with torch.no_grad():
+        w.fill_(weight)
+    for k in range(1, 4):
+        control.step()
+        assert control.lam == pytest.approx(1e-3 * ratio**k, rel=1e-12)
 
 
 def test_a_resumed_run_is_the_same():

@@ -158,3 +158,7 @@ def test_a_model_without_layers_is_refused_and_no_layers_cost_nothing():
     with pytest.raises(ValueError, match="model is a ReLU"):
         spectral(nn.ReLU())
     assert float(spectral(mixed(), alpha_w=1.0, layers=[])) == 0
+    with pytest.raises(ValueError, match="no layer has what alpha_lambda and alpha_phi would count; spectralize makes"):
+        spectral(nn.Sequential(nn.Linear(3, 2)), alpha_lambda=5e-4, alpha_phi=1e-2)
+    assert float(spectral(nn.Linear(3, 2), alpha_lambda=5e-4, alpha_w=1.0)) > 0
+    assert float(spectral(nn.Linear(3, 2))) == 0

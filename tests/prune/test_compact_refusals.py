@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as masks
 
-from sparsenn.prune import compact
+from sparsenn.prune import apply_masks, compact
 
 
 def test_normalization_in_training_mode_is_refused_where_a_constant_goes_through_it():
@@ -63,7 +63,11 @@ REFUSED = {
     "module": (nn.CrossMapLRN2d(3), "'inside' \\(CrossMapLRN2d\\) is unknown to compaction"),
     "weight norm": (
         parametrizations.weight_norm(nn.Linear(4, 4)),
-        "'inside' \\(ParametrizedLinear\\) carries a parametrization",
+        "'inside' \\(ParametrizedLinear\\) carries a parametrization; remove it first with torch.nn.utils.parametrize",
+    ),
+    "our mask": (
+        apply_masks(nn.Linear(4, 4), {"weight": torch.eye(4) > 0}),
+        "'inside' \\(ParametrizedLinear\\) carries a parametrization; remove it first with sparsenn.prune.remove",
     ),
     "mask": (masks.random_unstructured(nn.Linear(4, 4), "weight", 0.5), "'inside' \\(Linear\\) carries a forward hook"),
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
 
 import sparsenn
 from sparsenn import prune
@@ -297,7 +298,7 @@ def test_what_cannot_be_masked_says_why(kind):
     [
         (nn.utils.weight_norm, "weight_v"),
         (nn.utils.spectral_norm, "weight_orig"),
-        (lambda layer: nn.utils.prune.random_unstructured(layer, "weight", 1), "weight_orig"),
+        (lambda layer: torch_prune.random_unstructured(layer, "weight", 1), "weight_orig"),
     ],
     ids=["weight-norm", "spectral-norm", "prune"],
 )

@@ -12,18 +12,23 @@ from sparsenn.ops.permutation import permutation
 from sparsenn.ops.reference.products import leave_one_out, unrounded_product
 from sparsenn.ops.reference.steps import soft_thresholded
 
+# A code is a place in one of these.
+ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid", "gelu")
+OPTIMIZERS = ("sgd", "prox", "factorized", "adam")
+PENALTIES = ("none", "l1", "l2")
 
-def _activated(z: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """The values of an activation, numbered as in stacked_steps.ACTIVATIONS, and its derivative there."""
-    if kind == 1:
+
+def _activated(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """The values of an activation, and its derivative there."""
+    if activation == "relu":
         return z.relu(), (z > 0).to(z)
-    if kind == 2:
+    if activation == "tanh":
         a = z.tanh()
         return a, 1 - a * a
-    if kind == 3:
+    if activation == "sigmoid":
         a = z.sigmoid()
         return a, a * (1 - a)
-    if kind == 4:  # z Phi(z) for the normal distribution's Phi: torch.nn.GELU()
+    if activation == "gelu":  # z Phi(z) for the normal distribution's Phi: torch.nn.GELU()
         below = 0.5 * torch.erfc(-z * math.sqrt(0.5))
         return z * below, below + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     return z, torch.ones_like(z)
@@ -43,7 +48,7 @@ def _layer_parameters(weights: Tensor, layers: Sequence[Sequence[int]]) -> list[
 
 
 def _loss_and_gradient(
-    weights: Tensor, layers: Sequence[Sequence[int]], x: Tensor, y: Tensor, activation: int, last: int
+    weights: Tensor, layers: Sequence[Sequence[int]], x: Tensor, y: Tensor, activation: str, last: str
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of a batch, and its gradient by the weights: the chain rule, layer after layer."""
     parameters, inputs, slopes = _layer_parameters(weights, layers), [], []
@@ -82,33 +87,33 @@ def _loss_and_gradient(
 
 def _optimizer_step(w: Tensor, state: Tensor, gradient: Tensor, codes: Sequence[int], rates: Sequence[float], t: int) -> Tensor:
     """Moves one run's weights and state by its t-th gradient; returns the penalty as it was before."""
-    _, _, _, _, optimizer, penalty, depth = codes
+    optimizer, penalty, depth = OPTIMIZERS[codes[4]], PENALTIES[codes[5]], codes[6]
     lr, lam, momentum, beta1, beta2, eps, clipping, decay = rates
     value = w.new_zeros(())
-    if penalty == 1:
+    if penalty == "l1":
         value, gradient = lam * w.abs().sum(), gradient + lam * w.sign()
-    elif penalty == 2:
+    elif penalty == "l2":
         value, gradient = lam * w.square().sum(), gradient + 2 * lam * w
     if decay:
         gradient = gradient + decay * w
-    if optimizer == 2:
+    if optimizer == "factorized":
         factors, momenta = state[:depth], state[depth : 2 * depth]
         value = (lam / depth) * factors.square().sum()
         for factor, buffer, other in zip(factors, momenta, leave_one_out(factors.clone().unbind()), strict=True):
             buffer.mul_(momentum).add_(gradient * other + (2 * lam / depth) * factor)
             factor.sub_(buffer, alpha=lr)
         w.copy_(unrounded_product(factors.unbind()))
-    elif optimizer == 3:
+    elif optimizer == "adam":
         state[0].mul_(beta1).add_(gradient, alpha=1 - beta1)
         state[1].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = state[1].sqrt() / math.sqrt(1 - beta2**t)
         w.addcdiv_(state[0], root + eps, value=-lr / (1 - beta1**t))
     else:
-        if optimizer == 1:
+        if optimizer == "prox":
             value = lam * w.abs().sum()
         state[0].mul_(momentum).add_(gradient)
         w.sub_(state[0], alpha=lr)
-        if optimizer == 1:
+        if optimizer == "prox":
             w.copy_(soft_thresholded(w, w.new_tensor(lam * lr / (1 - momentum))))
     if clipping:
         w.masked_fill_(w.abs() < clipping, 0)
@@ -135,7 +140,8 @@ def stacked_steps_(
     batches = -(-size // batch_size)
     structure = [layers[k : k + 6] for k in range(0, len(layers), 6)]
     for run in active.tolist():
-        seed, data, activation, last = codes[run, :4].tolist()
+        seed, data, *kinds = codes[run, :4].tolist()
+        activation, last = (ACTIVATIONS[kind] for kind in kinds)
         order = permutation(size, seed, epoch, device=x.device)
         for step in range(first, first + steps):
             batch = order[step * batch_size : (step + 1) * batch_size]
