@@ -92,10 +92,10 @@ ITEMS = {
 }
 _SHARED = {"dwf": "items", "l1": "items"}  # papers whose items are made by one module
 _APART = {  # but for these
-    ("dwf", "table3"): "inventory",
-    ("dwf", "table4"): "inventory",
-    ("dwf", "fig3"): "starts",
-    ("dwf", "fig25"): "starts",
+    ("dwf", "table3"): "untrained",
+    ("dwf", "table4"): "untrained",
+    ("dwf", "fig3"): "untrained",
+    ("dwf", "fig25"): "untrained",
     ("dwf", "fig26"): "cost",
     ("dwf", "fig27"): "cost",
     ("dwf", "path"): "path",

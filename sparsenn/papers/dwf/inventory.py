@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from sparsenn.papers.dwf.settings import IMAGES, Given, parameters_of
-from sparsenn.training.files import write_atomic
 from sparsenn.training.presets import PRESETS
 
 _DEPTHS = (2, 3, 4)
 _OUR_OWN = ("digits",)  # not in the paper
-
-
-def reproduce(out: str | Path = "runs/dwf", *, item: str, quiet: bool = True) -> Path:
-    """Write what needs no training: the settings that the other items take where nothing else is asked for.
-
-    Args:
-        out: the folder.
-        item: ``table3`` or ``table4``.
-        quiet: as everywhere; nothing is printed here.
-
-    Returns:
-        The path of the table.
-
-    Source:
-        Kolb et al. 2025, Tables 3 and 4 (Appendix G.2).
-    """
-    path = Path(out) / f"{item}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, {"table3": datasets, "table4": hyperparameters}[item]().encode())
-    return path
 
 
 def datasets() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from sparsenn import init
 from sparsenn.data import require_extra
 from sparsenn.papers.dwf.figures import accuracy_axes, color_of, panels, ramp, tradeoff, values_of
 from sparsenn.training.figures import png
-from sparsenn.training.files import write_atomic
 from sparsenn.training.table import Row
 
 _STD = 1 / 28  # of the first layer of a LeNet-300-100 under N(0, 1 / n_in)
@@ -26,27 +24,6 @@ _DEPTHS = (2, 3, 4, 10, 20)  # the same
 _TERMS = (1, 5)  # the same
 _MADE = 4  # depth of the products in Figure 4
 _LINES = {2: "-", 3: "--", 4: ":"}
-
-
-def reproduce(out: str | Path = "runs/dwf", *, item: str, quiet: bool = True) -> Path:
-    """Draw what needs no training.
-
-    Args:
-        out: the folder.
-        item: ``fig3`` or ``fig25``.
-        quiet: as everywhere; nothing is printed here.
-
-    Returns:
-        The path of the picture.
-
-    Source:
-        Kolb et al. 2025, Figure 3 (and Equation 6), Figure 25 (and Lemma 5).
-    """
-    path = Path(out) / f"{item}.png"
-    picture = {"fig3": geometry, "fig25": gaussian}[item](item.replace("fig", "Figure "))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, picture)
-    return path
 
 
 def geometry(title: str) -> bytes:
