@@ -196,7 +196,7 @@ def bench(check: Check, reserve: float = 0.0) -> None:
             count = _merge(raw, found, check.benchmarks)
             check.clocks = clocks.summary()
             if outcome.startswith("ran past") and chosen != _TARGETS:
-                outcome = TOO_LATE
+                outcome = f"skipped: no time left to end it ({outcome})"
             check.note("bench", f"{name} ({chosen})", outcome, seconds, rows=count)
     if raw.exists():
         command = [check.python, "benchmarks/compare.py", str(raw)]

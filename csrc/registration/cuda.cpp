@@ -101,14 +101,14 @@ struct CudaDevice {
 
   static bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
 
-  // Whether scaling the `rows` of a product by its columns, which are as many as phi has across `width`, moves fewer
-  // bytes than composing the weight: of a half type 8 more a number of the product, as it passes through float32, and 4
-  // less one of phi.
+  // Whether scaling a product of so many rows moves fewer bytes than composing the weight, whose side of the sum is
+  // `width`: on its way through float32 a half type's product costs 8 bytes more for each of its numbers, and its
+  // weight 4 less for each of phi's.
   static bool scaled_product_pays(int64_t rows, int64_t width, const CheckedSpectrum& spectrum) {
     return (is_half(spectrum.view.dtype) ? 2 * rows : rows) <= width;
   }
 
-  // a b + shift, row-major and in their dtype, under autocast too: these calls are below the dispatcher.
+  // a b + shift, row-major and in their dtype. These calls are below the dispatcher, and so below autocast.
   static Tensor product(const Tensor& a, const Tensor& b, const Vector& shift = {}) {
     const Tensor made = bindings::empty(a, {a.sizes()[0], b.sizes()[1]});
     if (shift) {
@@ -119,7 +119,8 @@ struct CudaDevice {
     return made;
   }
 
-  // a b times sign * columns, plus shift: rounded once.
+  // a b times sign * columns, plus shift; of half types rounded once. torch 2.10 has a product with another dtype in
+  // its dispatcher alone, where autocast leaves it alone.
   static Tensor scaled_product(const Tensor& a, const Tensor& b, const Vector& columns, double sign,
                                const Vector& shift, void* stream) {
     if (!is_half(bindings::view_of(a).dtype)) {

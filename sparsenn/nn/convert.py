@@ -22,7 +22,7 @@ from sparsenn.nn.parametrizations import (
     own_class,
     parametrizations_of,
 )
-from sparsenn.nn.selection import Selector, Selectors, check_module, join, names_parameter, selected, walk
+from sparsenn.nn.selection import Selector, Selectors, check_module, join, names_parameter, selected, some_of, walk
 from sparsenn.nn.spectral import SPECTRUM, SpectralGate, SpectralLayer
 from sparsenn.ops.reference import DTYPES
 
@@ -308,8 +308,7 @@ def _select(slots: list[_Slot], include: Selectors | None, exclude: Selectors, g
         wanted = selected(slots, include, "factorize: include")
     chosen = [slot for i, slot in enumerate(slots) if i in wanted and i not in out and slot.may_have(groups)]
     if include is not None and not chosen:
-        able = [slot.title for slot in slots if slot.may_have(groups)]
-        names = ", ".join(able[:8]) + (", …" if len(able) > 8 else "")
+        names = some_of([slot.title for slot in slots if slot.may_have(groups)])
         rules = f"include={include!r} with exclude={exclude!r}"
         raise ValueError(f"factorize: {rules} selects no parameter; the model has {names or 'none'}")
     return chosen

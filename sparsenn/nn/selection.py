@@ -15,6 +15,7 @@ Selectors = Selector | Iterable[Selector]
 KINDS = ("bias", "norm", "embedding")
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: batch and instance normalization
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_SHOWN = 8  # names in a message
 
 
 def walk(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module, tuple]]:
@@ -70,12 +71,18 @@ def selected(found: Sequence[Selectable], value: Selectors, where: str, *, kinds
         own = {i for i, one in enumerate(found) if one.matches(selector)}
         if not own and isinstance(selector, str) and selector not in kinds:
             no_kind = f"no kind ({', '.join(kinds)}) and " if kinds else ""
-            names = ", ".join(one.names[0] for one in found if one.names[0])
             raise ValueError(
-                f"{where} has {selector!r}, which is {no_kind}the name of no {what}; there are {names or f'no {what}s'}"
+                f"{where} has {selector!r}, which is {no_kind}the name of no {what}; "
+                f"there are {some_of([one.names[0] for one in found]) or f'no {what}s'}"
             )
         chosen |= own
     return chosen
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names, for a message; that of the model itself is ''."""
+    shown = [name or repr(name) for name in names[:_SHOWN]]
+    return ", ".join([*shown, "…"] if len(names) > _SHOWN else shown)
 
 
 def check_selector(selector: object, where: str, *, kinds: Sequence[str] = KINDS) -> None:
@@ -96,7 +103,7 @@ def names_parameter(selector: str, names: Sequence[str], owners: Sequence[nn.Mod
         return any(map(_is_bias, names))
     if selector in KINDS:
         types = _NORMS if selector == "norm" else _EMBEDDINGS
-        return any(isinstance(owner, types) for owner in owners)
+        return selector in names or any(isinstance(owner, types) for owner in owners)
     return is_named(selector, names)
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparsenn.nn.selection import Selector, Selectors, check_module, is_named, selected, walk
+from sparsenn.nn.selection import Selector, Selectors, check_module, is_named, selected, some_of, walk
 from sparsenn.nn.spectral import SpectralConv1d, SpectralConv2d, SpectralLayer, SpectralLinear
 from sparsenn.ops.reference import DTYPES
 
@@ -104,7 +104,7 @@ def _select(model: nn.Module, include: Selectors | None, exclude: Selectors) -> 
     layers = [(i, own) for i, own in enumerate(modules) if _spectral_class(own.module) is not None]
     chosen = [own for i, own in layers if i not in out and (own.is_trained if wanted is None else i in wanted)]
     if include is not None and not chosen:
-        names = ", ".join(repr(own.names[0]) for _, own in layers) or "none"
+        names = some_of([own.names[0] for _, own in layers]) or "none"
         raise ValueError(f"spectralize: include={include!r} with exclude={exclude!r} selects no layer; the model has {names}")
     return [(own.names[0], own.module) for own in chosen]
 

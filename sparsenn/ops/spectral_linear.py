@@ -43,9 +43,9 @@ def spectral_linear(
         bias: b, (out,), or None.
 
     Returns:
-        z, (\*, out). Half types are accumulated in float32 and rounded once; on CUDA, where the product is the vendor's, so
-        is the weight, or the input by λ_in, before it, as in any linear layer, and its gradient. On the CPU the bits don't
-        depend on the number of threads. Empty tensors are fine; an empty sum is 0.
+        z, (\*, out). Half types are accumulated in float32 and rounded once. On CUDA, where the product is the vendor's, the
+        weight (or the input times λ_in) and the weight's gradient are tensors of the dtype, as in any linear layer, and so are
+        rounded too. On the CPU the bits don't depend on the number of threads. Empty tensors are fine; an empty sum is 0.
 
     Raises:
         ValueError: for a φ that is not (out, in), an input, eigenvalues or a bias of another size, dtype or device than φ asks

@@ -272,8 +272,7 @@ class Factorized(Optimizer):
             self._check_finite(p)
         for p in chosen:
             group, weight = self._group_of(p), shards.local(p)
-            factors = [shards.local(factor) for factor in self._moved(self.state[p])[0]]
-            changed = weight != self._product(factors, group["depth"]).to(weight.dtype)
+            changed = weight != self._product_of(p)
             self._before_split(p, changed)
             own, moments = self._moved(self.state[p])
             factors = [shards.local(factor) for factor in own]
@@ -283,7 +282,7 @@ class Factorized(Optimizer):
                 factor.copy_(torch.where(changed, new, factor))
             for tensor in (tensor for moment in self.restarted for tensor in moments.get(moment, ())):
                 shards.local(tensor).masked_fill_(changed, 0.0)
-            self._compose(p, group)
+            weight.copy_(self._product_of(p))
             self._pieces.pop(p, None)
         self._plans.clear()
 
@@ -291,9 +290,9 @@ class Factorized(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, and write the weights that it stands for; factors and momenta stay float32 for half precision.
 
-        The model that was saved with it may be loaded at any time: before this optimizer was made, which has split its weights
-        once more since, before this call or after it. One that was changed after that (pruned, averaged) is loaded last, and
-        then is the case of `resync`.
+        So the model may be loaded before this optimizer is made, before this call or after it. Weights that something else has
+        written since this optimizer last did, as a loaded model, stay as they are: where they are not those of the state, the
+        next step asks for `resync`. What was changed before the optimizer was made is not known, and is overwritten.
 
         Raises:
             ValueError: where the groups don't fit, or a parameter's factors are not of its shape or not ``depth`` many.
@@ -309,11 +308,13 @@ class Factorized(Optimizer):
         for index, entries in state_dict["state"].items():
             if index in saved:
                 self._check_state(saved[index], depths[index], entries)
+        written = {p for p in self._factorized() if not self._is_product(p)}
         super().load_state_dict(state_dict)
         common.restore_precision(self, saved, state_dict, self._is_ours)
         self._forget()
         for p in self._factorized():
-            self._compose(p, self._group_of(p))
+            if p not in written:
+                shards.local(p).copy_(self._product_of(p))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -370,14 +371,18 @@ class Factorized(Optimizer):
         factors = [shards.local(factor) for factor in self._moved(state)[0]]
         self._fill(factors, p, group["factor_init"])
         self.state[p] = state
-        self._compose(p, group)
+        shards.local(p).copy_(self._product_of(p))
         if moments := self._kept(group):
             self._add_moments(p, group["depth"], moments)
 
-    def _compose(self, p: Tensor, group: dict[str, Any]) -> None:
-        """Write the weights of a parameter: the product of its factors."""
+    def _product_of(self, p: Tensor) -> Tensor:
+        """What a parameter's weights are by its factors."""
         factors = [shards.local(factor) for factor in self._moved(self.state[p])[0]]
-        shards.local(p).copy_(self._product(factors, group["depth"]))
+        return self._product(factors, self._group_of(p)["depth"]).to(p.dtype)
+
+    def _is_product(self, p: Tensor) -> bool:
+        weight, product = shards.local(p), self._product_of(p)
+        return bool(((weight == product) | (weight.isnan() & product.isnan())).all())
 
     def _add_moments(self, p: Tensor, depth: int, moments: Iterable[str]) -> None:
         for moment in moments:
@@ -476,9 +481,8 @@ class Factorized(Optimizer):
             )
 
     def _check_unchanged(self, pieces: Pieces) -> None:
-        product = self._product(pieces.factors, pieces.depth).to(pieces.weight.dtype)
-        if not bool(((pieces.weight == product) | (pieces.weight.isnan() & product.isnan())).all()):
-            p = pieces.param
+        p = pieces.param
+        if not self._is_product(p):
             raise RuntimeError(
                 f"{self._owner}: parameter {self._position(p)} (shape {tuple(p.shape)}) was changed outside the optimizer, so "
                 "it is no longer the product of its factors. To go on from the changed weights call opt.resync(), which splits "

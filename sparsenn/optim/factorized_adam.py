@@ -133,10 +133,7 @@ class FactorizedAdam(Factorized):
         super().__init__(params, options, generator)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, and write the weights that it stands for; factors and moments stay float32 for half precision.
-
-        The model that was saved with it may be loaded at any time; one that was changed after that is loaded last, and then is
-        the case of `resync`.
+        """As `FactorizedSGD.load_state_dict`, with moments in the place of momenta.
 
         Raises:
             ValueError: where the groups don't fit, or a parameter's factors and moments are not of its shape or not ``depth``

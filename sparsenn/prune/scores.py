@@ -238,8 +238,10 @@ def snip(
         outputs = torch.func.functional_call(model, {**leaves, **buffers}, (inputs,))
         try:
             loss = loss_fn(outputs, targets)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"snip: loss_fn does not take the model's outputs and the batch's targets: {error}") from error
+            raise ValueError(f"snip: loss_fn fails on the model's outputs and the batch's targets: {error}") from error
     if not isinstance(loss, Tensor):
         raise ValueError(f"snip: loss_fn gives a {type(loss).__name__}; it takes one that gives a tensor")
     if loss.numel() != 1 or not bool(torch.isfinite(loss.detach()).all()):

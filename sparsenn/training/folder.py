@@ -63,11 +63,13 @@ def writing_in(folder: Path, cure: str) -> Iterator[None]:
     Raises:
         RunFolderError: if something can't be written.
     """
+    entered = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        entered = True
         yield
     except OSError as error:
-        if not _is_about_writing(error, folder):
+        if entered and not _is_about_writing(error, folder):  # before that it may be about a parent
             raise
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); {cure}") from error
 

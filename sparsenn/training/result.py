@@ -22,7 +22,7 @@ from sparsenn.training.methods import zero_threshold
 from sparsenn.training.phases import ONSET, Phases, phases
 from sparsenn.training.presets import FACTORIZED
 
-_TARGET_MISSED = 0.01  # the share of zeros beyond which the report says so
+_NEAR = 1.25  # times the weights that a target sparsity leaves: beyond it the report says so
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ class Outcome:
         return self.after.exact_compression_ratio
 
     @property
-    def off_target(self) -> float | None:
-        """The share of zeros above the target sparsity, negative below it; None where there was none."""
-        target = self.config.target_sparsity
-        return None if target is None else 1 - self.weights / self.total - target
+    def kept_over_asked(self) -> float | None:
+        """How many times the weights that a target sparsity leaves there are; None without one, or where it is of a part."""
+        if self.config.target_sparsity is None or not self.config.penalize_biases:
+            return None
+        return self.weights / (self.total * (1 - self.config.target_sparsity))
 
     @property
     def phases(self) -> Phases | None:
@@ -134,8 +135,10 @@ class Result:
             parts.append(_phases(self.net.phases))
         if self.net.config.balanced == "auto":
             parts.append(_switches(self.net))
-        if (off := self.net.off_target) is not None and abs(off) > _TARGET_MISSED:
-            parts.append(f"The target was missed by {abs(100 * off):.1f} points: more --epochs give λ time to find it.")
+        if (times := self.net.kept_over_asked) is not None and not 1 / _NEAR <= times <= _NEAR:
+            parts.append(
+                f"The target was missed: {times:.2g} times the weights asked for. More --epochs give λ time to find it."
+            )
         if self.twin is not None:
             parts.append(_verdict(self))
         if self.untraced is not None:

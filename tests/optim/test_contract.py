@@ -285,6 +285,27 @@ def test_a_restored_run_goes_on_to_the_bit(backend, tmp_path, order, maker, rule
     assert same(tensors(saved["optimizer"]).values(), before.values())  # what was loaded is still what was saved
 
 
+@pytest.mark.parametrize("maker", ["FactorizedSGD", "FactorizedAdam"])
+def test_weights_that_are_not_those_of_the_state_are_left_to_resync(backend, maker):
+    model = net()
+    optimizer = make(maker, model.parameters())
+    train(model, optimizer, range(3))
+    saved = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    saved["model"]["0.weight"][:2] = 0.0  # pruned behind the optimizer's back
+    for order in ("model first", "optimizer first"):
+        other = net(seed=99)
+        restored = make(maker, other.parameters())
+        parts = [(other, saved["model"]), (restored, saved["optimizer"])]
+        for part, state in parts if order == "model first" else reversed(parts):
+            part.load_state_dict(state)
+        assert same(values(other), saved["model"].values())
+        with pytest.raises(RuntimeError, match=r"parameter 0 .* was changed outside"):
+            train(other, restored, [3])
+        restored.resync()
+        assert (other[0].weight[:2].abs() <= 1e-4).all()
+        train(other, restored, [3])
+
+
 @MAKER
 @pytest.mark.parametrize("other", MAKERS)
 def test_a_state_of_another_optimizer_is_refused(backend, maker, other):

@@ -204,7 +204,7 @@ def test_nan_is_refused():
         (lambda m: prune.snip(m, compression=2, batch=BATCH, loss_fn=lambda *_: 1.0), "snip: loss_fn gives a float"),
         (
             lambda m: prune.snip(m, compression=2, batch=(BATCH[0], BATCH[1][:3]), loss_fn=functional.cross_entropy),
-            "snip: loss_fn does not take the model's outputs and the batch's targets: Expected input batch_size",
+            "snip: loss_fn fails on the model's outputs and the batch's targets: Expected input batch_size",
         ),
         (lambda m: prune.synflow(m, compression=2, input_shape=6), "synflow: input_shape is 6; it takes the sizes"),
         (lambda m: prune.synflow(m, compression=2, input_shape=(1.5,)), r"synflow: input_shape is \(1.5,\); it takes"),

@@ -216,6 +216,8 @@ def test_a_folder_with_other_files_is_refused(shapes, tmp_path):
         train(config(), tmp_path, images=shapes)
     with pytest.raises(RunFolderError, match=r"letter\.txt: cannot be written"):
         train(config(), tmp_path / "letter.txt", images=shapes)
+    with pytest.raises(RunFolderError, match=r"letter\.txt/of/mine: cannot be written"):  # the error is of a parent
+        train(config(), tmp_path / "letter.txt/of/mine", images=shapes)
 
 
 def test_a_folder_is_for_one_process_at_a_time(finished, shapes, tmp_path):
@@ -291,13 +293,17 @@ def test_a_signal_leaves_a_folder_that_resumes_to_the_same_bits(shapes, tmp_path
 
 
 def test_a_target_that_was_missed_is_said(shapes):
-    aim = config(epochs=3, target_sparsity=0.999)
-    result = train(aim, images=shapes)
-    assert result.net.off_target == pytest.approx(1 - result.net.weights / result.net.total - 0.999)
-    assert f"The target was missed by {abs(100 * result.net.off_target):.1f} points: more --epochs" in str(result)
-    met = dataclasses.replace(aim, target_sparsity=1 - result.net.weights / result.net.total)
-    assert "was missed" not in str(dataclasses.replace(result, net=dataclasses.replace(result.net, config=met)))
-    assert train(config(epochs=1), images=shapes).net.off_target is None
+    result = train(config(epochs=3, target_sparsity=0.999), images=shapes)
+    net = result.net
+    assert net.kept_over_asked == pytest.approx(net.weights / (0.001 * net.total))
+    assert f"The target was missed: {net.kept_over_asked:.2g} times the weights asked for. More --epochs" in str(result)
+    for times, said in ((1.2, False), (1.3, True), (0.7, True)):
+        aim = dataclasses.replace(net.config, target_sparsity=1 - net.weights / net.total / times)
+        other = dataclasses.replace(net, config=aim)
+        assert ("was missed" in str(dataclasses.replace(result, net=other))) == said
+    part = dataclasses.replace(net, config=dataclasses.replace(net.config, penalize_biases=False))
+    assert part.kept_over_asked is None
+    assert train(config(epochs=1), images=shapes).net.kept_over_asked is None
 
 
 def test_divergence_of_a_search_names_the_strength_that_it_was_at(shapes, monkeypatch):
