@@ -55,16 +55,16 @@ def selected(found: Sequence[Selectable], value: Selectors, where: str, *, kinds
     """Positions of what any of the selectors means, one or many of them.
 
     Args:
-        found: Parameters, or modules.
+        found: Parameters, or layers.
         value: Kinds of parameters, patterns for the whole name with the wildcards of the shell, and module types.
         where: The caller and its argument, for errors.
-        kinds: Those that are known; without any the errors speak of modules.
+        kinds: Those that are known; without any the errors speak of layers.
 
     Raises:
         ValueError: for what is no selector, and for a pattern that means nothing, which is a slip. A kind or a type may mean
             nothing: not every model has biases.
     """
-    what = "parameter" if kinds else "module"
+    what = "parameter" if kinds else "layer"
     chosen: set[int] = set()
     for selector in tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,):
         check_selector(selector, where, kinds=kinds)

@@ -41,7 +41,7 @@ def spectralize(model: ModuleT, *, include: Selectors | None = None, exclude: Se
         The same model.
 
     Raises:
-        ValueError: for a selector that is neither a pattern nor a module type; a pattern that means no module; an ``include``
+        ValueError: for a selector that is neither a pattern nor a module type; a pattern that means no layer; an ``include``
             that selects nothing; a selected layer whose weight is parametrized (factorized, for example), made by a hook (a
             mask of ``torch.nn.utils.prune``), tied to another parameter, not initialized yet (lazy modules), or of another
             dtype than float64, float32, bfloat16 and float16.
@@ -92,19 +92,18 @@ class _Found:
 
 
 def _select(model: nn.Module, include: Selectors | None, exclude: Selectors) -> list[tuple[str, nn.Module]]:
-    """The layers to change, each with the first path that leads to it. A selector may name any module of the model."""
+    """The layers to change, each with the first path that leads to it."""
     found: dict[int, _Found] = {}
     for path, module, inside in walk(model):
         own = found.setdefault(id(module), _Found(module))
         own.names.append(path)
         own.inside.extend(inside)
-    modules = list(found.values())
-    out = selected(modules, exclude, "spectralize: exclude", kinds=())
-    wanted = None if include is None else selected(modules, include, "spectralize: include", kinds=())
-    layers = [(i, own) for i, own in enumerate(modules) if _spectral_class(own.module) is not None]
-    chosen = [own for i, own in layers if i not in out and (own.is_trained if wanted is None else i in wanted)]
+    layers = [own for own in found.values() if _spectral_class(own.module) is not None]
+    out = selected(layers, exclude, "spectralize: exclude", kinds=())
+    wanted = None if include is None else selected(layers, include, "spectralize: include", kinds=())
+    chosen = [own for i, own in enumerate(layers) if i not in out and (own.is_trained if wanted is None else i in wanted)]
     if include is not None and not chosen:
-        names = some_of([own.names[0] for _, own in layers]) or "none"
+        names = some_of([own.names[0] for own in layers]) or "none"
         raise ValueError(f"spectralize: include={include!r} with exclude={exclude!r} selects no layer; the model has {names}")
     return [(own.names[0], own.module) for own in chosen]
 
