@@ -81,7 +81,9 @@ def test_what_is_selected():
         spectral(include=nn.Conv2d)
     for where in ("include", "exclude"):
         for name in ("nothing", "b", "c"):  # nowhere; what has layers, which "b.*" means; what has a forward of its own
-            with pytest.raises(ValueError, match=f"{where} has '{name}', which is the name of no layer; there are a, b.0, b.1$"):
+            with pytest.raises(
+                ValueError, match=f"{where} has '{name}', which is the name of no layer; there are a, b.0, b.1$"
+            ):
                 spectral(**{where: ["a", name]})
         with pytest.raises(ValueError, match=f"spectralize: {where} has 3; it takes name patterns and module types"):
             spectral(**{where: 3})
