@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from sparsenn.training.evaluate import loss_of
 from sparsenn.training.presets import FACTORIZED
 
 _EPSILON = torch.finfo(torch.float32).eps
+_HOVERING = 1e-4
 
 _BALANCED: dict[str, bool | str] = {"never": False, "auto": "auto", "always": True}
 
@@ -31,7 +33,7 @@ def zero_threshold(config: TrainConfig) -> float:
     Factors come near zero by float32's epsilon (Kolb et al. 2025, Appendix G); the subgradient hovers, and 1e-4 is what its
     authors count as zero. Proximal steps and masks make exact zeros.
     """
-    return {**dict.fromkeys(FACTORIZED, _EPSILON), "l1-subgradient": 1e-4}.get(config.method, 0.0)
+    return {**dict.fromkeys(FACTORIZED, _EPSILON), "l1-subgradient": _HOVERING}.get(config.method, 0.0)
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
@@ -76,11 +78,16 @@ def _by_start(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def make_control(config: TrainConfig, optimizer: Optimizer, updates: int) -> TargetSparsity | None:
-    """What finds λ in a run of so many updates, with a fifth of them at the final threshold; None where λ is given."""
+    """What finds λ in a run of so many updates, and holds the share in the last 40 % of them; None where λ is given."""
     if config.target_sparsity is None:
         return None
-    threshold = zero_threshold(config) or _EPSILON  # TargetSparsity takes one above 0
-    return TargetSparsity(optimizer, config.target_sparsity, updates=max(4 * updates // 5, 1), threshold=threshold)
+    threshold = _hovering if config.method == "l1-subgradient" else zero_threshold(config) or _EPSILON  # it takes one above 0
+    return TargetSparsity(optimizer, config.target_sparsity, updates=max(3 * updates // 5, 1), threshold=threshold)
+
+
+def _hovering(group: Mapping[str, Any]) -> float:
+    """How far the subgradient throws weights that are zero but for it: two of the longest steps, and 1e-4 in the end."""
+    return max(_HOVERING, 2 * group["lr"] * group["lam"] / (1 - group["momentum"]))
 
 
 @torch.no_grad()
