@@ -18,6 +18,7 @@ _EPSILON = torch.finfo(torch.float32).eps
 _SMOOTHING = 0.8
 _SHORTEST = 8  # the time that is left is at least this part of the updates
 _CALMER, _BOLDER = 0.7, 1.2  # the gain after a change of sign, and else
+_SLOWEST = 16  # the gain is at least this part of the one that is given: noise turns λ round, too
 _REACH = 1e6  # λ stays within this factor of where it started: a target out of reach is not chased to infinity
 
 _STATE = ("done", "way", "fall", "last", "pace", "ratio", "bounds")  # plain numbers, or two
@@ -39,10 +40,10 @@ class TargetSparsity:
     .. math:: \ln \lambda \leftarrow \ln \lambda + c_k\, \frac{a_k - b_k}{|a_k| + |b_k| + 1/K}
 
     with the fall a that is wanted, the fall b that is seen, and r so that both terms of z are alike at the start (the second
-    stands alone where the share is reached). The gain is c; 0.7 times what it was where λ turns round, 1.2 times, up to c,
-    where it goes on. λ stays within 1e6 of its start; where factors decay under momentum μ, it also stays below critical
-    damping, :math:`D (1 - \sqrt\mu)^2 / (2\, \text{lr})`, beyond which they swing and end no sooner. Weights that require no
-    gradient are not counted.
+    stands alone where the share is reached). The gain is 0.7 times what it was where λ turns round and 1.2 times where it
+    goes on, between c/16 and c. λ stays within 1e6 of its start; where factors decay under momentum μ, it also stays below
+    critical damping, :math:`D (1 - \sqrt\mu)^2 / (2\, \text{lr})`, beyond which they swing and end no sooner. Weights that
+    require no gradient are not counted.
 
     Call `step` after the optimizer's, every few iterations: often enough for some hundred updates in all, of which K are
     about 60 %. What comes after holds the share, while the weights that are left grow to the size that the loss asks for.
@@ -57,7 +58,7 @@ class TargetSparsity:
         updates: K ≥ 1, the number of calls of `step` until the share is reached.
         threshold: τ > 0, or a function of a parameter group that returns it, asked in every call. The default, the spacing of
             float32 at 1, counts what `sparsenn.collapse` makes zero. Under a subgradient weights hover about zero as far as a
-            step reaches, so that a fixed τ is met only when lr has fallen; ``lambda group: max(1e-4, 2 * group["lr"] *
+            step reaches, so that a fixed τ is met only when lr has fallen; ``lambda group: max(1e-4, 3 * group["lr"] *
             group["lam"] / (1 - group["momentum"]))`` counts those that hover.
         gain: c > 0.
 
@@ -137,7 +138,8 @@ class TargetSparsity:
         self._way = way
         wanted = way / max(self._updates - self._done, self._updates / _SHORTEST)
         change = (wanted - self._fall) / (abs(wanted) + abs(self._fall) + 1 / self._updates)
-        self._pace = self._pace * _CALMER if change * self._last < 0 else min(self._pace * _BOLDER, self._gain)
+        pace = self._pace * (_CALMER if change * self._last < 0 else _BOLDER)
+        self._pace = min(max(pace, self._gain / _SLOWEST), self._gain)
         self._last = change
         lam = self.lam * min(math.exp(self._pace * change), *map(_damping_left, self._strength.groups()))
         self._strength.value = min(max(lam, self._bounds[0]), self._bounds[1])

@@ -21,6 +21,7 @@ from sparsenn.training.presets import FACTORIZED
 
 _EPSILON = torch.finfo(torch.float32).eps
 _HOVERING = 1e-4
+_NEXT_TO_ZERO = 1e-12  # what leaves an exact zero when lr has fallen to nothing is above it
 
 _BALANCED: dict[str, bool | str] = {"never": False, "auto": "auto", "always": True}
 
@@ -81,13 +82,13 @@ def make_control(config: TrainConfig, optimizer: Optimizer, updates: int) -> Tar
     """What finds λ in a run of so many updates, and holds the share in the last 40 % of them; None where λ is given."""
     if config.target_sparsity is None:
         return None
-    threshold = _hovering if config.method == "l1-subgradient" else zero_threshold(config) or _EPSILON  # it takes one above 0
+    threshold = _hovering if config.method == "l1-subgradient" else zero_threshold(config) or _NEXT_TO_ZERO
     return TargetSparsity(optimizer, config.target_sparsity, updates=max(3 * updates // 5, 1), threshold=threshold)
 
 
 def _hovering(group: Mapping[str, Any]) -> float:
-    """How far the subgradient throws weights that are zero but for it: two of the longest steps, and 1e-4 in the end."""
-    return max(_HOVERING, 2 * group["lr"] * group["lam"] / (1 - group["momentum"]))
+    """How far the subgradient throws weights that are zero but for it: three of the longest steps."""
+    return max(_HOVERING, 3 * group["lr"] * group["lam"] / (1 - group["momentum"]))
 
 
 @torch.no_grad()
