@@ -41,7 +41,7 @@ def join(path: str, name: str) -> str:
 
 
 class Selectable(Protocol):
-    """What a selector may mean: a parameter or a module. To what a module type reaches is its own business."""
+    """What a selector may mean: a parameter or a layer. To what a module type reaches is its own business."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -64,7 +64,7 @@ def selected(found: Sequence[Selectable], value: Selectors, where: str, *, kinds
         ValueError: for what is no selector, and for a pattern that means nothing, which is a slip. A kind or a type may mean
             nothing: not every model has biases.
     """
-    what = "parameter" if kinds else "layer"
+    what = "parameter" if kinds else "layer to change"
     chosen: set[int] = set()
     for selector in tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,):
         check_selector(selector, where, kinds=kinds)

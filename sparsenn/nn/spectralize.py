@@ -74,7 +74,7 @@ def spectralize(model: ModuleT, *, include: Selectors | None = None, exclude: Se
 
 @dataclass
 class _Found:
-    """A module, with every path that leads to it and all that it lies in."""
+    """A layer, with every path that leads to it and all that it lies in."""
 
     module: nn.Module
     names: list[str] = field(default_factory=list)

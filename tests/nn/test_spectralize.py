@@ -82,7 +82,7 @@ def test_what_is_selected():
     for where in ("include", "exclude"):
         for name in ("nothing", "b", "c"):  # nowhere; what has layers, which "b.*" means; what has a forward of its own
             with pytest.raises(
-                ValueError, match=f"{where} has '{name}', which is the name of no layer; there are a, b.0, b.1$"
+                ValueError, match=f"{where} has '{name}', which is the name of no layer to change; there are a, b.0, b.1$"
             ):
                 spectral(**{where: ["a", name]})
         with pytest.raises(ValueError, match=f"spectralize: {where} has 3; it takes name patterns and module types"):
