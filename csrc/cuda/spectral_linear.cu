@@ -50,27 +50,29 @@ void scale_by_tiles(const From* from, const T* scale, double sign, const T* shif
   cuda::launch_phases(ScaleColumns<From, T, N>{from, scale, shift, to, static_cast<A>(sign), matrix}, stream);
 }
 
+template <class From, class T>
+void scale_typed(const void* input, const void* scale, double sign, const void* shift, int64_t rows, int64_t columns,
+                 void* output, void* stream) {
+  const auto* const from = static_cast<const From*>(input);
+  const auto *const by = static_cast<const T*>(scale), *const plus = static_cast<const T*>(shift);
+  auto* const to = static_cast<T*>(output);
+  if (cuda::takes_vectors<T>(columns, {input, output})) {
+    scale_by_tiles<cuda::kTileVector<T>>(from, by, sign, plus, rows, columns, to, stream);
+  } else {
+    scale_by_tiles<1>(from, by, sign, plus, rows, columns, to, stream);
+  }
+}
+
 }  // namespace
 
 void scale_columns(DType input_dtype, const void* input, const void* scale, double sign, const void* shift,
                    int64_t rows, int64_t columns, DType dtype, void* output, void* stream) {
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    const auto run = [&](auto from) {
-      using From = decltype(from);
-      const auto* const x = static_cast<const From*>(input);
-      const auto *const by = static_cast<const T*>(scale), *const plus = static_cast<const T*>(shift);
-      auto* const to = static_cast<T*>(output);
-      if (cuda::takes_vectors<T>(columns, {input, output})) {
-        scale_by_tiles<cuda::kTileVector<T>>(x, by, sign, plus, rows, columns, to, stream);
-      } else {
-        scale_by_tiles<1>(x, by, sign, plus, rows, columns, to, stream);
-      }
-    };
     if (input_dtype == dtype) {
-      run(T{});
+      scale_typed<T, T>(input, scale, sign, shift, rows, columns, output, stream);
     } else {
-      run(accumulator_t<T>{});
+      scale_typed<accumulator_t<T>, T>(input, scale, sign, shift, rows, columns, output, stream);
     }
   });
 }
