@@ -38,6 +38,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     dwf.add_argument("--lr", type=float, metavar="LR", help="initial learning rate of factorized nets")
     dwf.add_argument("--factor-init", metavar="NAME", help=f"{', '.join(FACTOR_INITS)}")
     dwf.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
+    dwf.add_argument("--compile", action="store_true", help="as for train")
     dwf.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="for fig26 and fig27 (default: 16 to 1024)")
     spectral = parser.add_argument_group("spectral")
     spectral.add_argument("--widths", type=int, nargs="+", metavar="H", help="widths of the students' first hidden layer")

@@ -118,6 +118,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="CPU threads; 0 leaves PyTorch its choice (default: 1 for digits, else 0)"
     )
     where.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: float32)")
+    where.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the net through torch.compile (default: no)")
     where.add_argument(
         "--data-root",
         type=path_name,

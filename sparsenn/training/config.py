@@ -89,6 +89,8 @@ class TrainConfig:
         device: where to train, ``cpu``, ``cuda`` or ``cuda:<index>``.
         threads: CPU threads; 0 leaves PyTorch its choice.
         dtype: floating-point type of weights and images.
+        compile: whether the net computes, and is differentiated, through ``torch.compile``, which needs a C++ compiler (on CUDA
+            Triton): one compilation for each shape of a batch, then kernels that fuse what lies between the products.
         data_root: the folder that holds ``mnist/`` and the like; None for ``SPARSENN_DATA``.
         twin: train the dense net of the same start beside it.
         eval_every: epochs between two evaluations on the test set.
@@ -122,6 +124,7 @@ class TrainConfig:
     device: str
     threads: int
     dtype: str
+    compile: bool = False  # in those it was not
     data_root: str | None
     twin: bool
     eval_every: int
@@ -199,6 +202,7 @@ def configure(**given: Any) -> TrainConfig:
         "device": "cpu",
         "threads": preset.threads,
         "dtype": "float32",
+        "compile": False,
         "data_root": None,
         "twin": preset.twin and method != "dense",
         "eval_every": preset.eval_every,
@@ -378,6 +382,7 @@ _CHECKS: dict[str, Check] = {
     "device": DEVICE,
     "threads": THREADS,
     "dtype": one_of(DTYPES),
+    "compile": TRUE_OR_FALSE,
     "data_root": optional(FOLDER),
     "twin": TRUE_OR_FALSE,
     "eval_every": whole(1),

@@ -53,6 +53,8 @@ class Fit:
         self.config = config
         self.data = data
         self.model = build_model(config, data)
+        # Not dynamic: a shape has the same kernels whatever came before it, and a continued run the same bits.
+        self._net = torch.compile(self.model, dynamic=False) if config.compile else self.model
         if config.method in PRUNERS:
             check_compression(config, self.model)
         self.batches = batch_count(len(data.train_labels), config.batch_size)
@@ -134,7 +136,7 @@ class Fit:
             images = augment(images)
         if self.config.input_noise:
             images = images + self.config.input_noise * torch.randn_like(images)
-        logits = self.model(images)
+        logits = self._net(images)
         loss = loss_of(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -25,7 +25,7 @@ from sparsenn.training.loop import to_device, train_net
 from sparsenn.training.methods import check_compression
 from sparsenn.training.pictures import write_pictures
 from sparsenn.training.result import Outcome, Result, outcome
-from sparsenn.training.session import StopSignal, session
+from sparsenn.training.session import StopSignal, check_compiler, session
 
 MODEL = "model.safetensors"
 ARTEFACT = "sparse.safetensors"
@@ -54,7 +54,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = T
     Raises:
         DataError: if a data file is missing or damaged.
         MissingExtraError: if ``out`` is given and matplotlib is not installed, or scikit-learn for the digits.
-        ConfigError: if the device is not there, or for a config or images of another type.
+        ConfigError: if the device or a compiler is not there, or for a config or images of another type.
         RunFolderError: if ``out`` holds anything, another process trains in it, or it can't be written.
         TrainingDiverged: if the loss or a weight is no longer finite.
         TrainingInterrupted: after SIGINT or SIGTERM, once the state is written (without ``out``: KeyboardInterrupt).
@@ -104,6 +104,8 @@ def _load(config: TrainConfig, images: ImageData | None, pictures: bool) -> Imag
         raise ConfigError(f"train: images is of type {type(images).__name__}; it takes an ImageData")
     if pictures:
         require_extra("matplotlib", "drawing the pictures of a run")
+    if config.compile:
+        check_compiler(config.device)
     loaded = images if images is not None else datasets.load(config.dataset, config.data_root, download=True)
     return to_device(loaded, config)
 

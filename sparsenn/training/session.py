@@ -50,6 +50,19 @@ def session(config: Place) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
 
 
+def check_compiler(device: str) -> None:
+    """See ``torch.compile`` work once.
+
+    Raises:
+        ConfigError: if it does not, for want of a compiler say.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(1, device=device))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"compile takes a torch.compile that works on {device}; here it says: {reason}") from error
+
+
 def check_device(name: str) -> list[int]:
     """The CUDA devices that a device's name stands for.
 

@@ -559,3 +559,16 @@ def test_large_nets_go_the_same_way(tmp_path, monkeypatch):
     assert len(made["layers"]) == 21
     assert len(made["history"][0]["layers"]["kept"]) == len(made["layers"])
     assert (made["lr"], made["batch_size"]) == (0.5, 4)
+
+
+def test_nets_are_compiled_on_demand_and_their_rows_keep_their_names(place, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda net, **_: compiled.append(net) or net)
+    command = ["reproduce", "dwf", "fig1", "--dataset", "digits", "--depths", "2", "--points", "1", "--seeds", "1"]
+    command += ["--epochs", "1", "--out", str(place.folder), "--quiet"]
+    assert main([*command, "--compile"]) == 0
+    probe, *nets = compiled
+    assert probe is torch.neg
+    assert len(nets) == len((place.folder / "nets.jsonl").read_text().splitlines()) > 0
+    assert main(command) == 0
+    assert len(compiled) == 1 + len(nets)

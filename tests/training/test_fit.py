@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 
 from sparsenn import models
@@ -29,6 +30,7 @@ RUNS = {
     "dwf2-clipped": {"depth": 2, "clip_norm": 0.05},
     "dwf2-adam": {"method": "dwf-adam", "depth": 2, "lr": 0.01},
     "dwf3-balanced": {"depth": 3, "factor_init": "root", "balanced": "always"},
+    "magnitude-compiled": {"method": "magnitude", "compression": 3.0, "lr": 0.02, "compile": True},
 }
 
 
@@ -39,6 +41,8 @@ def config(**given):
 
 def make(shapes, **given) -> Fit:
     chosen = config(**given)
+    if chosen.compile:
+        torch.compiler.reset()  # as in a new process
     return Fit(chosen, shapes.to("cpu", getattr(torch, chosen.dtype)))
 
 
@@ -132,6 +136,19 @@ def test_a_dense_run_is_torch_sgd_written_out(shapes):
             optimizer.step()
             steps += 1
     assert all(torch.equal(p, q) for p, q in zip(fit.model.parameters(), net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("given", [{}, {"depth": 3}, {"method": "snip"}, {"method": "prox"}], ids=str)
+def test_a_compiled_run_is_the_same_but_for_rounding_and_is_compiled_twice(shapes, monkeypatch, given):
+    counter = CompileCounterWithBackend("inductor")
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net, **how: compiler(net, backend=counter, **how))
+    given = {"dtype": "float64", "lr": 0.05, **given}
+    compiled, plain = (finish(make(shapes, compile=way, **given)) for way in (True, False))
+    assert counter.frame_count == 2  # 90 images are batches of 20 and one of 10
+    for p, q in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
 
 
 def l1_by_hand(shapes, lam: float, step) -> list[torch.Tensor]:

@@ -5,7 +5,8 @@ import torch
 from torch.backends import cudnn
 
 from sparsenn.training import configure
-from sparsenn.training.session import session
+from sparsenn.training.errors import ConfigError
+from sparsenn.training.session import check_compiler, session
 
 
 @pytest.mark.parametrize("flags", [(False, True), (True, True)])
@@ -30,3 +31,19 @@ def test_threads_and_random_numbers_are_what_they_were():
         torch.rand(3)
     assert torch.get_num_threads() == before
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_compiler_that_does_not_work_is_said_in_one_line(monkeypatch):
+    check_compiler("cpu")
+
+    def failing(function):
+        def call(_):
+            raise RuntimeError("no compiler found\n\nSet this for more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    with pytest.raises(
+        ConfigError, match=r"^compile takes a torch.compile that works on cpu; here it says: no compiler found$"
+    ):
+        check_compiler("cpu")

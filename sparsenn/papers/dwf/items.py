@@ -266,6 +266,7 @@ def reproduce(
     data_root: str | None = None,
     device: str = "cpu",
     threads: int = 1,
+    compile: bool = False,  # noqa: A002 (what it is called everywhere)
     no_train: bool = False,
     quiet: bool = True,
 ) -> Path:
@@ -292,6 +293,7 @@ def reproduce(
         data_root: as for ``sparsenn train``.
         device: the same.
         threads: CPU threads; 0 leaves PyTorch its choice.
+        compile: as for ``sparsenn train``; the runs are the same but for rounding, and have the same names.
         no_train: make the item of the rows that are there; no data is read.
         quiet: no bar, no line a run.
 
@@ -325,7 +327,7 @@ def reproduce(
     keys = own.keys(given, choice)
     if item.startswith("fig"):
         require_extra("matplotlib", "drawing pictures")
-    place = Place(Path(out), data_root, device, threads, quiet)
+    place = Place(Path(out), data_root, device, threads, compile, quiet)
     rows = _rows(keys, place, no_train)
     if item == "fig21":
         later = _follow_ups(rows)

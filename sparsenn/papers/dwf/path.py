@@ -44,6 +44,7 @@ def reproduce(
     data_root: str | None = None,
     device: str = "cpu",
     threads: int = 1,
+    compile: bool = False,  # noqa: A002 (what it is called everywhere)
     no_train: bool = False,
     quiet: bool = True,
 ) -> Path:
@@ -69,6 +70,7 @@ def reproduce(
         data_root: as for ``sparsenn train``.
         device: the same.
         threads: CPU threads; 0 leaves PyTorch its choice.
+        compile: as for ``sparsenn train``; the runs are the same but for rounding, and have the same names.
         no_train: make the table of the rows that are there; no data is read.
         quiet: no bar, no line a net.
 
@@ -95,7 +97,7 @@ def reproduce(
     given.check()
     if points < 2:
         raise ConfigError(f"path: points is {points}; it takes 2 or more")
-    place = Place(Path(out), data_root, device, threads, quiet)
+    place = Place(Path(out), data_root, device, threads, compile, quiet)
     curves = [given.sweep(depth, [seed]) for seed in range(seeds) for depth in depths]
     keys = [key for curve in curves for key in curve]
     alone = place.table.rows_of(keys) if no_train else train(keys, place)
