@@ -60,6 +60,15 @@ def test_a_step_is_in_the_report_as_soon_as_it_ends(check, code, outcome):
     assert "=== test: a step" in check.log.read_text()
 
 
+@pytest.fixture
+def background():
+    """As in a shell's background job, which ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("background")
 def test_a_step_that_takes_too_long_is_interrupted_and_may_still_write(check, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "_LEAST", 0.0)
     code = """

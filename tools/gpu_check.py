@@ -107,7 +107,13 @@ class Check:
             log.flush()
             start = log.tell()
             process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env={**os.environ, **(env or {})},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_hear_interrupts,
             )
             try:
                 status = process.wait(limit)
@@ -270,6 +276,11 @@ class _Clocks:
         columns = zip(*([float(x) for x in row] for row in rows if len(row) == len(self._names)), strict=True)
         pairs = zip(self._names, columns, strict=False)
         return {name: {"median": statistics.median(own), "most": max(own)} for name, own in pairs} or None
+
+
+def _hear_interrupts() -> None:
+    """A shell's background job ignores interrupts, and what it starts would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
