@@ -40,7 +40,7 @@ def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
         RunFolderError: if it holds a run or anything else, or cannot be written.
     """
     folder = Path(folder)
-    with writing_in(folder, "--out takes a new or an empty folder"), _locked(folder):
+    with writing_in(folder, "--out takes a new or an empty folder"), locked(folder):
         if (folder / name).exists():
             kind = "run" if name == CONFIG else "sweep"
             raise RunFolderError(
@@ -85,7 +85,7 @@ def alone_in(folder: Path, again: str = "the same command") -> Iterator[None]:
     Raises:
         RunFolderError: if another one is there, or something can't be written.
     """
-    with writing_in(folder, f"go on with: {again}"), _locked(folder):
+    with writing_in(folder, f"go on with: {again}"), locked(folder):
         yield
 
 
@@ -97,17 +97,22 @@ def _is_about_writing(error: OSError, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(place: Path) -> Iterator[None]:
+    """Let no other process that asks for it to a folder, or a file that is there, as long as this lasts.
+
+    Raises:
+        RunFolderError: if another one is there.
+    """
     if fcntl is None:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(place, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # of a file system that has no locks
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise RunFolderError(f"{folder}: another process trains here; wait for it, or name another folder") from error
+                raise RunFolderError(f"{place}: another process trains here; wait for it, or name another folder") from error
         yield
     finally:
         os.close(handle)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sparsenn.training.folder import locked, writing_in
 
 Row = dict[str, Any]
 
@@ -68,3 +71,18 @@ class Table:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+
+
+@contextmanager
+def growing(path: str | Path, key: tuple[str, ...]) -> Iterator[Table]:
+    """A table that no other process adds to as long as this lasts; other tables in its folder are free.
+
+    Raises:
+        ValueError: as of :class:`Table`.
+        RunFolderError: if another process adds to it, or something can't be written.
+    """
+    path = Path(path)
+    with writing_in(path.parent, "go on with: the same command"):
+        path.touch()
+        with locked(path):
+            yield Table(path, key)

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from sparsenn.training.table import Table
+from sparsenn.training import RunFolderError
+from sparsenn.training.table import Table, growing
 
 
 def rows(*names):
@@ -56,3 +57,21 @@ def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path, line):
     with pytest.raises(ValueError, match=r"t\.jsonl, line 1: not a row of this table"):
         Table(path, ("name",))
     assert path.read_text() == f"{line}\n"
+
+
+def test_a_table_grows_for_one_process_at_a_time_and_others_beside_it_are_free(tmp_path):
+    with growing(tmp_path / "t.jsonl", ("name",)) as table:
+        table.add(rows("a")[0])
+        busy = pytest.raises(RunFolderError, match=r"t\.jsonl: another process trains here")
+        with busy, growing(tmp_path / "t.jsonl", ("name",)):
+            pytest.fail("two are in")
+        with growing(tmp_path / "u.jsonl", ("name",)) as other:
+            other.add(rows("b")[0])
+    with growing(tmp_path / "t.jsonl", ("name",)) as again:
+        assert again.rows == rows("a")
+
+
+def test_a_table_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="file: cannot be written"), growing(tmp_path / "file" / "t.jsonl", ("name",)):
+        pytest.fail("it is in")

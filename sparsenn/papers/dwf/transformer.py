@@ -35,7 +35,7 @@ from sparsenn.training.evaluate import evaluate, loss_of
 from sparsenn.training.figures import png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.schedules import make_scheduler
-from sparsenn.training.table import Row, Table
+from sparsenn.training.table import Row, Table, growing
 
 MODEL = "row-transformer"
 _KEY = ("method", "strength", "seed", "epochs")
@@ -171,6 +171,7 @@ def reproduce(
     Raises:
         ValueError: for a setting out of range.
         MissingExtraError: if scikit-learn or matplotlib is not installed.
+        RunFolderError: if another process adds to the table, or something can't be written.
     """
     if not methods or not set(methods) <= METHODS.keys():
         raise ValueError(f"transformer: methods are {list(methods)}; it takes some of {', '.join(METHODS)}")
@@ -178,7 +179,6 @@ def reproduce(
         if value < 1:
             raise ValueError(f"transformer: {name} is {value}; it takes 1 or more")
     require_extra("matplotlib", "drawing pictures")
-    table = Table(Path(out) / "transformer.jsonl", _KEY)
     wanted: list[Row] = [
         {"method": method, "strength": strength, "seed": seed, "epochs": epochs}
         for seed in range(seeds)
@@ -186,22 +186,24 @@ def reproduce(
         if method in methods
         for strength in METHODS[method].strengths
     ]
+    path = Path(out) / "transformer.jsonl"
     if not no_train:
-        _fill(table, wanted, data_root, quiet)
-    rows = table.rows_of(wanted)
+        _fill(path, wanted, data_root, quiet)
+    rows = Table(path, _KEY).rows_of(wanted)
     write_atomic(Path(out) / "transformer.md", _summary(rows, len(wanted)).encode())
     picture = Path(out) / "transformer.png"
     write_atomic(picture, _draw(rows))
     return picture
 
 
-def _fill(table: Table, wanted: Sequence[Row], data_root: str | None, quiet: bool) -> None:
+def _fill(path: Path, wanted: Sequence[Row], data_root: str | None, quiet: bool) -> None:
     images = datasets.load("digits", data_root)
     start = functools.lru_cache(maxsize=1)(lambda seed, epochs: _start(images, seed, epochs))
-    for row in table.missing(wanted):
-        table.add({**row, **_measure(images, start(row["seed"], row["epochs"]), row)})
-        if not quiet:
-            print(_line(table.rows[-1]), file=sys.stderr, flush=True)
+    with growing(path, _KEY) as table:
+        for row in table.missing(wanted):
+            table.add({**row, **_measure(images, start(row["seed"], row["epochs"]), row)})
+            if not quiet:
+                print(_line(table.rows[-1]), file=sys.stderr, flush=True)
 
 
 def _start(images: ImageData, seed: int, epochs: int) -> nn.Module:

@@ -32,7 +32,7 @@ from sparsenn.training.figures import new_figure, png
 from sparsenn.training.files import write_atomic
 from sparsenn.training.schedules import make_scheduler
 from sparsenn.training.serving import bench_model
-from sparsenn.training.table import Row, Table
+from sparsenn.training.table import Row, Table, growing
 
 _KEY = ("task", "method", "lam", "seed", "epochs", "width")
 _BATCH_SIZE = 256
@@ -137,6 +137,7 @@ def reproduce(
     Raises:
         ValueError: for a setting out of range.
         DataError: if a data file is missing or damaged.
+        RunFolderError: if another process adds to the table, or something can't be written.
     """
     for option, given, known in (("tasks", tasks, TASKS), ("methods", methods, METHODS)):
         if not given or not set(given) <= known.keys():
@@ -147,7 +148,6 @@ def reproduce(
     if not tolerance >= 1:
         raise ValueError(f"beyond: tolerance is {tolerance!r}; it takes a number >= 1")
     require_extra("matplotlib", "drawing pictures")
-    table = Table(Path(out) / "beyond.jsonl", _KEY)
     wanted: list[Row] = [
         {"task": name, "method": method, "lam": lam, "seed": seed, "epochs": epochs or TASKS[name].epochs, "width": width}
         for seed in range(seeds)
@@ -157,14 +157,15 @@ def reproduce(
         for lam in lams
     ]
     load = functools.cache(lambda name: TASKS[name].load(data_root))
-    for row in table.missing(wanted):
-        table.add({**row, **_measure(TASKS[row["task"]], load(row["task"]), row)})
-        if not quiet:
-            print(_line(table.rows[-1]), file=sys.stderr, flush=True)
+    with growing(Path(out) / "beyond.jsonl", _KEY) as table:
+        for row in table.missing(wanted):
+            table.add({**row, **_measure(TASKS[row["task"]], load(row["task"]), row)})
+            if not quiet:
+                print(_line(table.rows[-1]), file=sys.stderr, flush=True)
     rows = table.rows_of(wanted)
-    speeds = Table(Path(out) / "beyond_speed.jsonl", _KEY)
-    for row in speeds.missing(_to_be_served(rows, tolerance)):
-        speeds.add({**{column: row[column] for column in _KEY}, **_serve(TASKS[row["task"]], load(row["task"]), row)})
+    with growing(Path(out) / "beyond_speed.jsonl", _KEY) as speeds:
+        for row in speeds.missing(_to_be_served(rows, tolerance)):
+            speeds.add({**{column: row[column] for column in _KEY}, **_serve(TASKS[row["task"]], load(row["task"]), row)})
     write_atomic(Path(out) / "beyond.csv", _summary(rows, speeds))
     picture = Path(out) / "beyond.png"
     write_atomic(picture, _draw(rows))

@@ -12,7 +12,7 @@ from torch import nn
 from sparsenn.papers.rbv2.experiment import Choices, make_net, summary
 from sparsenn.papers.rbv2.training import train
 from sparsenn.training.logging import progress_for
-from sparsenn.training.table import Row, Table
+from sparsenn.training.table import Row, growing
 
 _CELL = ("net", "penalty", "lam", "epochs")  # seeds of one are trained together
 KEY = ("net", "penalty", "lam", "seed", "epochs", *(field.name for field in fields(Choices)))
@@ -23,17 +23,20 @@ def collect(folder: Path, wanted: list[Row], choices: Choices, *, quiet: bool) -
     """Train what the folder's table lacks, and give the wanted rows, in their order.
 
     Runs that differ in nothing but their seed train together. A killed one goes on from its checkpoint.
+
+    Raises:
+        RunFolderError: if another process adds to the table, or something can't be written.
     """
-    table = Table(folder / "runs.jsonl", KEY)
     named = [{**row, **asdict(choices)} for row in wanted]
-    while todo := list(table.missing(named)):
-        group = [row for row in todo if all(row[k] == todo[0][k] for k in _CELL)][:_TOGETHER]
-        for row in _train(folder, group, choices, quiet=quiet):
-            table.add(row)
-            if not quiet:
-                figures = f"MSE {row['mse']:.2g}, {row['above']:.3f} above 1e-3, rank {row['rank']}"
-                print(f"{describe(row)}: {figures}", file=sys.stderr, flush=True)
-        _checkpoint(folder, group).unlink(missing_ok=True)
+    with growing(folder / "runs.jsonl", KEY) as table:
+        while todo := list(table.missing(named)):
+            group = [row for row in todo if all(row[k] == todo[0][k] for k in _CELL)][:_TOGETHER]
+            for row in _train(folder, group, choices, quiet=quiet):
+                table.add(row)
+                if not quiet:
+                    figures = f"MSE {row['mse']:.2g}, {row['above']:.3f} above 1e-3, rank {row['rank']}"
+                    print(f"{describe(row)}: {figures}", file=sys.stderr, flush=True)
+            _checkpoint(folder, group).unlink(missing_ok=True)
     return table.rows_of(named)
 
 

@@ -47,6 +47,7 @@ def reproduce_core(
     Raises:
         ValueError: for a setting out of range.
         DataError: if a data file is missing or damaged.
+        RunFolderError: if another process adds to the table, or something can't be written.
 
     Source:
         Giambagli et al. 2023, Figures 2 and 3 (30 trials; the text after Figure 2 for other widths of the second layer).

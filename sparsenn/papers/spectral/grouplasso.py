@@ -20,7 +20,7 @@ from sparsenn.papers.spread import mean_std
 from sparsenn.penalties import GroupL1
 from sparsenn.training.batches import batches, epoch_order
 from sparsenn.training.files import write_atomic
-from sparsenn.training.table import Row, Table
+from sparsenn.training.table import Row, growing
 
 LAM = 2 * math.sqrt(ALPHA_LAMBDA * ALPHA_PHI)
 
@@ -52,21 +52,20 @@ def reproduce(
 
     Raises:
         ValueError: for a setting out of range.
+        RunFolderError: if another process adds to the table, or something can't be written.
     """
     experiment = EXPERIMENTS["teacher"]
     rows = collect("teacher", experiment, out, widths=widths, trials=trials, epochs=epochs, quiet=quiet)
     data = experiment.load(None)
-    table = Table(Path(out) / "grouplasso.jsonl", ("net", "h", "epochs", "trial"))
     wanted: list[Row] = [
         {"net": "group lasso", "h": h, "epochs": epochs, "trial": trial} for h in widths for trial in range(trials)
     ]
-    for row in list(table.missing(wanted)):
-        table.add({**row, "lam": LAM, **_train(experiment, data, row)})
-        if not quiet:
-            print(
-                f"grouplasso, h = {row['h']}, trial {row['trial']}: test loss {table.rows[-1]['test_loss']:.4f}",
-                file=sys.stderr,
-            )
+    with growing(Path(out) / "grouplasso.jsonl", ("net", "h", "epochs", "trial")) as table:
+        for row in list(table.missing(wanted)):
+            table.add({**row, "lam": LAM, **_train(experiment, data, row)})
+            if not quiet:
+                loss = table.rows[-1]["test_loss"]
+                print(f"grouplasso, h = {row['h']}, trial {row['trial']}: test loss {loss:.4f}", file=sys.stderr)
     path = Path(out) / "grouplasso.csv"
     write_atomic(path, _summary([*rows, *table.rows_of(wanted)]))
     return path

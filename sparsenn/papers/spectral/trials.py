@@ -18,7 +18,7 @@ from sparsenn.papers.spectral.stack import train_together
 from sparsenn.penalties import spectral
 from sparsenn.prune import node_relevance
 from sparsenn.training.logging import progress_for
-from sparsenn.training.table import Row, Table
+from sparsenn.training.table import Row, growing
 
 CUT = 0.05  # of the largest relevance; what is below counts as zero
 POINTS = 101  # of a sorted curve of path magnitudes
@@ -59,6 +59,7 @@ def collect(
     Raises:
         ValueError: for a setting out of range.
         DataError: if a data file is missing or damaged.
+        RunFolderError: if another process adds to the table, or something can't be written.
         TrainingDiverged: if a loss is no longer finite.
     """
     widths, trials = tuple(widths or experiment.widths), experiment.trials if trials is None else trials
@@ -70,18 +71,20 @@ def collect(
     data = experiment.load(source)
     given: Row = {"hidden2": hidden2, "epochs": epochs, "second_layer": second_layer}
     wanted = [{"net": n, "h": h, **given, "trial": t} for h in widths for n in nets for t in range(trials)]
-    table = Table(Path(out) / f"{name}.jsonl", _KEY)
-    todo = list(table.missing(wanted))
-    while todo:
-        group = [row for row in todo if row["net"] == todo[0]["net"] and row["h"] == todo[0]["h"]][:_TOGETHER]
-        for row in _train(name, experiment, data, group, Path(out) / f"{name}.checkpoint.pt", quiet):
-            table.add(row)
-        todo = list(table.missing(wanted))
-        if not quiet:
-            own = table.rows[-len(group) :]
-            loss = sum(row["test_loss"] for row in own) / len(own)
-            done = f"{len(wanted) - len(todo)}/{len(wanted)}"
-            print(f"{done}  {name}, {own[0]['net']}, h = {own[0]['h']}: mean test loss {loss:.4f}", file=sys.stderr, flush=True)
+    with growing(Path(out) / f"{name}.jsonl", _KEY) as table:
+        while todo := list(table.missing(wanted)):
+            group = [row for row in todo if row["net"] == todo[0]["net"] and row["h"] == todo[0]["h"]][:_TOGETHER]
+            own = _train(name, experiment, data, group, Path(out) / f"{name}.checkpoint.pt", quiet)
+            for row in own:
+                table.add(row)
+            if not quiet:
+                loss = sum(row["test_loss"] for row in own) / len(own)
+                done = f"{len(wanted) - len(todo) + len(own)}/{len(wanted)}"
+                print(
+                    f"{done}  {name}, {own[0]['net']}, h = {own[0]['h']}: mean test loss {loss:.4f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return table.rows_of(wanted)
 
 
