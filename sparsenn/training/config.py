@@ -90,7 +90,8 @@ class TrainConfig:
         threads: CPU threads; 0 leaves PyTorch its choice.
         dtype: floating-point type of weights and images.
         compile: whether the net computes, and is differentiated, through ``torch.compile``, which needs a C++ compiler (on CUDA
-            Triton): one compilation for each shape of a batch, then kernels that fuse what lies between the products.
+            Triton): one compilation for each shape of a batch, and after masks were put on, then kernels that fuse what lies
+            between the products. What else the process has compiled is compiled anew where it is used again.
         data_root: the folder that holds ``mnist/`` and the like; None for ``SPARSENN_DATA``.
         twin: train the dense net of the same start beside it.
         eval_every: epochs between two evaluations on the test set.

@@ -53,8 +53,7 @@ class Fit:
         self.config = config
         self.data = data
         self.model = build_model(config, data)
-        # Not dynamic: a shape has the same kernels whatever came before it, and a continued run the same bits.
-        self._net = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        self._net = _compiled(self.model) if config.compile else self.model
         if config.method in PRUNERS:
             check_compression(config, self.model)
         self.batches = batch_count(len(data.train_labels), config.batch_size)
@@ -235,6 +234,13 @@ class Fit:
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.config.device)
+
+
+def _compiled(net: nn.Module) -> Callable[..., torch.Tensor]:
+    """The net with kernels that depend on nothing but itself and the shape of a batch, so that a run repeats its bits."""
+    torch.compiler.reset()  # what a process has compiled before counts towards a limit, beyond which nothing is compiled
+    compiled: Callable[..., torch.Tensor] = torch.compile(net, dynamic=False)
+    return compiled
 
 
 def build_model(config: TrainConfig, data: ImageData) -> nn.Module:

@@ -71,7 +71,7 @@ def writing_in(folder: Path, cure: str) -> Iterator[None]:
     except OSError as error:
         if entered and not _is_about_writing(error, folder):  # before that it may be about a parent
             raise
-        raise RunFolderError(f"{folder}: cannot be written ({error.strerror or error}); {cure}") from error
+        raise RunFolderError(f"{error.filename or folder}: cannot be written ({error.strerror or error}); {cure}") from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from sparsenn.training.errors import RunFolderError, TrainingDiverged, TrainingI
 from sparsenn.training.fit import Fit
 from sparsenn.training.folder import go_on
 from sparsenn.training.logging import MetricsLog, Progress
-from sparsenn.training.session import StopSignal
+from sparsenn.training.session import StopSignal, check_compiler
 
 METRICS = "metrics.jsonl"
 
@@ -48,6 +48,7 @@ def train_net(
         checkpoint_seconds: write a checkpoint whenever so much time has gone by since the last, within an epoch too.
 
     Raises:
+        ConfigError: if nothing can be compiled and the run wants it.
         TrainingDiverged: if a loss or a weight is no longer finite; the checkpoint before it stays.
         TrainingInterrupted: after a signal, once the state is written.
         KeyboardInterrupt: after a signal, for a run in memory.
@@ -59,6 +60,8 @@ def train_net(
     if folder is not None:
         folder.mkdir(exist_ok=True)
         _restore(fit, folder / NAME)
+    if config.compile and not fit.done:
+        check_compiler(config.device)
     log = MetricsLog(folder / METRICS, fit.history) if folder is not None else None
     progress.begin(title, config.epochs, fit.epoch)
     saved = time.monotonic()
@@ -67,7 +70,12 @@ def train_net(
         return folder is not None and time.monotonic() - saved >= checkpoint_seconds
 
     while not fit.done:
-        complete = fit.train_epoch(lambda: stop.wanted() or late())
+        try:
+            complete = fit.train_epoch(lambda: stop.wanted() or late())
+        except Exception:
+            if config.compile and stop.wanted():  # the signal ended the compiler too: the checkpoint before this step counts
+                _interrupt(stop, home)
+            raise
         _require_finite(fit.is_finite(), fit, fit.epoch + 1, folder)
         if complete:
             record = fit.end_epoch()

@@ -71,9 +71,11 @@ def train(config: TrainConfig, out: str | Path | None = None, *, quiet: bool = T
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"train: config is of type {type(config).__name__}; it takes a TrainConfig, as configure makes it")
     with session(config):
+        if config.compile:
+            check_compiler(config.device)  # before there is a folder
         loaded = _load(config, images, pictures=out is not None)
         if config.compression is not None:
-            check_compression(config, build_model(config, loaded))  # before there is a folder
+            check_compression(config, build_model(config, loaded))  # the same
         home = open_new(out, config) if out is not None else None
         return _run(config, loaded, home, quiet)
 
@@ -104,8 +106,6 @@ def _load(config: TrainConfig, images: ImageData | None, pictures: bool) -> Imag
         raise ConfigError(f"train: images is of type {type(images).__name__}; it takes an ImageData")
     if pictures:
         require_extra("matplotlib", "drawing the pictures of a run")
-    if config.compile:
-        check_compiler(config.device)
     loaded = images if images is not None else datasets.load(config.dataset, config.data_root, download=True)
     return to_device(loaded, config)
 

@@ -54,12 +54,16 @@ def check_compiler(device: str) -> None:
     """See ``torch.compile`` work once.
 
     Raises:
-        ConfigError: if it does not, for want of a compiler say.
+        ConfigError: if it does not, for want of a compiler say, or if the device is not there.
     """
+    check_device(device)
     try:
         torch.compile(torch.neg)(torch.ones(1, device=device))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a compiler's own, a full disk, a folder of caches that is a file
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next(filter(str.strip, str(cause).splitlines()), type(cause).__name__)
         raise ConfigError(f"compile takes a torch.compile that works on {device}; here it says: {reason}") from error
 
 

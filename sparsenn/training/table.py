@@ -83,6 +83,7 @@ def growing(path: str | Path, key: tuple[str, ...]) -> Iterator[Table]:
     """
     path = Path(path)
     with writing_in(path.parent, "go on with: the same command"):
-        path.touch()
+        if not path.exists():  # a complete one may be read-only
+            path.touch()
         with locked(path):
             yield Table(path, key)

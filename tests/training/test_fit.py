@@ -41,8 +41,6 @@ def config(**given):
 
 def make(shapes, **given) -> Fit:
     chosen = config(**given)
-    if chosen.compile:
-        torch.compiler.reset()  # as in a new process
     return Fit(chosen, shapes.to("cpu", getattr(torch, chosen.dtype)))
 
 
@@ -60,6 +58,18 @@ def bits(fit: Fit) -> list[torch.Tensor]:
 
 def same_bits(a: Fit, b: Fit) -> bool:
     return len(bits(a)) == len(bits(b)) and all(map(torch.equal, bits(a), bits(b)))
+
+
+def counted(monkeypatch) -> CompileCounterWithBackend:
+    """Counts what is compiled from here on, which is to be for one shape each."""
+    counter, compiler = CompileCounterWithBackend("inductor"), torch.compile
+
+    def count(net, *, dynamic):
+        assert not dynamic
+        return compiler(net, dynamic=dynamic, backend=counter)
+
+    monkeypatch.setattr(torch, "compile", count)
+    return counter
 
 
 def steps_behind(fit: Fit) -> int:
@@ -140,15 +150,20 @@ def test_a_dense_run_is_torch_sgd_written_out(shapes):
 
 @pytest.mark.parametrize("given", [{}, {"depth": 3}, {"method": "snip"}, {"method": "prox"}], ids=str)
 def test_a_compiled_run_is_the_same_but_for_rounding_and_is_compiled_twice(shapes, monkeypatch, given):
-    counter = CompileCounterWithBackend("inductor")
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda net, **how: compiler(net, backend=counter, **how))
+    counter = counted(monkeypatch)
     given = {"dtype": "float64", "lr": 0.05, **given}
     compiled, plain = (finish(make(shapes, compile=way, **given)) for way in (True, False))
     assert counter.frame_count == 2  # 90 images are batches of 20 and one of 10
     for p, q in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+
+
+def test_however_many_nets_a_process_compiles_all_are_compiled(shapes, monkeypatch):
+    counter = counted(monkeypatch)
+    for seed in range(6):
+        finish(make(shapes, compile=True, method="snip", lr=0.05, epochs=1, seed=seed))
+    assert counter.frame_count == 12
 
 
 def l1_by_hand(shapes, lam: float, step) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from sparsenn import models
 from sparsenn.optim import balance
 from sparsenn.training import (
     ConfigError,
+    Fit,
     RunFolderError,
     TrainingDiverged,
     TrainingInterrupted,
@@ -267,6 +268,11 @@ def test_an_error_of_something_else_than_the_folder_stays_what_it_is(tmp_path, e
         open_new(tmp_path, config())
 
 
+def same_files(one, other) -> bool:
+    names = ("model.safetensors", "metrics.jsonl", "twin/model.safetensors", "twin/metrics.jsonl")
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_folder_that_resumes_to_the_same_bits(shapes, tmp_path, no_pictures, monkeypatch, number):
     whole = train(config(), tmp_path / "whole", images=shapes)
@@ -288,8 +294,53 @@ def test_a_signal_leaves_a_folder_that_resumes_to_the_same_bits(shapes, tmp_path
     assert (state["epoch"], state["batch"]) == (1, 2)
     again = resume(tmp_path / "broken", images=shapes)
     assert again.net.history == whole.net.history
-    for name in ("model.safetensors", "metrics.jsonl", "twin/model.safetensors", "twin/metrics.jsonl"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+    assert same_files(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def called(*_):
+        raise RuntimeError("there is none")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: called)
+
+
+@pytest.mark.usefixtures("no_compiler", "no_pictures")
+def test_without_a_compiler_no_folder_is_made_and_only_a_complete_run_is_reported(shapes, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="there is none"):
+        train(config(compile=True), tmp_path / "new", images=shapes)
+    assert not (tmp_path / "new").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda net, **_: net)
+        whole = train(config(compile=True), tmp_path / "whole", images=shapes)
+    assert resume(tmp_path / "whole", images=shapes).to_dict() == whole.to_dict()
+    with pytest.raises(ConfigError, match=r"drop compile \(False, the run has True\)"):
+        resume(tmp_path / "whole", images=shapes, compile=False)
+    (tmp_path / "whole" / "checkpoint.pt").unlink()
+    with pytest.raises(ConfigError, match="there is none"):
+        resume(tmp_path / "whole", images=shapes)
+
+
+def test_a_signal_that_ends_the_compiler_too_leaves_a_folder_that_resumes(shapes, tmp_path, no_pictures, monkeypatch):
+    compiling = config(compile=True, batch_size=30, checkpoint_every=1)
+    monkeypatch.setattr(torch, "compile", lambda net, **_: net)
+    train(compiling, tmp_path / "whole", images=shapes)
+    honest, steps = Fit._step, []
+
+    def ended(fit, *batch):
+        steps.append(fit.epoch)
+        if len(steps) == 8:  # of the third epoch
+            torch.rand(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("the compiler was ended")
+        honest(fit, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "_step", ended)
+        with pytest.raises(TrainingInterrupted):
+            train(compiling, tmp_path / "broken", images=shapes)
+    resume(tmp_path / "broken", images=shapes)
+    assert same_files(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_a_target_that_was_missed_is_said(shapes):

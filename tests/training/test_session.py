@@ -33,17 +33,35 @@ def test_threads_and_random_numbers_are_what_they_were():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_compiler_that_does_not_work_is_said_in_one_line(monkeypatch):
-    check_compiler("cpu")
+def cause_of(error: Exception) -> Exception:
+    """As a compiler's, whose reason stands in what it was raised from."""
+    outer = RuntimeError("backend raised:\n\nmore")
+    outer.__cause__ = error
+    return outer
 
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no compiler found\n\nSet this for more"), "no compiler found"),
+        (cause_of(RuntimeError("\nno compiler found")), "no compiler found"),
+        (OSError(28, "No space left on device"), r"\[Errno 28\] No space left on device"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_said_in_one_line(monkeypatch, error, reason):
     def failing(function):
         def call(_):
-            raise RuntimeError("no compiler found\n\nSet this for more")
+            raise error
 
         return call
 
     monkeypatch.setattr(torch, "compile", failing)
-    with pytest.raises(
-        ConfigError, match=r"^compile takes a torch.compile that works on cpu; here it says: no compiler found$"
-    ):
+    with pytest.raises(ConfigError, match=f"^compile takes a torch.compile that works on cpu; here it says: {reason}$"):
         check_compiler("cpu")
+
+
+def test_a_compiler_for_a_device_that_is_not_there():
+    check_compiler("cpu")
+    with pytest.raises(ConfigError, match=r"^device is 'cuda:99', but"):
+        check_compiler("cuda:99")

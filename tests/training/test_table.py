@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -75,3 +76,12 @@ def test_a_table_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="file: cannot be written"), growing(tmp_path / "file" / "t.jsonl", ("name",)):
         pytest.fail("it is in")
+
+
+def test_a_complete_table_may_be_read_only(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"name": "a"}\n')
+    os.utime(path, (0, 0))
+    with growing(path, ("name",)) as table:
+        assert list(table.missing([{"name": "a"}])) == []
+    assert path.stat().st_mtime == 0

@@ -32,7 +32,7 @@ from sparsenn.training.logging import Progress, Record, progress_for
 from sparsenn.training.loop import to_device, train_net
 from sparsenn.training.presets import PRUNERS
 from sparsenn.training.result import Outcome, outcome
-from sparsenn.training.session import StopSignal, check_compiler, session
+from sparsenn.training.session import StopSignal, session
 from sparsenn.training.stacked.progress import spoken
 from sparsenn.training.table import Row, Table
 
@@ -124,8 +124,8 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
     The runs of the first seed come first. A net that is pruned comes before those that it becomes, and is a row of its own.
 
     Raises:
-        ConfigError: for settings that training does not take, or a compiler that is not there; before anything is loaded or
-            written.
+        ConfigError: for settings that training does not take, before anything is loaded or written; or for a compiler that is
+            not there.
         DataError: if a data file is missing or damaged.
         RunFolderError: if another process trains in the folder, or something can't be written.
         TrainingInterrupted: after a signal, once the state is written.
@@ -133,8 +133,6 @@ def train(keys: Sequence[Row], place: Place) -> list[Row]:
     wanted = sorted({json.dumps(key): key for key in _with_sources(keys)}.values(), key=lambda key: key["seed"])
     for key in wanted:
         config_of(key, place)
-    if place.compile:
-        check_compiler(place.device)
     with alone_in(place.folder), StopSignal() as stop, progress_for(quiet=place.quiet) as progress:
         table = place.table  # read where no other process adds to it
         todo = list(table.missing(wanted))
