@@ -23,7 +23,9 @@ from sparsenn.ops import PatchLayer, RunSettings, backend, stacked_steps_, stack
 # Relative to the largest value: roundings of a few products and sums.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 DTYPES = tuple(TOLERANCE)
-ORDER = ("reference", "compiled", "compiled")  # --once: compiled alone, compared with nothing
+Order = tuple[str, ...]  # the backends that make each call
+COMPARED: Order = ("reference", "compiled", "compiled")
+ONCE: Order = ("compiled",)  # compared with nothing
 THRESHOLD = 0.5  # above which a weight counts, and at which weights are thresholded
 
 
@@ -163,7 +165,7 @@ class Case:
         level = self.threshold(kind)
         return [torch.ops.sparsenn.soft_threshold(x, level), torch.ops.sparsenn.soft_threshold_backward(grad, x, level)]
 
-    def check(self) -> int:
+    def check(self, order: Order) -> int:
         calls: list[tuple[str, Callable[[], list[Tensor]]]] = [
             ("hadamard", self.hadamard),
             ("hadamard_backward", self.hadamard_backward),
@@ -178,7 +180,7 @@ class Case:
                 calls.append(("prox_sgd_", lambda m=momentum, n=count, k=kind: self.prox_sgd(n, m, k)))
             calls.append(("soft_threshold", lambda k=kind: self.soft_threshold(k)))
         for name, call in calls:
-            expected, *found = in_order(call)
+            expected, *found = in_order(order, call)
             if not found:
                 continue
             got, again = found
@@ -188,16 +190,16 @@ class Case:
         return len(calls)
 
 
-def in_order(call: Callable[[], list[Tensor]]) -> list[list[Tensor]]:
+def in_order(order: Order, call: Callable[[], list[Tensor]]) -> list[list[Tensor]]:
     """What a call gives by each backend of the order."""
     results = []
-    for which in ORDER:
+    for which in order:
         with backend(which):
             results.append(call())
     return results
 
 
-def check_spectral(dtype: torch.dtype, device: str, short: bool) -> int:
+def check_spectral(order: Order, dtype: torch.dtype, device: str, short: bool) -> int:
     """The spectral operators, at every choice that depends on which eigenvalues there are and on the batch."""
     count = 0
     shapes = [(5, 70, 33), (200, 64, 128)] if short else [(0, 4, 3), (1, 1, 1), (5, 70, 33), (200, 64, 128), (700, 300, 260)]
@@ -220,12 +222,12 @@ def check_spectral(dtype: torch.dtype, device: str, short: bool) -> int:
             ("spectral_linear_backward", (upstream, x, phi, *ends, wanted)),
         ]
         for name, given in calls:
-            check_call(name, given, dtype, f"{(batch, out, inputs)}, eigenvalues {kind}")
+            check_call(order, name, given, dtype, f"{(batch, out, inputs)}, eigenvalues {kind}")
             count += 1
     return count
 
 
-def check_ridge(dtype: torch.dtype, device: str) -> int:
+def check_ridge(order: Order, dtype: torch.dtype, device: str) -> int:
     """The norm of ridge nets, over blocks of several sizes and an empty one."""
     torch.manual_seed(0)
     outers, inners, skips = (
@@ -233,12 +235,12 @@ def check_ridge(dtype: torch.dtype, device: str) -> int:
         for shapes in ([(16, 1296), (3, 0), (1, 70)], [(1296, 4), (600, 71)], [(16, 4)])
     )
     grad = torch.tensor(0.5, device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    check_call("ridge_norm", (outers, inners, skips), dtype, "6 matrices")
-    check_call("ridge_norm_backward", (grad, outers, inners, skips), dtype, "6 matrices")
+    check_call(order, "ridge_norm", (outers, inners, skips), dtype, "6 matrices")
+    check_call(order, "ridge_norm_backward", (grad, outers, inners, skips), dtype, "6 matrices")
     return 2
 
 
-def check_call(name: str, given: tuple, dtype: torch.dtype, what: str) -> None:
+def check_call(order: Order, name: str, given: tuple, dtype: torch.dtype, what: str) -> None:
     """The kernel's results are the reference's, relative to their largest value, and the same bits twice."""
 
     def call() -> list[Tensor]:
@@ -246,7 +248,7 @@ def check_call(name: str, given: tuple, dtype: torch.dtype, what: str) -> None:
         made = getattr(torch.ops.sparsenn, name)(*own)
         return [leaf for leaf in tree_leaves(own if made is None else made) if isinstance(leaf, Tensor)]
 
-    expected, *found = in_order(call)
+    expected, *found = in_order(order, call)
     if not found:
         return
     got, again = found
@@ -259,7 +261,7 @@ def check_call(name: str, given: tuple, dtype: torch.dtype, what: str) -> None:
         sys.exit(f"gpu_exercise: {name}: {what}, {dtype}: two runs differ")
 
 
-def check_stacked(dtype: torch.dtype, device: str) -> int:
+def check_stacked(order: Order, dtype: torch.dtype, device: str) -> int:
     """Steps of small networks: every optimizer, penalty and activation, targets and labels, batches that are cut off."""
     kinds = [("sgd", "none"), ("sgd", "l1"), ("sgd", "l2"), ("prox", "none"), ("factorized", "none"), ("adam", "l1")]
     names = itertools.cycle(("relu", "tanh", "sigmoid", "gelu", "identity"))
@@ -279,7 +281,7 @@ def check_stacked(dtype: torch.dtype, device: str) -> int:
         size = sum(layer.parameters for layer in layers)
         x, y = draw(2, samples, 14, seed=1), draw(2, samples, 3, seed=2)
         targets, results = y.argmax(2) if labels else y, []
-        for which in ORDER:
+        for which in order:
             weights, state = draw(len(runs), size, seed=3) * 0.1, draw(len(runs), 6, size, seed=4).abs() * 0.5
             losses = torch.zeros(len(runs), 2, dtype=torch.float64, device=device)
             with backend(which):
@@ -402,24 +404,23 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="call every kernel once, and compare nothing")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
-    global ORDER
-    ORDER = ("compiled",) if arguments.once else ORDER
+    order = ONCE if arguments.once else COMPARED
     with backend("compiled"):
         pass
     if arguments.device != "cpu" and not sparsenn._extension.status()["libraries"]["cuda"].loaded:
         sys.exit(f"gpu_exercise: {sparsenn._extension.status()['libraries']['cuda'].problem}")
     device, count = arguments.device, 0
     for dtype in (torch.float32, torch.bfloat16) if arguments.short else DTYPES:
-        count += check_spectral(dtype, device, arguments.short) + check_ridge(dtype, device)
+        count += check_spectral(order, dtype, device, arguments.short) + check_ridge(order, dtype, device)
     for dtype in (torch.float32, torch.float64):
-        count += check_stacked(dtype, device)
+        count += check_stacked(order, dtype, device)
     # torch's allocator, where it is told to keep nothing, lets no graph allocate.
     if device != "cpu" and not os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
         count += check_streams()
     print(f"gpu_exercise: {count} calls of spectral layers, ridge norms, stacks, streams and graphs", flush=True)
     work = cases(device, arguments.short)
     for number, case in enumerate(work, start=1):
-        count += case.check()
+        count += case.check(order)
         if number % 100 == 0:
             print(f"gpu_exercise: {number} of {len(work)} cases of steps and products", flush=True)
     print(f"gpu_exercise: {count} calls {'were made' if arguments.once else 'agree with the reference'} on {device}")
