@@ -61,14 +61,15 @@ def test_a_step_is_in_the_report_as_soon_as_it_ends(check, code, outcome):
 
 
 @pytest.fixture
-def background():
-    """As in a shell's background job, which ignores interrupts."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def interrupts(request):
+    """What this process does about them: nothing in a shell's background job."""
+    before = signal.signal(signal.SIGINT, request.param)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("background")
+@pytest.mark.parametrize("interrupts", [signal.SIG_IGN], indirect=True)
+@pytest.mark.usefixtures("interrupts")
 def test_a_step_that_takes_too_long_is_interrupted_and_may_still_write(check, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "_LEAST", 0.0)
     code = """
@@ -108,6 +109,16 @@ def test_no_step_begins_when_the_time_is_over(tmp_path):
     assert gpu_check.Check(tmp_path, FACTS, seconds=5.0).failed is False
 
 
+def interrupt_once_written(place: Path) -> None:
+    for _ in range(600):
+        if place.exists() and place.read_text():
+            break
+        time.sleep(0.05)
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler], indirect=True)
+@pytest.mark.usefixtures("interrupts")
 def test_what_a_step_has_started_ends_with_it_however_that_is(check, tmp_path):
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}], stdout=open(PLACE, 'w'))"
@@ -116,7 +127,7 @@ def test_what_a_step_has_started_ends_with_it_however_that_is(check, tmp_path):
     for place, then in zip(places, (wait, f"{wait}; time.sleep(60)"), strict=True):
         with contextlib.suppress(KeyboardInterrupt):
             if place.name == "interrupted":
-                threading.Timer(2.0, signal.raise_signal, [signal.SIGINT]).start()
+                threading.Thread(target=interrupt_once_written, args=(place,)).start()
             check.run("test", "a step", 30, python((code + then).replace("PLACE", repr(str(place)))))
     assert not any(runs(int(place.read_text())) for place in places)
 

@@ -182,6 +182,17 @@ def test_half_types_are_ranked_as_their_values_in_float64(call, dtype):
     assert all(torch.equal(mask, prune.masks(wide)[name]) for name, mask in prune.masks(model).items())
 
 
+def test_the_largest_of_many_that_fall_and_of_ties():
+    falling = torch.linspace(1, 0, 300_000)
+    ties = torch.arange(9.0).repeat_interleave(3).flip(0)
+    for k in (1, 4, 299_999):
+        chosen = largest([falling], k)[0]
+        assert chosen[:k].all()
+        assert not chosen[k:].any()
+    for k in range(28):
+        assert torch.equal(largest([ties], k)[0], torch.arange(27) < k)
+
+
 def test_nan_is_refused():
     model = net()
     with torch.no_grad():
