@@ -60,16 +60,16 @@ def test_a_step_is_in_the_report_as_soon_as_it_ends(check, code, outcome):
     assert "=== test: a step" in check.log.read_text()
 
 
-@pytest.fixture
-def interrupts(request):
+@contextlib.contextmanager
+def interrupts(handler):
     """What this process does about them: nothing in a shell's background job."""
-    before = signal.signal(signal.SIGINT, request.param)
-    yield
-    signal.signal(signal.SIGINT, before)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("interrupts", [signal.SIG_IGN], indirect=True)
-@pytest.mark.usefixtures("interrupts")
 def test_a_step_that_takes_too_long_is_interrupted_and_may_still_write(check, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "_LEAST", 0.0)
     code = """
@@ -81,7 +81,8 @@ except KeyboardInterrupt:
     pathlib.Path('PLACE').write_text('interrupted')
 """
     place = tmp_path / "written"
-    outcome, _, seconds = check.run("bench", "a step", 3, python(code.replace("PLACE", str(place))))
+    with interrupts(signal.SIG_IGN):
+        outcome, _, seconds = check.run("bench", "a step", 3, python(code.replace("PLACE", str(place))))
     assert outcome == "ran past 3 s"
     assert seconds < 30
     assert place.read_text() == "interrupted"
@@ -117,15 +118,13 @@ def interrupt_once_written(place: Path) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("interrupts", [signal.default_int_handler], indirect=True)
-@pytest.mark.usefixtures("interrupts")
 def test_what_a_step_has_started_ends_with_it_however_that_is(check, tmp_path):
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}], stdout=open(PLACE, 'w'))"
     places = [tmp_path / "left", tmp_path / "interrupted"]
     wait = "; import time; [time.sleep(0.05) for _ in range(400) if not open(PLACE).read()]"
     for place, then in zip(places, (wait, f"{wait}; time.sleep(60)"), strict=True):
-        with contextlib.suppress(KeyboardInterrupt):
+        with interrupts(signal.default_int_handler), contextlib.suppress(KeyboardInterrupt):
             if place.name == "interrupted":
                 threading.Thread(target=interrupt_once_written, args=(place,)).start()
             check.run("test", "a step", 30, python((code + then).replace("PLACE", repr(str(place)))))

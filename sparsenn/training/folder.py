@@ -40,7 +40,7 @@ def open_new(folder: str | Path, config: Settings, name: str = CONFIG) -> Path:
         RunFolderError: if it holds a run or anything else, or cannot be written.
     """
     folder = Path(folder)
-    with writing_in(folder, "--out takes a new or an empty folder"), locked(folder):
+    with writing_in(folder, "--out takes a new or an empty folder"), _locked(folder):
         if (folder / name).exists():
             kind = "run" if name == CONFIG else "sweep"
             raise RunFolderError(
@@ -85,8 +85,22 @@ def alone_in(folder: Path, again: str = "the same command") -> Iterator[None]:
     Raises:
         RunFolderError: if another one is there, or something can't be written.
     """
-    with writing_in(folder, f"go on with: {again}"), locked(folder):
+    with writing_in(folder, f"go on with: {again}"), _locked(folder):
         yield
+
+
+@contextlib.contextmanager
+def alone_at(file: Path) -> Iterator[None]:
+    """The same for one file, made where it is not there; others in its folder are free.
+
+    Raises:
+        RunFolderError: if another process is there, or something can't be written.
+    """
+    with writing_in(file.parent, "go on with: the same command"):
+        if not file.exists():  # one that takes no more may be read-only
+            file.touch()
+        with _locked(file):
+            yield
 
 
 def _is_about_writing(error: OSError, folder: Path) -> bool:
@@ -97,12 +111,7 @@ def _is_about_writing(error: OSError, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Let no other process that asks for it to a folder, or a file that is there, as long as this lasts.
-
-    Raises:
-        RunFolderError: if another one is there.
-    """
+def _locked(place: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return

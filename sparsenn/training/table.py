@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsenn.training.folder import locked, writing_in
+from sparsenn.training.folder import alone_at
 
 Row = dict[str, Any]
 
@@ -81,9 +81,5 @@ def growing(path: str | Path, key: tuple[str, ...]) -> Iterator[Table]:
         ValueError: as of :class:`Table`.
         RunFolderError: if another process adds to it, or something can't be written.
     """
-    path = Path(path)
-    with writing_in(path.parent, "go on with: the same command"):
-        if not path.exists():  # a complete one may be read-only
-            path.touch()
-        with locked(path):
-            yield Table(path, key)
+    with alone_at(Path(path)):
+        yield Table(path, key)
